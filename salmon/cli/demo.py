@@ -1,0 +1,178 @@
+"""``salmon demo``: a real domain shift, from training to the table, in a few minutes on two cores.
+
+ResNet-18 learns MNIST digits; the monitor fits the tails on held-out MNIST images; then it
+diagnoses the same network on optical digits, with these fits.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import resnet18
+
+from salmon.cli.digits import CLASSES, mnist_split, optical_digits
+from salmon.cli.table import print_table
+from salmon.errors import InputError
+from salmon.monitor import Diagnosis, SaliencyMonitor
+from salmon.ranking import filter_shares, group_shares
+
+TRAINING_IMAGES = 4000
+BATCH = 128
+
+Batch = list[Tensor]
+
+
+class DigitNet(LightningModule):
+    """An ordinary module: nothing in it knows of the monitor."""
+
+    def __init__(self) -> None:
+        """Build torchvision's ResNet-18 for ten classes."""
+        super().__init__()
+        self.net = resnet18(num_classes=CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            images: ``[N, 3, 32, 32]`` in [-1, 1].
+
+        Returns:
+            ``[N, 10]`` logits.
+        """
+        logits: Tensor = self.net(images)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            batch: Images and classes.
+            batch_idx: Unused.
+
+        Returns:
+            The mean cross-entropy.
+        """
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log loss and accuracy of a batch.
+
+        Args:
+            batch: Images and classes.
+            batch_idx: Unused.
+        """
+        logits = self(batch[0])
+        loss = torch.nn.functional.cross_entropy(logits, batch[1])
+        right = (logits.argmax(1) == batch[1]).float().mean()
+        self.log_dict({"loss": loss, "accuracy": right}, prog_bar=True, batch_size=len(logits))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Choose the optimizer.
+
+        Returns:
+            Adam, learning rate 0.001.
+        """
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSettings:
+    """Arguments of the demo."""
+
+    folder: Path
+    epochs: int = 3
+    seed: int = 0
+    images: int | None = None  # of each set, for a quick look; None takes all
+    progress: bool = True
+
+
+def run_demo(settings: DemoSettings) -> Diagnosis:
+    """Train, monitor, diagnose, print.
+
+    Args:
+        settings: Of the demo.
+
+    Returns:
+        The diagnosis of the optical digits.
+
+    Raises:
+        InputError: If the folder already holds files.
+    """
+    folder = settings.folder
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} already holds files; a new or empty folder is needed. Choose one with --out."
+        )
+    began = time.perf_counter()
+    # Lightning's advice on its other products is left out; the monitor's lines stay.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    seed_everything(settings.seed, verbose=False)
+    train, held_out = mnist_split(TRAINING_IMAGES, settings.seed)
+    digits = optical_digits()
+    if settings.images is not None:
+        train, held_out, digits = (_first(s, settings.images) for s in (train, held_out, digits))
+    print(f"1/2  Training ResNet-18 on {len(train)} MNIST images; {len(held_out)} are held out.")
+    model, monitor = DigitNet(), SaliencyMonitor()
+    shuffled = DataLoader(train, BATCH, shuffle=True)
+    trainer = _trainer(settings, "mnist", monitor, epochs=settings.epochs)
+    trainer.fit(model, shuffled, DataLoader(held_out, BATCH))
+    source = float(trainer.callback_metrics["accuracy"])
+    print(f"2/2  Diagnosing it on {len(digits)} optical digits, with the fits of the MNIST images.")
+    judge = SaliencyMonitor(reference=monitor.last_fit(model))
+    diagnoser = _trainer(settings, "optical-digits", judge)
+    diagnoser.validate(model, DataLoader(digits, BATCH), verbose=False)
+    target = float(diagnoser.callback_metrics["accuracy"])
+    diagnosis = judge.results["validation"]
+    print(f"\nRight: {source:.1%} of the MNIST images, {target:.1%} of the optical digits.\n")
+    print_shares(diagnosis)
+    seconds = time.perf_counter() - began
+    print(f"\nDone in {seconds:.0f} s. To look closer: tensorboard --logdir {folder}")
+    return diagnosis
+
+
+def print_shares(diagnosis: Diagnosis) -> None:
+    """Print the shares of the groups among the top filters, as in the paper's table 1.
+
+    Args:
+        diagnosis: With the rankings of both methods.
+    """
+    index, rankings = diagnosis.index, diagnosis.rankings
+    everyone = filter_shares(index)
+    by_method = {method: group_shares(ranking, index) for method, ranking in rankings.items()}
+    columns = [by_method["zscore"], by_method["pot"], everyone]
+    rows = [[group, *(f"{100 * c[group]:.1f}" for c in columns)] for group in index.groups]
+    top_k = rankings["pot"].filters.shape[1]
+    print_table(
+        f"Share of each group among the top-{top_k} filters of {len(diagnosis.mistakes.sample)} "
+        "misclassified images, in %",
+        ["group", "z-score", "POT", "of all filters"],
+        rows,
+    )
+
+
+def _trainer(
+    settings: DemoSettings, name: str, monitor: SaliencyMonitor, epochs: int = 1
+) -> Trainer:
+    """An ordinary trainer with the monitor in its callbacks."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[monitor],
+        logger=TensorBoardLogger(settings.folder, name=name, version=""),
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+    )
+
+
+def _first(data: TensorDataset, count: int) -> TensorDataset:
+    """The first images of a set."""
+    return TensorDataset(*(tensor[:count] for tensor in data.tensors))

@@ -1,0 +1,50 @@
+"""Tables in a terminal: with rich where it is installed, plain text elsewhere."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table with a left-aligned first column and right-aligned others.
+
+    Args:
+        title: Printed above it.
+        columns: Their headings.
+        rows: Their cells, as many per row as there are columns.
+    """
+    if sys.stdout.isatty() and importlib.util.find_spec("rich") is not None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table)
+        return
+    print(plain_table(title, columns, rows))
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a table in plain text.
+
+    Args:
+        title: Its first line.
+        columns: Their headings.
+        rows: Their cells.
+
+    Returns:
+        Lines of equal width, without a line break at the end.
+    """
+    lines = [columns, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([title, text[0], "-" * len(text[0]), *text[1:]])

@@ -1,0 +1,5 @@
+"""Filters of a network: which weights, in which layer, group and depth."""
+
+from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer, clean_name
+
+__all__ = ["SHORTCUTS", "FilterIndex", "FilterLayer", "clean_name"]

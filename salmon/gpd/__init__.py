@@ -1,0 +1,19 @@
+"""The generalized Pareto distribution: its functions, its fit, and the record of fitted tails."""
+
+from salmon.gpd.distribution import log_likelihood, log_survival, quantile, survival
+from salmon.gpd.grimshaw import MIN_COUNT, GPDFit, fit
+from salmon.gpd.information import standard_errors
+from salmon.gpd.record import FitStatus, TailFit
+
+__all__ = [
+    "MIN_COUNT",
+    "FitStatus",
+    "GPDFit",
+    "TailFit",
+    "fit",
+    "log_likelihood",
+    "log_survival",
+    "quantile",
+    "standard_errors",
+    "survival",
+]

@@ -1,0 +1,110 @@
+"""What a fit of the tails hands on: parameters, their errors and a status for every filter."""
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salmon.errors import StateError
+
+
+class FitStatus(IntEnum):
+    """Why a filter has, or has not, a fitted tail. Only the first three are ranked."""
+
+    OK = 0  # interior maximum of the likelihood
+    EXPONENTIAL = 1  # xi = 0 within rounding
+    BOUNDARY = 2  # no interior maximum beats xi = -1, sigma = max(excess)
+    TOO_FEW = 3  # fewer excesses than a fit needs
+    DEGENERATE = 4  # all excesses equal, or excesses of zero: the likelihood has no maximum
+
+    @property
+    def label(self) -> str:
+        """Lower-case name for logs and files."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TailFit:
+    """One fitted tail per filter; tensors are ``[F]`` on the CPU, NaN where no fit was possible."""
+
+    samples: int  # n, samples seen
+    dropped: int  # samples left out because their profile was not finite
+    level: float  # quantile level asked for, in (0, 1)
+    threshold: Tensor  # u, in the unit of the saliency
+    rate: Tensor  # share of samples above the threshold, N_k / n
+    exceedances: Tensor  # int64 N_k
+    xi: Tensor
+    sigma: Tensor  # > 0, in the unit of the saliency
+    xi_se: Tensor  # standard errors from the observed information; NaN for xi <= -1/2
+    sigma_se: Tensor
+    log_likelihood: Tensor  # of the N_k excesses
+    status: Tensor  # int8, FitStatus
+    mean: Tensor  # of all samples, for the z-score
+    std: Tensor  # with n - 1
+    top: int  # k, excesses per filter before ties with the threshold were removed
+
+    @property
+    def effective_level(self) -> float:
+        """Level that the thresholds really stand for: ``1 - k/n``; NaN without samples."""
+        return 1 - self.top / self.samples if self.samples else float("nan")
+
+    @property
+    def usable(self) -> Tensor:
+        """``[F]`` bool: filters with a fitted tail."""
+        return self.status <= FitStatus.BOUNDARY
+
+    def counts(self) -> dict[FitStatus, int]:
+        """Count the filters of each status.
+
+        Returns:
+            A number for every status, zeros included.
+        """
+        numbers = torch.bincount(self.status.long(), minlength=len(FitStatus)).tolist()
+        return {status: numbers[status] for status in FitStatus}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hand out the record as plain values and tensors.
+
+        Returns:
+            A dictionary that ``torch.load(weights_only=True)`` reads back.
+        """
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "TailFit":
+        """Rebuild a record, checking names, shapes and ranges.
+
+        Args:
+            state: What :meth:`state_dict` gave.
+
+        Returns:
+            The record.
+
+        Raises:
+            StateError: If names are missing or unknown, or the tensors do not fit together.
+        """
+        names = {field.name for field in fields(cls)}
+        if not isinstance(state, dict) or set(state) != names:
+            have = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise StateError(
+                f"a saved fit has the fields {sorted(names)} but {have} came; it was written by "
+                "another version or is not a fit. Make the fit anew."
+            )
+        numbers = {"samples": int, "dropped": int, "top": int, "level": float}
+        for name, kind in numbers.items():
+            if type(state[name]) is not kind:
+                raise StateError(f"saved fit: {name} must be {kind.__name__}, got {state[name]!r}.")
+        sizes = {}
+        for name in names - set(numbers):
+            value = state[name]
+            if not isinstance(value, Tensor) or value.ndim != 1:
+                raise StateError(f"saved fit: {name} must be a vector, one number per filter.")
+            sizes[name] = value.numel()
+        if len(set(sizes.values())) != 1:
+            raise StateError(f"saved fit: vectors differ in length: {sizes}.")
+        status = state["status"]
+        if status.numel() and not (int(status.min()) >= 0 and int(status.max()) < len(FitStatus)):
+            raise StateError(f"saved fit: status must lie in 0..{len(FitStatus) - 1}.")
+        return cls(**state)

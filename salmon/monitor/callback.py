@@ -1,0 +1,308 @@
+"""The Lightning callback: which hook does what, and what goes into a checkpoint.
+
+Order of hooks in Lightning: setup, on_validation_start, on_validation_batch_end,
+on_validation_epoch_end, on_validation_end, state_dict, teardown; on an exception only on_exception.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
+
+from salmon.errors import InputError, StateError, UnsupportedError
+from salmon.gpd import TailFit
+from salmon.monitor.bases import CallbackBase
+from salmon.monitor.batches import Unpack, unpack_batch
+from salmon.monitor.measured_pass import MeasuredPass
+from salmon.monitor.run import Diagnosis
+from salmon.monitor.settings import Settings
+from salmon.saliency import Loss
+from salmon.tails import fit_from_state, fit_state
+
+STATE_VERSION = 1
+
+
+class SaliencyMonitor(CallbackBase):
+    """Find the filters behind the mistakes of a network, in every validation and test.
+
+    For each sample it measures the mean absolute loss gradient of every convolution filter (one
+    extra forward and backward per batch), fits a generalized Pareto tail to each filter at the end
+    of the epoch, and ranks the filters of every misclassified sample by how improbable their
+    saliency is. Training goes on as if the monitor were not there, bit for bit.
+
+    Results: metrics ``salmon/...`` through ``self.log``, files in ``salmon/`` beside the logger's,
+    and :attr:`results`. See docs/parameters.md for each argument by its consequence.
+    """
+
+    def __init__(
+        self,
+        level: float = 0.90,
+        max_exceedances: int = 1024,
+        top_k: int = 25,
+        *,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        groups: Callable[[str], str] | None = None,
+        unpack: Unpack = unpack_batch,
+        loss: Loss | None = None,
+        reference: TailFit | str | Path | None = None,
+        every_n_validations: int = 1,
+        max_samples: int | None = None,
+        memory_mb: int = 256,
+        seed: int = 0,
+        write_files: bool = True,
+        strict: bool = False,
+    ) -> None:
+        """Set up; nothing is measured before the first validation.
+
+        Args:
+            level: Quantile level of each filter's threshold, in (0, 1).
+            max_exceedances: Largest values kept per filter; the fit is exact at ``level`` for up
+                to ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
+            top_k: Filters reported per sample and batch.
+            include: Shell patterns of module paths to measure; None measures all convolutions.
+            exclude: Shell patterns to leave out, such as ``salmon.SHORTCUTS``.
+            groups: Names the group of a module path; None recognises residual stages and blocks
+                between poolings.
+            unpack: ``batch -> (inputs, targets)``; the default takes pairs and the usual mappings.
+            loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy.
+            reference: Fits of other data to rank with, or a file of them; None fits each validation
+                by itself.
+            every_n_validations: Measure the first validation and every n-th after it.
+            max_samples: Measure at most so many samples, chosen at random with ``seed`` and the
+                same in every validation; None measures all.
+            memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is
+                kept and ranked.
+            seed: Of all random choices.
+            write_files: Whether to write flagged samples and fits to disk.
+            strict: Whether trouble with the data or the network raises; else it is logged and the
+                training goes on.
+
+        Raises:
+            InputError: If a number is out of range.
+        """
+        super().__init__()
+        self.settings = Settings(
+            level=level,
+            max_exceedances=max_exceedances,
+            top_k=top_k,
+            include=include,
+            exclude=tuple(exclude),
+            groups=groups,
+            unpack=unpack,
+            loss=loss,
+            reference=reference,
+            every_n_validations=every_n_validations,
+            max_samples=max_samples,
+            memory_mb=memory_mb,
+            seed=seed,
+            write_files=write_files,
+            strict=strict,
+        )
+        self.results: dict[str, Diagnosis] = {}
+        """What the last measured pass of each kind found: ``"validation"``, ``"test"``; with
+        several loaders ``"validation/loader1"`` and so on."""
+        self._finished: dict[str, int] = {}  # passes, by stage
+        self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
+        self._pass: MeasuredPass | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Name of this monitor's state in a checkpoint."""
+        return self._generate_state_key(
+            level=self.settings.level,
+            include=self.settings.include,
+            exclude=self.settings.exclude,
+            reference=self.settings.reference is not None,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse trainers with several processes.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Unused.
+            stage: Unused.
+
+        Raises:
+            UnsupportedError: If the trainer runs more than one process.
+        """
+        if trainer.world_size > 1:
+            raise UnsupportedError(
+                f"the trainer runs {trainer.world_size} processes but SaliencyMonitor measures in "
+                "one; use Trainer(devices=1), or validate a checkpoint in a process of its own."
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a pass.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        if not trainer.sanity_checking:
+            self._start(pl_module, "validation")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a pass.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        self._start(pl_module, "test")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure a batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+            outputs: Unused.
+            batch: What the loader gave.
+            batch_idx: Its number.
+            dataloader_idx: The loader's number.
+        """
+        if self._pass is not None:
+            self._pass.measure(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure a batch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+            outputs: Unused.
+            batch: What the loader gave.
+            batch_idx: Its number.
+            dataloader_idx: The loader's number.
+        """
+        if self._pass is not None:
+            self._pass.measure(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit, rank, log and write.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module, "validation")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit, rank, log and write.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        self._finish(trainer, pl_module, "test")
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Drop a pass that an exception ended.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            exception: Unused.
+        """
+        self._pass = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Drop what is left of a pass.
+
+        Args:
+            trainer: Unused.
+            pl_module: Unused.
+            stage: Unused.
+        """
+        self._pass = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hand out the numbers of finished passes and the last fits.
+
+        Returns:
+            Plain values and tensors that ``torch.load(weights_only=True)`` reads back.
+        """
+        return {
+            "version": STATE_VERSION,
+            "finished": dict(self._finished),
+            "fits": dict(self._fits),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state_dict: What :meth:`state_dict` gave.
+
+        Raises:
+            StateError: If it is of another version.
+        """
+        if state_dict.get("version") != STATE_VERSION:
+            raise StateError(
+                f"the checkpoint holds SaliencyMonitor state of version "
+                f"{state_dict.get('version')!r} but {STATE_VERSION} is needed; resume without the "
+                "monitor's state by changing its level, or use the package version that wrote it."
+            )
+        self._finished = dict(state_dict["finished"])
+        self._fits = dict(state_dict["fits"])
+
+    def last_fit(self, model: nn.Module, scope: str = "validation") -> TailFit:
+        """Hand out the fits of the last measured pass, also after a resume.
+
+        Args:
+            model: The network the fits are wanted for.
+            scope: A key of :attr:`results`.
+
+        Returns:
+            The fits.
+
+        Raises:
+            InputError: If no pass of this scope was measured.
+            StateError: If the fits belong to another network.
+        """
+        if scope not in self._fits:
+            raise InputError(
+                f"no pass {scope!r} was measured yet; there are {sorted(self._fits)}. Run "
+                "trainer.fit or trainer.validate first."
+            )
+        index = self.settings.build_index(model)
+        return fit_from_state(self._fits[scope], index, source=f"the fit of {scope!r}")
+
+    def _start(self, pl_module: LightningModule, stage: str) -> None:
+        """Begin a pass, unless it is not the turn of this one."""
+        number = self._finished.get(stage, 0)
+        self._pass = None
+        if number % self.settings.every_n_validations == 0:
+            self._pass = MeasuredPass(self.settings, stage, number, pl_module)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End a pass and keep what it found."""
+        self._finished[stage] = self._finished.get(stage, 0) + 1
+        measured, self._pass = self._pass, None
+        if measured is not None:
+            found = measured.finish(trainer, pl_module)
+            self.results |= found
+            self._fits |= {scope: fit_state(d.fit, d.index) for scope, d in found.items()}

@@ -1,0 +1,177 @@
+"""One measured validation or test: from batches to logged and written diagnoses, one per loader."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+from salmon.errors import InputError, SalmonError, StateError
+from salmon.filters import FilterIndex
+from salmon.gpd import TailFit
+from salmon.monitor.bases import logger
+from salmon.monitor.batches import check_samples, take_rows
+from salmon.monitor.context import (
+    Clock,
+    expected_samples,
+    forward_context,
+    muted,
+    ordinary_tensors,
+)
+from salmon.monitor.output import log_cost, log_metrics, log_summary, write_outputs
+from salmon.monitor.run import Diagnosis, Run, lenient_cross_entropy
+from salmon.monitor.settings import Settings
+from salmon.saliency import eval_mode, measure
+from salmon.tails import load_fit
+
+
+class MeasuredPass:
+    """Trouble with data, network or disk ends the pass with a warning, unless ``strict``."""
+
+    def __init__(self, settings: Settings, stage: str, number: int, model: LightningModule) -> None:
+        """Index the filters and read the reference.
+
+        Args:
+            settings: Of the monitor.
+            stage: ``"validation"`` or ``"test"``.
+            number: Of the pass, counted per stage from 0.
+            model: The network.
+        """
+        self._settings = settings
+        self._stage = stage
+        self._number = number
+        self._clock = Clock()
+        self._runs: dict[int, Run] = {}
+        self._skipped = 0
+        self._alive = False
+        with self._guarded("could not start"), self._clock:
+            self._index = settings.build_index(model)
+            self._reference = _load_reference(settings, self._index)
+            self._alive = True
+
+    def measure(
+        self, trainer: Trainer, model: LightningModule, batch: Any, number: int, loader: int
+    ) -> None:
+        """Measure the chosen samples of a batch.
+
+        Args:
+            trainer: The trainer.
+            model: The network.
+            batch: What the loader gave.
+            number: Of the batch in its loader.
+            loader: The loader's number.
+        """
+        if not self._alive:
+            return
+        with self._guarded("stopped measuring"), self._clock, ordinary_tensors():
+            try:
+                inputs, targets = self._settings.unpack(batch)
+                samples = check_samples(inputs, targets)
+            except InputError as error:
+                self._skip(number, error)
+                return
+            run = self._run(trainer, loader)
+            rows = run.choose(samples)
+            if len(rows) == 0:
+                return
+            if len(rows) < samples:
+                inputs, targets = take_rows((inputs, targets), rows, samples)
+            loss = self._settings.loss
+            if loss is None and targets.ndim == 1 and not targets.is_floating_point():
+                loss = lenient_cross_entropy
+            with eval_mode(model) as was_training, muted(model):
+                measurement = measure(
+                    model,
+                    inputs,
+                    targets,
+                    index=self._index,
+                    loss=loss,
+                    forward_context=forward_context(trainer),
+                )
+            if was_training and number == 0:
+                logger.warning(
+                    "SaliencyMonitor found modules in train mode during %s; saliency is measured "
+                    "in eval mode, and the modes were put back.", self._stage,
+                )  # fmt: skip
+            run.add(measurement, targets, rows, samples, number)
+
+    def finish(self, trainer: Trainer, model: LightningModule) -> dict[str, Diagnosis]:
+        """Fit, rank, log and write.
+
+        Args:
+            trainer: The trainer.
+            model: The network.
+
+        Returns:
+            A diagnosis per scope: the stage, with ``/loaderN`` behind where there are several.
+        """
+        found: dict[str, Diagnosis] = {}
+        if self._alive and not self._runs:
+            logger.warning(
+                "SaliencyMonitor measured no sample in %s pass %d (%d batches left out); nothing "
+                "is fitted or logged.", self._stage, self._number, self._skipped,
+            )  # fmt: skip
+        several = len(self._runs) > 1
+        for loader, run in sorted(self._runs.items()):
+            if not self._alive:
+                break
+            scope = f"{self._stage}/loader{loader}" if several else self._stage
+            with self._guarded(f"could not finish {scope}"), self._clock, ordinary_tensors():
+                found[scope] = run.finish()
+                log_metrics(model, scope, found[scope])
+                write_outputs(trainer, scope, self._number, found[scope], self._settings)
+        if found and self._alive:
+            with self._guarded("could not log its cost"):
+                log_cost(model, self._stage, self._clock)
+        for scope, diagnosis in found.items():
+            log_summary(scope, self._number, diagnosis, self._clock, self._skipped)
+        return found
+
+    def _run(self, trainer: Trainer, loader: int) -> Run:
+        """The run of a loader, begun at its first batch."""
+        if loader not in self._runs:
+            self._runs[loader] = Run(
+                self._index,
+                self._settings,
+                reference=self._reference,
+                expected=expected_samples(trainer, loader),
+            )
+        return self._runs[loader]
+
+    def _skip(self, number: int, error: InputError) -> None:
+        """Leave a batch out, say so once per pass, and count."""
+        if self._settings.strict:
+            raise error
+        if self._skipped == 0:
+            logger.warning("SaliencyMonitor left out batch %d: %s", number, error)
+        self._skipped += 1
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Turn trouble into a warning and end the pass, unless ``strict``."""
+        try:
+            yield
+        except Exception as error:
+            # Anything may come out of a user's forward, loss or logger; it must not end a training.
+            self._alive = False
+            if self._settings.strict:
+                raise
+            logger.warning(
+                "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
+                "pass; strict=True raises instead.", what, type(error).__name__, error,
+                exc_info=not isinstance(error, SalmonError),
+            )  # fmt: skip
+
+
+def _load_reference(settings: Settings, index: FilterIndex) -> TailFit | None:
+    """The fits to rank with, if they are given."""
+    reference = settings.reference
+    if reference is None:
+        return None
+    fit = reference if isinstance(reference, TailFit) else load_fit(reference, index)
+    if fit.threshold.numel() != len(index):
+        raise StateError(
+            f"reference fits {fit.threshold.numel()} filters but this network has {len(index)}; "
+            "use the network, include= and exclude= it was made with."
+        )
+    return fit

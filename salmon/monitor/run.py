@@ -1,0 +1,185 @@
+"""One pass over the samples of one loader: stream, collect the mistakes, fit, rank.
+
+Free of Lightning: measurements go in, a :class:`Diagnosis` comes out.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salmon.filters import FilterIndex
+from salmon.gpd import TailFit
+from salmon.monitor.settings import Settings
+from salmon.ranking import Mistakes, Ranking, Reservoir, rank_filters
+from salmon.saliency import Measurement, logits_of
+from salmon.tails import Tails, fit_tails
+
+METHODS = ("pot", "zscore")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Diagnosis:
+    """What one pass found. Tensors are on the CPU."""
+
+    index: FilterIndex
+    fit: TailFit  # from these samples, or the given reference
+    samples: int  # measured
+    dropped: int  # of these, without a finite profile
+    unlabelled: int  # of these, with a class number out of range
+    misclassified: int
+    mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
+    profile: Tensor  # [M, F] their saliency
+    rankings: dict[str, Ranking]  # by method, of the kept mistakes
+
+
+class Run:
+    """Collects the measurements of one loader."""
+
+    def __init__(
+        self,
+        index: FilterIndex,
+        settings: Settings,
+        *,
+        reference: TailFit | None = None,
+        expected: int | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            index: The filters.
+            settings: Of the run.
+            reference: Tails to rank with; None fits those of this run.
+            expected: How many samples the loader will give, if known; ``max_samples`` are then
+                chosen among all of them, else they are the first ones.
+        """
+        self._index = index
+        self._settings = settings
+        self._reference = reference
+        self._chosen: Tensor | None = None
+        if settings.max_samples is not None and expected is not None:
+            generator = torch.Generator().manual_seed(settings.seed)
+            self._chosen = torch.zeros(expected, dtype=torch.bool)
+            picks = torch.randperm(expected, generator=generator)[: settings.max_samples]
+            self._chosen[picks] = True
+        self._tails = None if reference else Tails(len(index), settings.max_exceedances)
+        rows = settings.memory_mb * 2**20 // (4 * len(index))
+        self._reservoir = Reservoir(max(1, rows), len(index), settings.seed)
+        self._mistakes: list[Mistakes] = []
+        self._seen = 0
+        self._measured = 0
+        self._dropped = torch.zeros((), dtype=torch.int64)
+        self._unlabelled = torch.zeros((), dtype=torch.int64)
+
+    def choose(self, samples: int) -> Tensor:
+        """Take note of a batch and say which of its samples to measure.
+
+        Args:
+            samples: N, its size.
+
+        Returns:
+            ``[M]`` row numbers, in order.
+        """
+        rows = torch.arange(samples)
+        if self._chosen is not None:
+            here = self._chosen[self._seen : self._seen + samples]
+            rows = here.nonzero().squeeze(1)
+        elif self._settings.max_samples is not None:
+            rows = rows[: max(0, self._settings.max_samples - self._measured)]
+        self._seen += samples
+        self._measured += len(rows)
+        return rows
+
+    def add(
+        self, measurement: Measurement, targets: Tensor, rows: Tensor, samples: int, batch: int
+    ) -> None:
+        """Take up the measurement of a batch.
+
+        Args:
+            measurement: Of its chosen samples.
+            targets: ``[M, ...]`` their labels.
+            rows: What :meth:`choose` gave for the batch.
+            samples: N, the size of the whole batch.
+            batch: Its number in the loader.
+        """
+        profile, losses = measurement.profile, measurement.losses
+        if self._tails is not None:
+            self._tails.update(profile)
+        logits = logits_of(measurement.output).double()
+        classes = targets if targets.ndim == 1 else targets.argmax(1)
+        labelled = (classes >= 0) & (classes < logits.shape[1])
+        predicted = logits.argmax(1)
+        finite = torch.isfinite(profile).all(1)
+        self._dropped = self._dropped.to(finite.device) + (~finite).sum()
+        self._unlabelled = self._unlabelled.to(finite.device) + (~labelled).sum()
+        wrong = ((predicted != classes) & labelled).nonzero().squeeze(1)
+        if wrong.numel() == 0:
+            return
+        confidence = logits[wrong].softmax(1)
+        numbers = rows[wrong.cpu()] + (self._seen - samples)
+        self._mistakes.append(
+            Mistakes(
+                sample=numbers,
+                batch=torch.full_like(numbers, batch),
+                target=classes[wrong].long().cpu(),
+                predicted=predicted[wrong].cpu(),
+                confidence_target=_pick(confidence, classes[wrong]),
+                confidence_predicted=_pick(confidence, predicted[wrong]),
+                loss=losses[wrong].double().cpu(),
+            )
+        )
+        self._reservoir.offer(numbers, profile[wrong].cpu())
+
+    def finish(self) -> Diagnosis:
+        """Fit the tails, or take the reference, and rank the kept mistakes.
+
+        Returns:
+            The diagnosis.
+        """
+        fit = self._reference
+        if self._tails is not None:
+            fit = fit_tails(self._tails, self._settings.level)
+        assert fit is not None
+        every = Mistakes.join(self._mistakes)
+        numbers, profile = self._reservoir.kept()
+        # Both are in ascending order of position.
+        kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)
+        rankings = {
+            method: rank_filters(profile, fit, method, top_k=self._settings.top_k)
+            for method in METHODS
+        }
+        return Diagnosis(
+            index=self._index,
+            fit=fit,
+            samples=self._measured,
+            dropped=int(self._dropped),
+            unlabelled=int(self._unlabelled),
+            misclassified=len(every.sample),
+            mistakes=every.take(kept),
+            profile=profile,
+            rankings=rankings,
+        )
+
+
+def lenient_cross_entropy(output: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy that is NaN for class numbers out of range, so that one loses no others.
+
+    Args:
+        output: What the network returned.
+        targets: ``[N]`` class numbers.
+
+    Returns:
+        ``[N]`` losses.
+    """
+    logits = logits_of(output)
+    labelled = (targets >= 0) & (targets < logits.shape[1])
+    safe = torch.where(labelled, targets, 0).long()
+    losses = torch.nn.functional.cross_entropy(logits, safe, reduction="none")
+    return torch.where(labelled, losses, math.nan)
+
+
+def _pick(table: Tensor, columns: Tensor) -> Tensor:
+    """``[M]`` entries of a ``[M, K]`` table, on the CPU."""
+    return table.gather(1, columns.long().unsqueeze(1)).squeeze(1).cpu()

@@ -1,0 +1,35 @@
+"""Rankings of filters for samples and batches, and their spread over the network."""
+
+from salmon.ranking.flags import SCHEMA, Mistakes, batch_flags, sample_flags, to_json
+from salmon.ranking.methods import (
+    LOG_P_FLOOR,
+    METHODS,
+    log_tail_probability,
+    rank_filters,
+    sum_over_samples,
+    top_filters,
+    z_score,
+)
+from salmon.ranking.record import Ranking
+from salmon.ranking.reservoir import Reservoir
+from salmon.ranking.shares import filter_shares, group_shares, layer_counts
+
+__all__ = [
+    "LOG_P_FLOOR",
+    "METHODS",
+    "SCHEMA",
+    "Mistakes",
+    "Ranking",
+    "Reservoir",
+    "batch_flags",
+    "filter_shares",
+    "group_shares",
+    "layer_counts",
+    "log_tail_probability",
+    "rank_filters",
+    "sample_flags",
+    "sum_over_samples",
+    "to_json",
+    "top_filters",
+    "z_score",
+]

@@ -1,0 +1,100 @@
+"""A uniform sample of profiles within a memory budget, the same for any order of arrival.
+
+Every sample draws a priority from its number and the seed; those with the smallest priorities stay.
+Hence the choice depends on neither the order nor the split of the samples (bottom-k sampling).
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def priorities(numbers: Tensor, seed: int) -> Tensor:
+    """Hash sample numbers to uniform priorities (SplitMix64, Steele et al. 2014).
+
+    Args:
+        numbers: ``[N]`` int64.
+        seed: Any integer.
+
+    Returns:
+        ``[N]`` int64, uniform over all values; distinct for distinct numbers.
+    """
+    offset = (seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 64)
+    z = (numbers ^ (offset - (1 << 64) if offset >> 63 else offset)) + _GOLDEN
+    z = (z ^ _shift(z, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return z ^ _shift(z, 31)
+
+
+class Reservoir:
+    """At most ``capacity`` rows of ``width`` numbers, with the number of each sample."""
+
+    def __init__(self, capacity: int, width: int, seed: int) -> None:
+        """Start empty; memory grows with what comes.
+
+        Args:
+            capacity: Rows kept at most.
+            width: Numbers per row.
+            seed: Of the priorities.
+        """
+        self.capacity = capacity
+        self.offered = 0
+        self._seed = seed
+        self._held = 0
+        self._rows = torch.empty((0, width))
+        self._numbers = torch.empty(0, dtype=torch.int64)
+        self._priorities = torch.empty(0, dtype=torch.int64)
+
+    def offer(self, numbers: Tensor, rows: Tensor) -> None:
+        """Offer samples; those that stay push out others once the reservoir is full.
+
+        Args:
+            numbers: ``[M]`` int64 sample numbers, each offered once.
+            rows: ``[M, width]`` on the CPU.
+        """
+        self.offered += len(numbers)
+        incoming = priorities(numbers, self._seed)
+        stay = torch.cat([self._priorities[: self._held], incoming]).argsort()[: self.capacity]
+        chosen = stay[stay >= self._held] - self._held
+        leaving = torch.ones(self._held, dtype=torch.bool)
+        leaving[stay[stay < self._held]] = False
+        # Those that leave make room first; the others go behind the last one.
+        freed = leaving.nonzero().squeeze(1)
+        fresh = torch.arange(self._held, self._held + len(chosen) - len(freed))
+        self._grow(self._held + len(fresh), rows.dtype)
+        self._held += len(fresh)
+        slots = torch.cat([freed, fresh])
+        self._rows[slots] = rows[chosen].to(self._rows.dtype)
+        self._numbers[slots] = numbers[chosen]
+        self._priorities[slots] = incoming[chosen]
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Hand out what stayed.
+
+        Returns:
+            ``[M]`` sample numbers in ascending order, and their ``[M, width]`` rows.
+        """
+        order = self._numbers[: self._held].argsort()
+        return self._numbers[order], self._rows[order]
+
+    def _grow(self, size: int, dtype: torch.dtype) -> None:
+        """Make room for ``size`` rows, doubling so that each row is copied a few times at most."""
+        wide = torch.promote_types(self._rows.dtype, dtype)
+        have = len(self._numbers)
+        if size <= have and wide == self._rows.dtype:
+            return
+        length = have if size <= have else min(self.capacity, max(size, 2 * have))
+        rows = torch.empty((length, self._rows.shape[1]), dtype=wide)
+        rows[: self._held] = self._rows[: self._held]
+        self._rows = rows
+        padding = self._numbers.new_zeros(length - have)
+        self._numbers = torch.cat([self._numbers, padding])
+        self._priorities = torch.cat([self._priorities, padding])
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,73 @@
+"""How a convolution moves over its input: stride, padding, dilation, groups, kernel.
+
+Spatial tuples have one entry per spatial dimension (1, 2 or 3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """One convolution as ``aten.convolution`` sees it."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
+    transposed: bool
+    weight_shape: tuple[int, ...]
+
+    @property
+    def out_channels(self) -> int:
+        """Number of filters."""
+        return self.weight_shape[1] * self.groups if self.transposed else self.weight_shape[0]
+
+
+def spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Repeat a single number for every spatial dimension.
+
+    Args:
+        value: One number, a sequence of one, or one number per dimension.
+        dims: Number of spatial dimensions.
+
+    Returns:
+        ``dims`` numbers.
+    """
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * dims if len(numbers) == 1 else numbers
+
+
+def resolve_padding(
+    inputs: Tensor,
+    kernel: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: str | int | Sequence[int],
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Turn ``padding="same"`` and ``"valid"`` into numbers.
+
+    Args:
+        inputs: ``[N, C, *spatial]``.
+        kernel: Kernel sizes.
+        dilation: Dilations.
+        padding: As the functions of ``torch.nn.functional`` take it.
+
+    Returns:
+        The input, padded by hand at its ends where "same" is not symmetric, and the padding left
+        to do.
+    """
+    dims = len(kernel)
+    if not isinstance(padding, str):
+        return inputs, spread(padding, dims)
+    if padding == "valid":
+        return inputs, (0,) * dims
+    total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if any(t % 2 for t in total):
+        extra = [size for t in reversed(total) for size in (0, t % 2)]
+        inputs = torch.nn.functional.pad(inputs, extra)
+    return inputs, tuple(t // 2 for t in total)

@@ -1,0 +1,287 @@
+"""The saliency profile of a batch: mean absolute per-sample gradient of every filter (eq. 1).
+
+    s_k(x, y) = 1/|I_k| * sum_{i in I_k} | dL(f(x), y) / d theta_i |
+
+One forward and one backward serve all samples of the batch. Samples must not influence each other,
+so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes stay as they are.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from salmon.errors import InputError, UnsupportedError
+from salmon.filters import FilterIndex, clean_name
+from salmon.saliency.catch import Catcher
+from salmon.saliency.trace import keep_rng
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""``(output of the network, targets [N, ...]) -> [N]`` losses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Measurement:
+    """What one batch gave; detached, on the device of the network."""
+
+    profile: Tensor  # [N, F] mean |dL_n/dW[o]|, in the unit of loss / weight
+    output: Any  # of the network
+    losses: Tensor  # [N]
+
+
+def filter_saliency(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    index: FilterIndex | None = None,
+    loss: Loss | None = None,
+) -> Tensor:
+    """Measure how strongly the loss of every sample pulls at every filter.
+
+    Args:
+        model: The network, in eval mode.
+        inputs: ``[N, ...]`` tensor, or a tuple or mapping of tensors that are passed to ``model``
+            as positional or named arguments.
+        targets: ``[N]`` class numbers, ``[N, K]`` class probabilities, or what ``loss`` needs.
+        index: The filters to measure; None takes all convolutions.
+        loss: Per-sample loss; None takes the cross-entropy of the logits.
+
+    Returns:
+        ``[N, F]`` profile on the device of the network; float64 for float64 networks, else float32.
+        A filter without influence on the loss has saliency 0; a sample with a NaN loss has NaN.
+
+    Raises:
+        InputError: If the network is in train mode, or targets, logits or losses do not fit.
+        UnsupportedError: If a weight is used in a way that cannot be measured exactly; the message
+            names it. Nothing is measured approximately.
+    """
+    return measure(model, inputs, targets, index=index, loss=loss).profile
+
+
+def measure(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    index: FilterIndex | None = None,
+    loss: Loss | None = None,
+    forward_context: AbstractContextManager[object] | None = None,
+) -> Measurement:
+    """Measure a batch, and hand out the network's output and losses with the profile.
+
+    Args:
+        model: As of :func:`filter_saliency`, like the other arguments.
+        inputs: The batch.
+        targets: Its labels.
+        index: The filters to measure; None takes all convolutions.
+        loss: Per-sample loss; None takes the cross-entropy of the logits.
+        forward_context: Entered around forward and loss only, such as ``torch.autocast``.
+
+    Returns:
+        Profile, output and losses.
+
+    Raises:
+        InputError: As of :func:`filter_saliency`.
+        UnsupportedError: As of :func:`filter_saliency`.
+    """
+    index = index or FilterIndex.from_model(model)
+    forward_context = forward_context or nullcontext()
+    check_eval_mode(model)
+    samples = len(targets)
+    weights = indexed_weights(model, index)
+    # Inside Trainer.validate batches are inference tensors, which no graph may keep.
+    inputs, targets = pytree.tree_map_only(Tensor, _usable_in_graph, (inputs, targets))
+    with torch.inference_mode(mode=False), keep_rng():
+        with torch.enable_grad(), _eagerly(), forward_context, Catcher(weights, samples) as catcher:
+            output = _forward(model, inputs)
+            losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
+            _check_losses(losses, samples)
+            total = losses.sum()
+        sums = catcher.backward(total)
+        losses = losses.detach()
+        profile = _assemble(sums, losses, index)
+        detached = pytree.tree_map_only(Tensor, Tensor.detach, output)
+        return Measurement(profile=profile, output=detached, losses=losses)
+
+
+def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Tensor:
+    """Put the sums of all layers side by side, as means."""
+    dtype = torch.promote_types(losses.dtype, torch.float32)
+    profile = losses.new_zeros((len(losses), len(index)), dtype=dtype)
+    for position, values in sums.items():
+        start, end = index.starts[position], index.starts[position + 1]
+        torch.div(values, index.layers[position].size, out=profile[:, start:end])
+    # The gradient of a NaN loss can be finite; such a sample has no saliency.
+    return profile.masked_fill_(~torch.isfinite(losses).unsqueeze(1), torch.nan)
+
+
+def cross_entropy(output: Any, targets: Tensor) -> Tensor:
+    """Per-sample cross-entropy of the logits.
+
+    Args:
+        output: What the network returned; see :func:`logits_of`.
+        targets: ``[N]`` class numbers or ``[N, K]`` class probabilities.
+
+    Returns:
+        ``[N]`` losses.
+
+    Raises:
+        InputError: If targets do not fit the logits, or a class number is out of range.
+    """
+    logits = logits_of(output)
+    if targets.ndim == 1 and not targets.is_floating_point():
+        if logits.device.type == "cpu":  # on a GPU the check would wait for the device
+            check_labels(targets, logits.shape[1])
+        targets = targets.long()
+    elif targets.shape != logits.shape or not targets.is_floating_point():
+        raise InputError(
+            f"targets are {targets.dtype} of shape {tuple(targets.shape)} and logits have shape "
+            f"{tuple(logits.shape)}; integer class numbers [N] or class probabilities [N, K] are "
+            "needed. For other tasks pass loss=, which gives one loss per sample."
+        )
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def check_labels(targets: Tensor, classes: int) -> None:
+    """Refuse class numbers out of range.
+
+    Args:
+        targets: ``[N]`` integers.
+        classes: K.
+
+    Raises:
+        InputError: If a number lies outside ``0..K-1``.
+    """
+    if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
+        raise InputError(
+            f"targets lie in {int(targets.min())}..{int(targets.max())} but the network has "
+            f"{classes} classes; class numbers 0..{classes - 1} are needed."
+        )
+
+
+def logits_of(output: Any) -> Tensor:
+    """Find the class logits in what a network returned.
+
+    Args:
+        output: The logits, or a mapping or object with the entry ``logits``.
+
+    Returns:
+        ``[N, K]`` logits.
+
+    Raises:
+        InputError: If there are none, or their shape is another one.
+    """
+    logits = output
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif not isinstance(output, Tensor):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the network returned {type(output).__name__}; a tensor of logits [N, K], or a "
+            "mapping or object with the entry 'logits', is needed. Wrap the network in one that "
+            "returns it."
+        )
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise InputError(
+            f"the network returned logits of shape {tuple(logits.shape)}; [N, K] with at least 2 "
+            "classes is needed. Flatten them in forward, or give a two-class network two outputs."
+        )
+    return logits
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Refuse networks in which samples of a batch influence each other.
+
+    Args:
+        model: The network.
+
+    Raises:
+        InputError: If a module is in train mode, or a BatchNorm uses the statistics of the batch.
+    """
+    for name, module in model.named_modules():
+        where = name or type(model).__name__
+        if module.training:
+            raise InputError(
+                f"{where} ({type(module).__name__}) is in train mode; saliency is defined for the "
+                "network in eval mode, where samples do not influence each other. Call "
+                "model.eval() first."
+            )
+        batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if batch_norm and module.running_mean is None and module.running_var is None:
+            raise InputError(
+                f"{where} is a BatchNorm without running statistics, so each sample's loss depends "
+                "on the whole batch; use track_running_stats=True."
+            )
+
+
+def indexed_weights(model: nn.Module, index: FilterIndex) -> list[tuple[str, Tensor]]:
+    """Find the parameters of an index in a network.
+
+    Args:
+        model: The network.
+        index: The filters.
+
+    Returns:
+        ``[L]`` names and parameters.
+
+    Raises:
+        InputError: If one is missing or has another shape.
+    """
+    parameters = {clean_name(name): value for name, value in model.named_parameters()}
+    weights: list[tuple[str, Tensor]] = []
+    for layer in index.layers:
+        weight = parameters.get(layer.weight)
+        if weight is None or weight.numel() != layer.filters * layer.size:
+            found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
+            raise InputError(
+                f"the index expects {layer.filters} filters of {layer.size} weights in "
+                f"{layer.weight} but {type(model).__name__} has {found} there; build the index "
+                "from this network with FilterIndex.from_model."
+            )
+        weights.append((layer.weight, weight))
+    return weights
+
+
+def _eagerly() -> AbstractContextManager[object]:
+    """Run compiled networks uncompiled: compiled code would pass by the catcher unseen."""
+    # Asking for the stance imports the compiler, which takes seconds; without it, no need.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _forward(model: nn.Module, inputs: Any) -> Any:
+    """Call the network with one tensor, a tuple of arguments, or named arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def _usable_in_graph(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may keep."""
+    with torch.inference_mode(mode=False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _check_losses(losses: Any, samples: int) -> None:
+    """Refuse losses that are not one number per sample with a graph."""
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (samples,):
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(
+            f"loss gave {found} but one loss per sample, [{samples}], is needed; use "
+            "reduction='none' and average over what is not the batch."
+        )
+    if not losses.requires_grad:
+        raise UnsupportedError(
+            "the loss has no gradient: forward or loss detach it, or run under torch.no_grad. "
+            "Remove that, or measure another network."
+        )

@@ -1,0 +1,205 @@
+"""Per-sample weight gradients of one convolution, summed in absolute value per filter.
+
+Every strategy is a pure function ``(inputs [N, C, *S], grad [N, O, *P], geometry) -> [N, O]`` of
+sums of ``|dL_n/dW[o]|`` over the weights of filter o, for sample n alone. None holds more than
+``BUFFER_ELEMENTS`` per-sample gradients at a time. :func:`strategy_for` picks one by shape.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from salmon.saliency.geometry import Geometry
+
+BUFFER_ELEMENTS = 1 << 18
+GROUPED_ELEMENTS = 1 << 21
+TAPS_MAX_POSITIONS = 200
+TAPS_MIN_CHANNELS = 16
+
+Strategy = Callable[[Tensor, Tensor, Geometry], Tensor]
+
+
+def filter_sums(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Sum ``|per-sample weight gradient|`` over every filter.
+
+    Args:
+        inputs: ``[N, C, *S]`` what the convolution read.
+        grad: ``[N, O, *P]`` gradient of the summed loss at its output.
+        geometry: The convolution.
+
+    Returns:
+        ``[N, O]``.
+    """
+    return strategy_for(inputs, grad, geometry)(inputs, grad, geometry)
+
+
+def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
+    """Choose how to reduce a convolution.
+
+    =================================================  ==================
+    convolution                                        strategy
+    =================================================  ==================
+    kernel 1, no padding, ungrouped                    :func:`pointwise`
+    ungrouped, at most 200 positions, >= 16 channels   :func:`taps`
+    everything else                                    :func:`grouped`
+    =================================================  ==================
+
+    Args:
+        inputs: ``[N, C, *S]``.
+        grad: ``[N, O, *P]``.
+        geometry: The convolution.
+
+    Returns:
+        One of the functions above.
+    """
+    if geometry.groups > 1 or geometry.transposed:
+        return grouped
+    if prod(geometry.kernel) == 1 and not any(geometry.padding):
+        return pointwise
+    positions = prod(grad.shape[2:])
+    if positions <= TAPS_MAX_POSITIONS and inputs.shape[1] >= TAPS_MIN_CHANNELS:
+        return taps
+    return grouped
+
+
+def pointwise(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Kernel 1: one matrix product per sample over the positions.
+
+    Args:
+        inputs: ``[N, C, *S]``.
+        grad: ``[N, O, *P]``.
+        geometry: An ungrouped convolution with kernel 1 and no padding.
+
+    Returns:
+        ``[N, O]``.
+    """
+    window = inputs
+    for dim, (s, p) in enumerate(zip(geometry.stride, grad.shape[2:], strict=True), start=2):
+        window = window[(slice(None),) * dim + (slice(0, s * (p - 1) + 1, s),)]
+    return _outer_sums(grad.flatten(2).transpose(1, 2), window.flatten(2).transpose(1, 2))
+
+
+def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Kernel tap by kernel tap, each one a pointwise product over the positions inside the image.
+
+    Args:
+        inputs: ``[N, C, *S]``.
+        grad: ``[N, O, *P]``.
+        geometry: An ungrouped convolution.
+
+    Returns:
+        ``[N, O]``.
+    """
+    # Channels last once, so that every tap's window is a cheap copy of whole channel rows.
+    a = inputs.movedim(1, -1).contiguous()
+    g = grad.movedim(1, -1).contiguous()
+    total = grad.new_zeros(grad.shape[:2])
+    for tap in product(*(range(k) for k in geometry.kernel)):
+        windows = _windows(tap, a.shape[1:-1], g.shape[1:-1], geometry)
+        if windows is not None:
+            at, out = windows
+            total += _outer_sums(
+                g[(slice(None), *out)].flatten(1, -2), a[(slice(None), *at)].flatten(1, -2)
+            )
+    return total
+
+
+def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Any convolution: the library's own weight gradient, with samples as groups.
+
+    Args:
+        inputs: ``[N, C, *S]``.
+        grad: ``[N, O, *P]``.
+        geometry: The convolution.
+
+    Returns:
+        ``[N, O]``.
+    """
+    return shared([(inputs, grad, geometry)])
+
+
+def shared(uses: Sequence[tuple[Tensor, Tensor, Geometry]]) -> Tensor:
+    """One weight used several times: gradients of all uses are added before the absolute value.
+
+    Args:
+        uses: Input ``[N, C, *S]``, output gradient ``[N, O, *P]`` and geometry of every use; sizes
+            may differ from use to use.
+
+    Returns:
+        ``[N, O]``.
+    """
+    geometry = uses[0][2]
+    samples = uses[0][0].shape[0]
+    step = max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
+    sums = []
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        first, *others = (_weight_gradients(a[part], g[part], how) for a, g, how in uses)
+        for other in others:
+            first += other
+        first.abs_()
+        if geometry.transposed:  # [n, groups * C_in, O per group, *kernel]
+            by_group = first.unflatten(1, (geometry.groups, -1)).transpose(2, 3)
+            sums.append(by_group.flatten(3).sum(3).flatten(1))
+        else:
+            sums.append(first.flatten(2).sum(2))
+    return torch.cat(sums)
+
+
+def _weight_gradients(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """``[n, *weight_shape]`` per-sample gradients of a few samples."""
+    n = inputs.shape[0]
+    shape = (n * geometry.weight_shape[0], *geometry.weight_shape[1:])
+    _, weight, _ = torch.ops.aten.convolution_backward(
+        grad.reshape(1, -1, *grad.shape[2:]),
+        inputs.reshape(1, -1, *inputs.shape[2:]),
+        inputs.new_empty(1).expand(shape),
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        geometry.transposed,
+        geometry.output_padding,
+        n * geometry.groups,
+        (False, True, False),
+    )
+    gradients: Tensor = weight.reshape(n, *geometry.weight_shape)
+    return gradients
+
+
+def _windows(
+    tap: tuple[int, ...], size: torch.Size, positions: torch.Size, geometry: Geometry
+) -> tuple[list[slice], list[slice]] | None:
+    """Input and output slices of one tap, cut to where it lies inside the image."""
+    at, out = [], []
+    for t, s, p, stride, padding, dilation in zip(
+        tap, size, positions, geometry.stride, geometry.padding, geometry.dilation, strict=True
+    ):
+        offset = t * dilation - padding  # input position of output position 0
+        first = max(0, -(offset // stride))
+        last = min(p - 1, (s - 1 - offset) // stride)
+        if last < first:
+            return None
+        begin = offset + first * stride
+        at.append(slice(begin, begin + (last - first) * stride + 1, stride))
+        out.append(slice(first, last + 1))
+    return at, out
+
+
+def _outer_sums(g: Tensor, a: Tensor) -> Tensor:
+    """``[N, P, O]`` and ``[N, P, C]`` to ``[N, O]``: ``sum_c |sum_p g[p, o] a[p, c]|``."""
+    samples, positions, outputs = g.shape
+    if positions == 1:
+        return g[:, 0].abs() * a[:, 0].abs().sum(1, keepdim=True)
+    step = max(1, BUFFER_ELEMENTS // (outputs * a.shape[2]))
+    buffer = g.new_empty((min(step, samples), outputs, a.shape[2]))
+    total = g.new_empty((samples, outputs))
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        gradient = buffer[: min(step, samples - start)]
+        torch.bmm(g[part].transpose(1, 2), a[part], out=gradient)
+        torch.sum(gradient.abs_(), dim=2, out=total[part])
+    return total

@@ -1,0 +1,15 @@
+"""The exact bounded stream of saliency, the fit of its tails, and fits on disk."""
+
+from salmon.tails.files import fit_from_state, fit_state, load_fit, save_fit
+from salmon.tails.fit import exceedance_count, fit_tails
+from salmon.tails.stream import Tails
+
+__all__ = [
+    "Tails",
+    "exceedance_count",
+    "fit_from_state",
+    "fit_state",
+    "fit_tails",
+    "load_fit",
+    "save_fit",
+]

@@ -1,0 +1,109 @@
+"""From a stream to fitted tails: threshold, excesses, maximum likelihood, standard errors."""
+
+import logging
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from salmon import gpd
+from salmon.errors import InputError
+from salmon.gpd import TailFit
+from salmon.tails.stream import Tails
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_ELEMENTS = 1 << 22
+
+
+def fit_tails(
+    tails: Tails, level: float = 0.90, *, min_exceedances: int = gpd.MIN_COUNT
+) -> TailFit:
+    """Fit a generalized Pareto tail to every filter of a stream.
+
+    With n samples and capacity C the threshold is the ``(k+1)``-th largest value, where
+    ``k = min(ceil((1 - level) n), C - 1)``; the excesses are the values above it. Beyond
+    ``n = (C - 1) / (1 - level)`` the fit is that of the higher level ``1 - k/n``, which is logged.
+
+    Args:
+        tails: The stream; it stays as it is.
+        level: Quantile level q of the threshold, in (0, 1).
+        min_exceedances: Filters with fewer excesses get no fit.
+
+    Returns:
+        The fits, on the CPU.
+
+    Raises:
+        InputError: If ``level`` is not in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise InputError(f"level is {level!r}; a quantile level in (0, 1) is needed, such as 0.9.")
+    n = tails.samples
+    k = exceedance_count(n, level, tails.capacity)
+    largest = tails.largest().cpu()
+    parts: list[tuple[Tensor, ...]] = [
+        _fit_block(rows, k, min_exceedances)
+        for rows in largest.split(max(1, _BLOCK_ELEMENTS // max(1, largest.shape[1])))
+    ]
+    threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    fit = TailFit(
+        samples=n,
+        dropped=tails.dropped,
+        level=float(level),
+        threshold=threshold,
+        rate=count.double() / max(n, 1),
+        exceedances=count,
+        xi=xi,
+        sigma=sigma,
+        xi_se=xi_se,
+        sigma_se=sigma_se,
+        log_likelihood=likelihood,
+        status=status,
+        mean=tails.mean.cpu(),
+        std=tails.std.cpu(),
+        top=k,
+    )
+    if k < exceedance_count(n, level, n + 2):
+        logger.warning(
+            "%d samples at level %g have more exceedances than the %d values kept per filter; the "
+            "tails were fitted at level %.6g instead. Raise max_exceedances to keep %g.",
+            n, level, tails.capacity, fit.effective_level, level,
+        )  # fmt: skip
+    return fit
+
+
+def exceedance_count(samples: int, level: float, capacity: int) -> int:
+    """Number k of values above the threshold, ties apart.
+
+    Args:
+        samples: n.
+        level: q in (0, 1), taken as the decimal number it prints as: ``ceil((1 - 0.7) * 10)`` is 3.
+        capacity: C.
+
+    Returns:
+        ``min(ceil((1 - q) n), C - 1, n - 1)``, at least 0.
+    """
+    share = 1 - Fraction(repr(float(level)))
+    return max(
+        0, min(-(-share.numerator * samples // share.denominator), capacity - 1, samples - 1)
+    )
+
+
+def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> tuple[Tensor, ...]:
+    """Fit some rows of descending values."""
+    if largest.shape[1] == 0:
+        threshold = torch.full((largest.shape[0],), torch.nan, dtype=torch.float64)
+        excess = torch.empty((largest.shape[0], 0), dtype=torch.float64)
+    else:
+        threshold = largest[:, k].double()
+        excess = largest[:, :k].double() - threshold.unsqueeze(1)
+        excess = excess.masked_fill(excess == 0, torch.nan)
+    fit = gpd.fit(excess, min_count=min_exceedances)
+    # Too few excesses because the top values tie is another matter than too few samples.
+    tied = (fit.status == gpd.FitStatus.TOO_FEW) & (k >= min_exceedances)
+    status = torch.where(tied, int(gpd.FitStatus.DEGENERATE), fit.status).to(torch.int8)
+    xi_se, sigma_se = gpd.standard_errors(excess, fit.xi, fit.sigma)
+    count, xi, sigma, likelihood = fit.count, fit.xi, fit.sigma, fit.log_likelihood
+    return threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status

@@ -1,0 +1,273 @@
+"""The stream of saliency profiles: exact largest values and moments of every filter.
+
+``[N, F]`` profiles of any batch size go in; a fixed number C of largest values per filter stays,
+with count, mean and sum of squared deviations for the z-score. The kept values are a multiset, so
+any order and any split of the same rows, over any number of streams merged afterwards, keeps the
+same ones bit for bit. Moments use the parallel update of Chan, Golub and LeVeque (1983), The
+American Statistician 37(3), 242-247, in float64; they agree to rounding.
+
+Nothing here waits for a GPU: counts stay on the device until somebody asks for them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salmon.errors import InputError, StateError
+
+STATE_VERSION = 1
+
+
+class Tails:
+    """Exact upper tails of ``F`` filters in ``F * 1.5 capacity`` numbers of memory."""
+
+    def __init__(self, num_filters: int, capacity: int = 1024) -> None:
+        """Start an empty stream.
+
+        Args:
+            num_filters: F.
+            capacity: C, how many of the largest values are kept per filter. A fit at level q is the
+                exact one for up to ``(C - 1) / (1 - q)`` samples.
+
+        Raises:
+            InputError: If ``num_filters < 1`` or ``capacity < 2``.
+        """
+        if num_filters < 1 or capacity < 2:
+            raise InputError(
+                f"num_filters is {num_filters} and capacity is {capacity}; at least 1 filter and 2 "
+                "values (a threshold and one excess) are needed."
+            )
+        self.num_filters = num_filters
+        self.capacity = capacity
+        self._reset(torch.device("cpu"), torch.float32)
+
+    @property
+    def samples(self) -> int:
+        """Number of finite samples seen."""
+        return int(self._count)
+
+    @property
+    def dropped(self) -> int:
+        """Number of samples left out because a value was NaN or infinite."""
+        return int(self._dropped)
+
+    @property
+    def mean(self) -> Tensor:
+        """``[F]`` float64 mean; NaN before the first sample."""
+        return torch.where(self._count > 0, self._mean, torch.nan)
+
+    @property
+    def std(self) -> Tensor:
+        """``[F]`` float64 standard deviation with ``n - 1``; NaN below two samples."""
+        freedom = self._count - 1
+        return torch.where(freedom > 0, (self._m2 / freedom).sqrt(), torch.nan)
+
+    def update(self, profile: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            profile: ``[N, F]`` saliency, one row per sample, on any device. Rows with a NaN or
+                infinite value are counted as dropped and otherwise ignored.
+
+        Raises:
+            InputError: If ``profile`` is no floating matrix with F columns.
+        """
+        if profile.ndim != 2 or profile.shape[1] != self.num_filters:
+            raise InputError(
+                f"profile has shape {tuple(profile.shape)} but [samples, {self.num_filters}] is "
+                "needed; give one row per sample and one column per filter of the index."
+            )
+        if not profile.is_floating_point():
+            raise InputError(f"profile is {profile.dtype}; a floating type is needed.")
+        profile = profile.detach()
+        self._prepare(profile)
+        for part in profile.split(self._spare):
+            if part.shape[0]:
+                self._add(part)
+
+    def merge(self, other: "Tails") -> None:
+        """Add all samples of another stream; the other one stays as it is.
+
+        Args:
+            other: A stream of the same filters and capacity.
+
+        Raises:
+            InputError: If the two differ in filters or capacity.
+        """
+        if (other.num_filters, other.capacity) != (self.num_filters, self.capacity):
+            raise InputError(
+                f"a stream of {other.num_filters} filters and capacity {other.capacity} came, but "
+                f"{self.num_filters} and {self.capacity} are needed; build both from one index "
+                "with one capacity."
+            )
+        theirs = other.largest()
+        self._prepare(theirs)
+        device = self._buffer.device
+        width = theirs.shape[1]
+        for start in range(0, width, self._spare):
+            self._append(theirs[:, start : start + self._spare].to(self._buffer))
+        self._combine(
+            other._count.to(device),
+            other._mean.to(device),
+            other._m2.to(device),
+        )
+        self._dropped += other._dropped.to(device)
+
+    def largest(self) -> Tensor:
+        """Hand out the kept values.
+
+        Returns:
+            ``[F, min(n, C)]``, each row in descending order, in the type of the profiles.
+        """
+        width = min(self.samples, self.capacity)
+        return self._buffer[:, :-1].sort(dim=1, descending=True).values[:, :width].contiguous()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Hand out the whole state as plain values and CPU tensors.
+
+        Returns:
+            A dictionary that ``torch.load(weights_only=True)`` reads back.
+        """
+        return {
+            "version": STATE_VERSION,
+            "capacity": self.capacity,
+            "samples": self.samples,
+            "dropped": self.dropped,
+            "largest": self.largest().cpu(),
+            "mean": self._mean.cpu(),
+            "m2": self._m2.cpu(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the whole state; on an error nothing changes.
+
+        Args:
+            state: What :meth:`state_dict` gave for the same filters and capacity.
+
+        Raises:
+            StateError: If the state is of another version, shape or capacity, or inconsistent.
+        """
+        fresh = _checked_state(state, self.num_filters, self.capacity)
+        largest = fresh["largest"]
+        self._reset(torch.device("cpu"), largest.dtype)
+        self._buffer[:, : largest.shape[1]] = largest
+        self._fill.fill_(largest.shape[1])
+        self._bound = largest.shape[1]
+        if largest.shape[1] == self.capacity:
+            self._floor.copy_(largest[:, -1])
+        self._count.fill_(fresh["samples"])
+        self._dropped.fill_(fresh["dropped"])
+        self._mean.copy_(fresh["mean"])
+        self._m2.copy_(fresh["m2"])
+
+    @property
+    def _spare(self) -> int:
+        """Columns beyond the capacity, filled between two compactions."""
+        return max(self.capacity // 2, 64)
+
+    def _reset(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Empty the stream."""
+        width = self.capacity + self._spare + 1  # the last column takes what is thrown away
+        self._buffer = torch.full((self.num_filters, width), -torch.inf, device=device, dtype=dtype)
+        self._floor = torch.full_like(self._buffer[:, 0], -torch.inf)  # C-th largest, if known
+        self._fill = torch.zeros(self.num_filters, device=device, dtype=torch.int64)
+        self._bound = 0  # no fill is larger
+        self._count = torch.zeros((), device=device, dtype=torch.int64)
+        self._dropped = torch.zeros((), device=device, dtype=torch.int64)
+        self._mean = torch.zeros(self.num_filters, device=device, dtype=torch.float64)
+        self._m2 = torch.zeros_like(self._mean)
+
+    def _prepare(self, incoming: Tensor) -> None:
+        """Move to the device of the first values, and widen the type where they are wider."""
+        dtype = torch.promote_types(self._buffer.dtype, incoming.dtype)
+        device = incoming.device if self._bound == 0 else self._buffer.device
+        if (dtype, device) == (self._buffer.dtype, self._buffer.device):
+            return
+        self._buffer, self._floor = self._buffer.to(device, dtype), self._floor.to(device, dtype)
+        for name in ("_fill", "_count", "_dropped", "_mean", "_m2"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def _add(self, profile: Tensor) -> None:
+        """Take up at most ``_spare`` samples."""
+        profile = profile.to(self._buffer.device)
+        finite = torch.isfinite(profile).all(1)
+        count = finite.sum()
+        row = finite.unsqueeze(1)
+        values = torch.where(row, profile, torch.zeros_like(profile)).double()
+        mean = values.sum(0) / count.clamp_min(1)
+        m2 = torch.where(row, values - mean, torch.zeros_like(values)).square().sum(0)
+        self._combine(count, mean, m2)
+        self._dropped += profile.shape[0] - count
+        self._append(profile.to(self._buffer.dtype).masked_fill(~row, -torch.inf).t().contiguous())
+
+    def _combine(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
+        """Chan's update of the moments."""
+        share = count.double() / (self._count + count).clamp_min(1)
+        delta = mean - self._mean
+        # Where one side is empty, the weights make the other side pass unchanged.
+        self._m2 += m2 + delta.square() * (self._count * share)
+        self._mean += delta * share
+        self._count += count
+
+    def _append(self, values: Tensor) -> None:
+        """Take up ``[F, N]`` values that may belong to the largest, with ``N <= _spare``."""
+        space = self._buffer.shape[1] - 1
+        if self._bound + values.shape[1] > space:
+            # The bound counts every column; only now, rarely, is the true fill worth a wait.
+            self._bound = int(self._fill.max())
+            if self._bound + values.shape[1] > space:
+                self._compact()
+        survives = values > self._floor.unsqueeze(1)
+        counts = survives.sum(1)
+        if values.device.type == "cpu":
+            row, column = survives.nonzero(as_tuple=True)
+            before = counts.cumsum(0) - counts - self._fill
+            target = torch.arange(row.numel()) - before[row]
+            self._buffer[row, target] = values[row, column]
+        else:
+            target = self._fill.unsqueeze(1) + survives.cumsum(1) - 1
+            self._buffer.scatter_(1, target.masked_fill(~survives, space), values)
+        self._fill += counts
+        self._bound += values.shape[1]
+
+    def _compact(self) -> None:
+        """Keep the C largest of every row."""
+        kept = self._buffer[:, :-1].topk(self.capacity, dim=1, sorted=False).values
+        self._buffer.fill_(-torch.inf)
+        self._buffer[:, : self.capacity] = kept
+        self._floor = kept.amin(1)
+        self._fill = (kept > -torch.inf).sum(1)
+        # topk leaves empty places anywhere; move them behind the values where a row has some.
+        if bool((self._fill < self.capacity).any()):
+            self._buffer[:, : self.capacity] = kept.sort(dim=1, descending=True).values
+        self._bound = self.capacity
+
+
+def _checked_state(state: dict[str, Any], num_filters: int, capacity: int) -> dict[str, Any]:
+    """The state, or a StateError that says what does not fit."""
+    names = {"version", "capacity", "samples", "dropped", "largest", "mean", "m2"}
+    if not isinstance(state, dict) or set(state) != names or state["version"] != STATE_VERSION:
+        raise StateError(
+            f"a saved stream has the fields {sorted(names)} and version {STATE_VERSION}; this one "
+            "was written by another version or is not a stream. Collect the statistics anew."
+        )
+    samples, largest = state["samples"], state["largest"]
+    if state["capacity"] != capacity or type(samples) is not int or samples < 0:
+        raise StateError(
+            f"the saved stream has capacity {state['capacity']!r} and {samples!r} samples; "
+            f"capacity {capacity} is needed. Use max_exceedances={state['capacity']!r}."
+        )
+    shapes = {
+        "largest": (num_filters, min(samples, capacity)),
+        "mean": (num_filters,),
+        "m2": (num_filters,),
+    }
+    for name, shape in shapes.items():
+        value = state[name]
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise StateError(f"saved stream: {name} is {found} but {shape} is needed.")
+    if bool((largest.diff(dim=1) > 0).any()) or not bool(torch.isfinite(largest).all()):
+        raise StateError("saved stream: the largest values are not finite and in descending order.")
+    return state
