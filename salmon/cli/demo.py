@@ -23,7 +23,7 @@ from salmon.monitor import Diagnosis, SaliencyMonitor
 from salmon.ranking import filter_shares, group_shares
 
 TRAINING_IMAGES = 4000
-BATCH = 128
+BATCH = 256
 
 Batch = list[Tensor]
 
@@ -76,9 +76,9 @@ class DigitNet(LightningModule):
         """Choose the optimizer.
 
         Returns:
-            Adam, learning rate 0.001.
+            Gradient descent with the rate and momentum of the paper's experiment.
         """
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class DemoSettings:
     """Arguments of the demo."""
 
     folder: Path
-    epochs: int = 3
+    epochs: int = 10
     seed: int = 0
     images: int | None = None  # of each set, for a quick look; None takes all
     progress: bool = True

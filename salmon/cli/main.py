@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        # Imported here, so that help and errors do not wait for torch and Lightning.
+        # Imported here, so that help and usage errors do not wait for Lightning.
         from salmon.cli.demo import DemoSettings, run_demo
 
         run_demo(
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--out", type=Path, default=Path("salmon-demo"), help="new folder for logs")
-    demo.add_argument("--epochs", type=_positive, default=3, help="epochs of training")
+    demo.add_argument("--epochs", type=_positive, default=10, help="epochs of training")
     demo.add_argument("--seed", type=int, default=0, help="of weights, split and order")
     demo.add_argument("--images", type=_positive, help="use only so many images of each set")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")

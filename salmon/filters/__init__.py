@@ -1,5 +1,6 @@
 """Filters of a network: which weights, in which layer, group and depth."""
 
-from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer, clean_name
+from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer
+from salmon.filters.names import clean_name
 
 __all__ = ["SHORTCUTS", "FilterIndex", "FilterLayer", "clean_name"]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
+from salmon.filters.names import clean_name
+
 DEPTH_PARTS = 5
 
 _STAGE = re.compile(r"(?:^|\.)layer(\d+)(?=\.|$)")
@@ -56,7 +58,7 @@ def _residual_stages(layers: Sequence[str]) -> list[str] | None:
 
 def _pooling_blocks(model: nn.Module, layers: Sequence[str]) -> list[str] | None:
     """Groups between poolings; only where every layer runs in the order of its Sequential."""
-    modules = dict(model.named_modules())
+    modules = {clean_name(path): module for path, module in model.named_modules()}
 
     def in_sequential(path: str) -> bool:
         parent = modules.get(path.rpartition(".")[0])

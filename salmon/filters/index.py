@@ -19,6 +19,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from salmon.errors import InputError, StateError
 from salmon.filters.groups import group_layers
+from salmon.filters.names import clean_name
 
 logger = logging.getLogger(__name__)
 
@@ -208,18 +209,6 @@ class FilterIndex:
             f"layers, but this network has {len(self)} in {len(mine)} ({detail}). Use the network, "
             "include= and exclude= it was made with, or make it anew."
         )
-
-
-def clean_name(name: str) -> str:
-    """Strip what ``torch.compile`` adds to parameter and module names.
-
-    Args:
-        name: A dotted name.
-
-    Returns:
-        The name without ``_orig_mod`` components.
-    """
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

@@ -152,8 +152,9 @@ def _grid(data: _Rows, r_min: Tensor, mean: Tensor) -> Tensor:
     upper = upper.clamp(min=GRID_STEP, max=_T_LIMIT)
     lower = lower.clamp(min=-_T_LIMIT)
     points = int(((upper - lower).amax() / GRID_STEP).ceil()) + 1
-    share = torch.linspace(0, 1, points, dtype=lower.dtype, device=lower.device)
-    grid = lower.unsqueeze(1) + (upper - lower).unsqueeze(1) * share
+    # A row's points do not depend on the other rows; those past its end repeat the end.
+    steps = GRID_STEP * torch.arange(points, dtype=lower.dtype, device=lower.device)
+    grid = torch.minimum(lower.unsqueeze(1) + steps, upper.unsqueeze(1))
     return torch.where(grid.abs() < 1e-6, torch.full_like(grid, 1e-6), grid)
 
 
@@ -212,7 +213,7 @@ def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor,
         right[active] = torch.where(rising, right[active], at)
         newton = at - slope / bend
         lo, hi = left[active], right[active]
-        trusted = (bend < 0) & (xi >= -1) & (newton > lo) & (newton < hi)
+        trusted = (bend < 0) & (xi >= -1) & (newton >= lo) & (newton <= hi)
         middle = (lo + hi) / 2
         following = torch.where(trusted, newton, torch.where(middle == 0, hi / 2, middle))
         step = following - at

@@ -18,6 +18,7 @@ from salmon.saliency import Measurement, logits_of
 from salmon.tails import Tails, fit_tails
 
 METHODS = ("pot", "zscore")
+BYTES_PER_MB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +66,7 @@ class Run:
             picks = torch.randperm(expected, generator=generator)[: settings.max_samples]
             self._chosen[picks] = True
         self._tails = None if reference else Tails(len(index), settings.max_exceedances)
-        rows = settings.memory_mb * 2**20 // (4 * len(index))
+        rows = settings.memory_mb * BYTES_PER_MB // (4 * len(index))
         self._reservoir = Reservoir(max(1, rows), len(index), settings.seed)
         self._mistakes: list[Mistakes] = []
         self._seen = 0

@@ -57,7 +57,6 @@ class Catcher(TorchFunctionMode):
         super().__init__()
         self._names = [name for name, _ in weights]
         self._positions = {id(weight): i for i, (_, weight) in enumerate(weights)}
-        self._weights = [weight for _, weight in weights]
         self._samples = samples
         self._uses: list[_Use] = []
         self._edges: list[GradientEdge] = []
@@ -122,7 +121,7 @@ class Catcher(TorchFunctionMode):
             roots = self._survey(total)
             # Under autocast the reductions would run in half precision.
             with torch.autocast(total.device.type, enabled=False):
-                if roots:
+                if roots and self._samples:
                     torch.autograd.grad(total, roots)
         finally:
             self.release()
@@ -172,8 +171,9 @@ class Catcher(TorchFunctionMode):
                 f"[{self._samples}, channels, {dims} spatial sizes] is needed, one row per sample "
                 "of the batch. Leave its layer out with exclude=."
             )
-        # A frozen weight would cut the graph: an alias of it asks for a gradient in its place.
-        call["weight"] = weight if weight.requires_grad else weight.detach().requires_grad_()
+        # An alias takes the weight's place in the graph: a frozen weight would cut it there, and
+        # whatever of the weight itself is found in the graph was not used by a caught call.
+        call["weight"] = weight.detach().requires_grad_()
         output: Tensor = func(**call)
         kernel = tuple(weight.shape[2:])
         dilation = spread(call.get("dilation", 1), dims)
@@ -203,7 +203,6 @@ class Catcher(TorchFunctionMode):
     def _survey(self, total: Tensor) -> list[GradientEdge]:
         """Walk the graph: count the uses it reaches, and find those with none further up."""
         caught: dict[Node, int] = {edge.node: i for i, edge in enumerate(self._edges)}
-        positions = {id(weight): i for i, weight in enumerate(self._weights)}
         stray: set[int] = set()
         fed: dict[Node, bool] = {}  # node -> a caught node lies between it and the inputs
         start = total.grad_fn
@@ -220,8 +219,8 @@ class Catcher(TorchFunctionMode):
             stack.append((node, True))
             for child in children:
                 leaf = getattr(child, "variable", None)
-                if leaf is not None and node not in caught and id(leaf) in positions:
-                    stray.add(positions[id(leaf)])
+                if leaf is not None and id(leaf) in self._positions:
+                    stray.add(self._positions[id(leaf)])
                 if child not in fed:
                     stack.append((child, False))
         if stray:

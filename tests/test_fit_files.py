@@ -1,0 +1,132 @@
+"""Fits on disk: exact round trip, whole or not at all, refused where they do not fit."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from salmon import FilterIndex, StateError, TailFit, Tails, fit_tails
+from salmon.files import write_atomically
+from salmon.tails import fit_state, load_fit, save_fit
+from tests.networks import PlainNet
+
+
+@pytest.fixture
+def index() -> FilterIndex:
+    return FilterIndex.from_model(PlainNet())
+
+
+@pytest.fixture
+def fit(index: FilterIndex) -> TailFit:
+    tails = Tails(len(index))
+    tails.update(torch.rand(200, len(index)))
+    return fit_tails(tails)
+
+
+def test_a_saved_fit_comes_back_bit_for_bit(
+    tmp_path: Path, fit: TailFit, index: FilterIndex
+) -> None:
+    save_fit(tmp_path / "new" / "fit.pt", fit, index)
+    back = load_fit(tmp_path / "new" / "fit.pt", index)
+    for name, value in fit.state_dict().items():
+        other = getattr(back, name)
+        same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+        assert same or bool(torch.isnan(value).any()), name
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["fit.pt"]
+
+
+def test_a_fit_of_another_network_is_refused(
+    tmp_path: Path, fit: TailFit, index: FilterIndex
+) -> None:
+    save_fit(tmp_path / "fit.pt", fit, index)
+    other = FilterIndex.from_model(nn.Sequential(nn.Conv2d(1, 2, 3)))
+    with pytest.raises(StateError, match="made for 24 filters in 3 layers"):
+        load_fit(tmp_path / "fit.pt", other)
+
+
+class Dangerous:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("was-executed"),))
+
+
+def test_nothing_in_a_file_is_executed(
+    tmp_path: Path, index: FilterIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "salmon.fit/1", "fit": Dangerous()}, tmp_path / "fit.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Dangerous(), protocol=2))
+    for name in ("fit.pt", "raw.pt"):
+        with pytest.raises(StateError, match="cannot be read"):
+            load_fit(tmp_path / name, index)
+    assert not (tmp_path / "was-executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a fit", b"PK\x03\x04broken"])
+def test_damaged_files_are_refused(tmp_path: Path, index: FilterIndex, content: bytes) -> None:
+    (tmp_path / "fit.pt").write_bytes(content)
+    with pytest.raises(StateError, match="cannot be read"):
+        load_fit(tmp_path / "fit.pt", index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "salmon.fit/2"}, "salmon.fit/2"),
+        ({"filters": "many"}, "list of filters"),
+        ({"filters": [("a", 1)]}, "list of filters"),
+        ({"fit": None}, "another version"),
+        ({"fit": {"xi": 1}}, "another version"),
+    ],
+)
+def test_states_of_another_form_are_refused(
+    tmp_path: Path, fit: TailFit, index: FilterIndex, change: dict[str, Any], message: str
+) -> None:
+    torch.save(fit_state(fit, index) | change, tmp_path / "fit.pt")
+    with pytest.raises(StateError, match=message):
+        load_fit(tmp_path / "fit.pt", index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 1.5}, "samples must be int"),
+        ({"xi": 3}, "xi must be a vector"),
+        ({"xi": torch.zeros(3)}, "differ in length"),
+        ({"status": torch.full((24,), 9, dtype=torch.int8)}, "status must lie"),
+    ],
+)
+def test_damaged_fields_are_refused(fit: TailFit, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StateError, match=message):
+        TailFit.from_state_dict(fit.state_dict() | change)
+
+
+def test_a_fit_shorter_than_its_filter_list_is_refused(
+    tmp_path: Path, fit: TailFit, index: FilterIndex
+) -> None:
+    state = fit_state(fit, index)
+    state["fit"] = {
+        name: value[:5] if isinstance(value, torch.Tensor) else value
+        for name, value in state["fit"].items()
+    }
+    torch.save(state, tmp_path / "fit.pt")
+    with pytest.raises(StateError, match="damaged"):
+        load_fit(tmp_path / "fit.pt", index)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

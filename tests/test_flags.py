@@ -1,0 +1,72 @@
+"""Flags of samples and batches, and their JSON."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from salmon import FilterIndex, rank_filters
+from salmon.ranking import Mistakes, batch_flags, sample_flags, to_json
+from tests.test_ranking import doubles, hand_fit
+
+INDEX = FilterIndex.from_model(nn.ModuleList([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 1)]))
+
+
+def mistakes() -> Mistakes:
+    return Mistakes(
+        sample=torch.tensor([3, 4, 9]),
+        batch=torch.tensor([0, 0, 1]),
+        target=torch.tensor([1, 2, 0]),
+        predicted=torch.tensor([0, 0, 1]),
+        confidence_target=doubles(0.2, 0.1, 0.3),
+        confidence_predicted=doubles(0.7, 0.8, 0.6),
+        loss=doubles(1.6, 2.3, math.inf),
+    )
+
+
+FIT = hand_fit(doubles(0.0, 0.0, 0.0))
+PROFILE = doubles(3.0, 2.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.5).view(3, 3)
+
+
+def test_a_sample_is_described_with_its_filters() -> None:
+    ranking = rank_filters(PROFILE, FIT, top_k=2)
+    first, second, third = sample_flags(mistakes(), ranking, INDEX, FIT)
+    assert {k: first[k] for k in ("kind", "sample", "batch", "target", "predicted")} == {
+        "kind": "sample", "sample": 3, "batch": 0, "target": 1, "predicted": 0,
+    }  # fmt: skip
+    assert [top["label"] for top in first["top"]] == ["0[0]", "0[1]"]
+    top = first["top"][0]
+    assert (top["filter"], top["group"]) == (0, "depth1of2")
+    assert (top["threshold"], top["saliency"]) == (1.0, 3.0)
+    assert top["p"] == pytest.approx(0.1 * math.exp(-2))
+    assert top["log_p"] == pytest.approx(math.log(0.1) - 2)
+    assert top["z"] == pytest.approx(10.0)
+    assert len(second["top"]) == 1
+    assert (third["top"], third["ranked_filters"]) == ([], 0)
+
+
+def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
+    first, second = batch_flags(mistakes(), PROFILE, INDEX, FIT, 2)
+    assert first["samples"] == [3, 4]
+    assert [(top["filter"], top["samples"]) for top in first["top"]] == [(1, 2), (0, 1)]
+    assert first["top"][0]["sum_log_p"] == pytest.approx(2 * math.log(0.1) - 1 - 3)
+    assert second["top"] == []
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    ranking = rank_filters(PROFILE, FIT, top_k=2)
+    flags = list(sample_flags(mistakes(), ranking, INDEX, FIT))
+    back = json.loads(to_json(flags[2]))
+    assert back["loss"] is None
+    assert json.loads(to_json({"x": [math.nan, {"y": -math.inf}]})) == {"x": [None, {"y": None}]}
+
+
+def test_nothing_joins_to_nothing() -> None:
+    none = Mistakes.join([])
+    assert len(none.sample) == 0
+    assert len(Mistakes.join([mistakes(), none, mistakes()]).sample) == 6
+    ranking = rank_filters(PROFILE[:0], FIT)
+    assert list(sample_flags(none, ranking, INDEX, FIT)) == []
+    assert list(batch_flags(none, PROFILE[:0], INDEX, FIT, 2)) == []

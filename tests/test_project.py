@@ -1,0 +1,62 @@
+"""The project keeps its own rules: layers, public names, lean imports."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import salmon
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_imports_point_down_the_layers() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_public_names_are_there() -> None:
+    expected = {
+        "FilterIndex", "SaliencyMonitor", "TailFit", "Tails", "filter_saliency", "fit_tails",
+        "gpd", "rank_filters",
+    }  # fmt: skip
+    assert expected <= set(salmon.__all__)
+    for name in salmon.__all__:
+        assert getattr(salmon, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trout'"):
+        _ = salmon.trout
+
+
+@pytest.mark.parametrize(
+    "module", ["errors", "files", "filters", "gpd", "saliency", "tails", "ranking", "views"]
+)
+def test_what_lies_below_the_monitor_runs_without_lightning(module: str) -> None:
+    code = (
+        f"import sys, salmon.{module}; sys.exit(any('lightning' in name for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_version_is_one_number() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == salmon.__version__
+    assert f"## {salmon.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_no_dependency_has_an_upper_pin() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    for line in [*project["dependencies"], *extras]:
+        operators = {spec.operator for spec in Requirement(line).specifier}
+        assert operators <= {">="}, line
+
+
+def test_files_stay_short() -> None:
+    for path in (ROOT / "salmon").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 320, path
