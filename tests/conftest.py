@@ -1,5 +1,8 @@
 """Settings for all tests: repeatable hypothesis, seeded torch."""
 
+import logging
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -14,3 +17,13 @@ hypothesis.settings.load_profile("repeatable")
 def seeded() -> None:
     """Start every test from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Messages of the monitor, whose logger belongs to Lightning's."""
+    messages = logging.getLogger("pytorch_lightning.callbacks.salmon")
+    messages.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger=messages.name)
+    yield caplog
+    messages.removeHandler(caplog.handler)

@@ -35,6 +35,10 @@ def test_a_short_demo_trains_diagnoses_and_prints_the_table(tmp_path: Path) -> N
     assert done.stdout.rstrip().endswith("tensorboard --logdir out")
     assert list((tmp_path / "out" / "optical-digits" / "salmon").glob("flagged-*.jsonl"))
     assert list((tmp_path / "out" / "mnist").glob("events.*"))
+    # The README's picture is made from such a run.
+    script = Path(__file__).parent.parent / "examples" / "plot_shares.py"
+    subprocess.run([sys.executable, script, "out", "shares.png"], cwd=tmp_path, check=True)
+    assert (tmp_path / "shares.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_folder_in_use_is_not_written_into(tmp_path: Path) -> None:

@@ -322,18 +322,16 @@ def test_limited_validation_batches_limit_what_is_chosen_from(tmp_path: Path) ->
 
 
 def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("salmon.monitor.run.BYTES_PER_MB", 4 * 24 * 5)  # room for five profiles
-    monkeypatch.setattr("salmon.monitor.bases.logger.parent.propagate", True, raising=False)
     monitor = SaliencyMonitor(level=0.7, memory_mb=1, strict=True)
-    with caplog.at_level("INFO"):
-        trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
+    trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
     found = monitor.results["validation"]
     assert found.misclassified > 5
     assert len(found.mistakes.sample) == 5
     assert found.profile.shape == (5, 24)
-    assert f"profiles of 5 of {found.misclassified} kept" in caplog.text
+    assert f"profiles of 5 of {found.misclassified} kept" in log.text
     assert [r["sample"] for r in flagged(tmp_path) if r["kind"] == "sample"] == (
         found.mistakes.sample.tolist()
     )

@@ -158,7 +158,7 @@ class StaysInTraining(Module):
 
 
 def test_a_module_validated_in_train_mode_is_measured_in_eval_mode_and_put_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     measured = {}
     make: Callable[[], Module]
@@ -172,4 +172,4 @@ def test_a_module_validated_in_train_mode_is_measured_in_eval_mode_and_put_back(
         if name == "train":
             assert all(m.training for m in module.modules())
     assert torch.equal(measured["train"], measured["eval"])
-    assert "in train mode" in caplog.text
+    assert "in train mode" in log.text

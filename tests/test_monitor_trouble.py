@@ -1,8 +1,6 @@
 """Bad data, broken disks and odd networks: a clear message, and the training goes on."""
 
-import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from salmon import FitStatus, InputError, SaliencyMonitor, UnsupportedError
 from tests.trainers import Module, digits, loader, trainer
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Messages of the monitor, whose logger belongs to Lightning's."""
-    messages = logging.getLogger("pytorch_lightning.callbacks.salmon")
-    messages.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger=messages.name)
-    yield caplog
-    messages.removeHandler(caplog.handler)
 
 
 def validate(

@@ -111,7 +111,8 @@ def run_demo(settings: DemoSettings) -> Diagnosis:
         )
     began = time.perf_counter()
     # Lightning's advice on its other products is left out; the monitor's lines stay.
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for package in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
     seed_everything(settings.seed, verbose=False)
     train, held_out = mnist_split(TRAINING_IMAGES, settings.seed)
     digits = optical_digits()
