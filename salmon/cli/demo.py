@@ -6,6 +6,7 @@ diagnoses the same network on optical digits, with these fits.
 
 import logging
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def run_demo(settings: DemoSettings) -> Diagnosis:
     # Lightning's advice on its other products is left out; the monitor's lines stay.
     for package in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)  # Lightning's own
     seed_everything(settings.seed, verbose=False)
     train, held_out = mnist_split(TRAINING_IMAGES, settings.seed)
     digits = optical_digits()

@@ -176,27 +176,7 @@ class SaliencyMonitor(CallbackBase):
         if self._pass is not None:
             self._pass.measure(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Measure a batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-            outputs: Unused.
-            batch: What the loader gave.
-            batch_idx: Its number.
-            dataloader_idx: The loader's number.
-        """
-        if self._pass is not None:
-            self._pass.measure(trainer, pl_module, batch, batch_idx, dataloader_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, rank, log and write.
