@@ -65,10 +65,10 @@ def one_by_one(
         row = []
         for layer, weight, grad in zip(index.layers, weights, grads, strict=True):
             full = torch.zeros_like(weight) if grad is None else grad
-            if layer.channel_dim == 1:  # [groups * C_in, O per group, ...]: output channels outside
-                groups = layer.filters // full.shape[1]
-                full = full.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-            row.append(full.abs().flatten(1).mean(1))
+            if layer.transposed_groups:  # [groups * C_in, O per group, ...] to [O, ...]
+                full = full.unflatten(0, (layer.transposed_groups, -1))
+                full = full.transpose(1, 2).flatten(0, 1)
+            row.append(full.reshape(layer.filters, -1).abs().mean(1))
         rows.append(torch.cat(row).detach())
     return torch.stack(rows)
 

@@ -140,8 +140,8 @@ def test_networks_without_convolutions_are_trained_all_the_same(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     trainer(tmp_path, SaliencyMonitor()).fit(Linear(), loader(), loader())
-    assert "could not start (InputError: Linear has 0 convolutions" in log.text
-    with pytest.raises(InputError, match="0 convolutions"):
+    assert "could not start (InputError: Linear has 0 layers" in log.text
+    with pytest.raises(InputError, match="0 layers"):
         trainer(tmp_path, SaliencyMonitor(strict=True)).fit(Linear(), loader(), loader())
 
 

@@ -120,12 +120,6 @@ def test_channels_last_inputs_match_autograd() -> None:
         torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
 
-def test_uses_of_one_weight_are_added_before_the_absolute_value() -> None:
-    inputs, grad, geometry, _ = example(2, 3, 1, 1, 1, 1, 7)
-    opposite = [(inputs, grad, geometry), (inputs, -grad, geometry)]
-    assert reduce.shared(opposite).abs().max().item() < 1e-12
-
-
 @pytest.mark.parametrize(
     ("kernel", "channels", "size", "groups", "expected"),
     [

@@ -1,11 +1,12 @@
 """Which weights are filters, and each filter's layer, group and depth.
 
 A filter is one output channel of a convolution weight, of shape ``(C_in/groups, kH, kW)`` for two
-dimensions. Filters are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside.
+dimensions; or, if asked for, the rows of an attention head or one row of a linear layer. Filters
+are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,12 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.parameter import UninitializedParameter
 
 from salmon.errors import InputError, StateError
+from salmon.filters.discover import UNITS, Found, discover
 from salmon.filters.groups import group_layers
-from salmon.filters.names import clean_name
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +28,29 @@ SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 
 @dataclass(frozen=True, slots=True)
 class FilterLayer:
-    """One convolution weight and the filters it holds."""
+    """One weight and the filters it holds."""
 
     weight: str  # parameter name, such as "layer1.0.conv1.weight"
     layer: str  # module path, such as "layer1.0.conv1"
     group: str  # such as "conv2_x"
-    filters: int  # output channels
+    unit: str  # "conv", "heads" or "linear"
+    filters: int  # output channels, heads or rows
     size: int  # weights of one filter, such as 64*3*3
-    channel_dim: int  # dimension of the weight that counts output channels
+    rows: int  # output channels or rows of the weight in one filter; 1 but for heads
+    parts: tuple[str, ...]  # names of the equal parts that the filters come in, such as Q, K, V
+    transposed_groups: int  # groups of a transposed convolution, else 0
+
+    def channel_label(self, channel: int) -> str:
+        """Name a filter inside the layer.
+
+        Args:
+            channel: In ``0..filters-1``.
+
+        Returns:
+            Such as ``37``, or ``K3`` for the fourth head of the keys.
+        """
+        per_part = self.filters // len(self.parts)
+        return f"{self.parts[channel // per_part]}{channel % per_part}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +72,9 @@ class FilterIndex:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         groups: Callable[[str], str] | None = None,
+        units: Sequence[str] = ("conv",),
     ) -> "FilterIndex":
-        """Index the convolution filters (1d, 2d, 3d) of a network.
+        """Index the filters of a network.
 
         Args:
             model: Any module. Wrappers such as ``torch.compile`` are looked through.
@@ -68,29 +83,31 @@ class FilterIndex:
                 out the 1x1 convolutions of residual shortcuts, as the counts of the paper do.
             groups: Names the group of a module path; None names residual stages, blocks between
                 poolings, or depth fifths, whichever fits the network.
+            units: What counts as a filter: ``"conv"``, output channels of convolutions, 1d to 3d;
+                ``"heads"``, the query, key and value rows of each attention head; ``"linear"``,
+                rows of other linear layers.
 
         Returns:
             The index of the selected filters.
 
         Raises:
-            InputError: If no convolution is selected, or a lazy one has no shape yet.
+            InputError: If no filter is selected, a unit is unknown, or a lazy layer has no shape.
         """
-        found = list(_convolutions(model))
-        chosen = [
-            (name, layer, module)
-            for name, layer, module in found
-            if _selected(layer, include, exclude)
-        ]
+        unknown = set(units) - set(UNITS)
+        if unknown or not units:
+            raise InputError(f"units is {units!r}; some of {', '.join(UNITS)} are needed.")
+        found = discover(model, tuple(units))
+        chosen = [f for f in found if _selected(f.layer, include, exclude)]
         if not chosen:
             raise InputError(
-                f"{type(model).__name__} has {len(found)} convolutions with a weight of their own, "
-                f"of which include={include!r} and exclude={exclude!r} select none; at least one "
-                "is needed. Change the patterns, or use a network with Conv1d, Conv2d or Conv3d."
+                f"{type(model).__name__} has {len(found)} layers of the units {tuple(units)}, of "
+                f"which include={include!r} and exclude={exclude!r} select none; at least one is "
+                f"needed. Change the patterns, or choose other units among {', '.join(UNITS)}."
             )
         if groups is None:
-            names, scheme = group_layers(model, [layer for _, layer, _ in chosen])
+            names, scheme = group_layers(model, [f.layer for f in chosen])
         else:
-            names, scheme = [groups(layer) for _, layer, _ in chosen], "custom"
+            names, scheme = [groups(f.layer) for f in chosen], "custom"
         if scheme == "depth":
             logger.info(
                 "%s has neither residual stages nor blocks between poolings; its layers are "
@@ -99,10 +116,7 @@ class FilterIndex:
                 ", ".join(dict.fromkeys(names)),
             )
         return cls(
-            layers=tuple(
-                _layer(name, layer, group, module)
-                for (name, layer, module), group in zip(chosen, names, strict=True)
-            ),
+            layers=tuple(_layer(f, group) for f, group in zip(chosen, names, strict=True)),
             scheme=scheme,
         )
 
@@ -170,7 +184,7 @@ class FilterIndex:
             Module path and output channel.
         """
         layer, channel = self.locate(filter_number)
-        return f"{layer.layer}[{channel}]"
+        return f"{layer.layer}[{layer.channel_label(channel)}]"
 
     def labels(self) -> list[str]:
         """Name all filters.
@@ -178,7 +192,11 @@ class FilterIndex:
         Returns:
             ``[F]`` labels as of :meth:`label`.
         """
-        return [f"{layer.layer}[{c}]" for layer in self.layers for c in range(layer.filters)]
+        return [
+            f"{layer.layer}[{layer.channel_label(c)}]"
+            for layer in self.layers
+            for c in range(layer.filters)
+        ]
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Describe what must agree for numbers of one network to be used with another.
@@ -218,34 +236,18 @@ def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str])
     return not any(fnmatchcase(layer, pattern) for pattern in exclude)
 
 
-def _convolutions(model: nn.Module) -> Iterator[tuple[str, str, _ConvNd]]:
-    """Yield parameter name, module path and module of every convolution, in parameter order."""
-    owners = {
-        id(module.weight): module
-        for module in model.modules()
-        if isinstance(module, _ConvNd) and "weight" in module._parameters
-    }
-    for name, parameter in model.named_parameters():
-        module = owners.get(id(parameter))
-        if module is not None:
-            clean = clean_name(name)
-            yield clean, clean.rpartition(".")[0], module
-
-
-def _layer(name: str, layer: str, group: str, module: _ConvNd) -> FilterLayer:
-    """Describe one convolution."""
-    weight = module.weight
-    if isinstance(weight, UninitializedParameter):
-        raise InputError(
-            f"{layer} is a lazy convolution without a shape; run one batch through the network "
-            "before indexing its filters."
-        )
-    transposed = isinstance(module, _ConvTransposeNd)
+def _layer(found: Found, group: str) -> FilterLayer:
+    """Describe what was discovered."""
+    shape = found.parameter.shape
+    channels = found.filters if found.unit == "conv" else shape[0]
     return FilterLayer(
-        weight=name,
-        layer=layer,
+        weight=found.weight,
+        layer=found.layer,
         group=group,
-        filters=module.out_channels,
-        size=weight.numel() // module.out_channels,
-        channel_dim=1 if transposed else 0,
+        unit=found.unit,
+        filters=found.filters,
+        size=found.parameter.numel() // found.filters,
+        rows=channels // found.filters,
+        parts=found.parts,
+        transposed_groups=found.filters // shape[1] if found.transposed else 0,
     )

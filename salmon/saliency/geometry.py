@@ -3,8 +3,9 @@
 Spatial tuples have one entry per spatial dimension (1, 2 or 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,35 @@ class Geometry:
     def out_channels(self) -> int:
         """Number of filters."""
         return self.weight_shape[1] * self.groups if self.transposed else self.weight_shape[0]
+
+
+def conv_geometry(
+    call: Mapping[str, Any], dims: int, *, transposed: bool
+) -> tuple[Tensor, Geometry]:
+    """Read the geometry off the named arguments of a convolution call.
+
+    Args:
+        call: Arguments of ``torch.conv1d`` and its kin.
+        dims: Number of spatial dimensions.
+        transposed: Whether it is one of ``torch.conv_transpose1d`` and its kin.
+
+    Returns:
+        The input, padded by hand where "same" padding is not symmetric, and the geometry.
+    """
+    weight = call["weight"]
+    kernel = tuple(weight.shape[2:])
+    dilation = spread(call.get("dilation", 1), dims)
+    inputs, padding = resolve_padding(call["input"], kernel, dilation, call.get("padding", 0))
+    return inputs, Geometry(
+        kernel=kernel,
+        stride=spread(call.get("stride", 1), dims),
+        padding=padding,
+        dilation=dilation,
+        output_padding=spread(call.get("output_padding", 0), dims),
+        groups=call.get("groups", 1),
+        transposed=transposed,
+        weight_shape=tuple(weight.shape),
+    )
 
 
 def spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

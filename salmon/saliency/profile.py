@@ -18,8 +18,11 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError, UnsupportedError
 from salmon.filters import FilterIndex, clean_name
+from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
-from salmon.saliency.trace import keep_rng
+from salmon.saliency.trace import gradients_on, keep_rng
+
+NO_INFLUENCE = "no influence on the loss"
 
 Loss = Callable[[Any, Tensor], Tensor]
 """``(output of the network, targets [N, ...]) -> [N]`` losses."""
@@ -32,6 +35,7 @@ class Measurement:
     profile: Tensor  # [N, F] mean |dL_n/dW[o]|, in the unit of loss / weight
     output: Any  # of the network
     losses: Tensor  # [N]
+    methods: list[str]  # [L] how each layer was measured
 
 
 def filter_saliency(
@@ -71,6 +75,7 @@ def measure(
     index: FilterIndex | None = None,
     loss: Loss | None = None,
     forward_context: AbstractContextManager[object] | None = None,
+    layouts: Layouts | None = None,
 ) -> Measurement:
     """Measure a batch, and hand out the network's output and losses with the profile.
 
@@ -81,6 +86,8 @@ def measure(
         index: The filters to measure; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
         forward_context: Entered around forward and loss only, such as ``torch.autocast``.
+        layouts: A dictionary to keep between calls on one network: where the samples are in the
+            inputs of each layer, so that it need not be found out again.
 
     Returns:
         Profile, output and losses.
@@ -94,19 +101,29 @@ def measure(
     check_eval_mode(model)
     samples = len(targets)
     weights = indexed_weights(model, index)
+    parameters = [weight.parameter for weight in weights]
     # Inside Trainer.validate batches are inference tensors, which no graph may keep.
     inputs, targets = pytree.tree_map_only(Tensor, _usable_in_graph, (inputs, targets))
-    with torch.inference_mode(mode=False), keep_rng():
-        with torch.enable_grad(), _eagerly(), forward_context, Catcher(weights, samples) as catcher:
-            output = _forward(model, inputs)
-            losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
-            _check_losses(losses, samples)
-            total = losses.sum()
-        sums = catcher.backward(total)
+    catcher = Catcher(parameters, samples)
+    with torch.inference_mode(mode=False), keep_rng(), gradients_on(parameters):
+        try:
+            with torch.enable_grad(), _eagerly(), forward_context, catcher:
+                output = _forward(model, inputs)
+                losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
+                _check_losses(losses, samples)
+            backward = Backward(
+                catcher.caught, weights, samples, {} if layouts is None else layouts
+            )
+            backward.run(losses)
+        finally:
+            catcher.caught.release()
         losses = losses.detach()
-        profile = _assemble(sums, losses, index)
-        detached = pytree.tree_map_only(Tensor, Tensor.detach, output)
-        return Measurement(profile=profile, output=detached, losses=losses)
+        return Measurement(
+            profile=_assemble(backward.sums, losses, index),
+            output=pytree.tree_map_only(Tensor, Tensor.detach, output),
+            losses=losses,
+            methods=[backward.methods.get(i, NO_INFLUENCE) for i in range(len(weights))],
+        )
 
 
 def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Tensor:
@@ -114,8 +131,10 @@ def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Te
     dtype = torch.promote_types(losses.dtype, torch.float32)
     profile = losses.new_zeros((len(losses), len(index)), dtype=dtype)
     for position, values in sums.items():
+        layer = index.layers[position]
+        by_filter = values.unflatten(1, (layer.filters, layer.rows)).sum(2)
         start, end = index.starts[position], index.starts[position + 1]
-        torch.div(values, index.layers[position].size, out=profile[:, start:end])
+        torch.div(by_filter, layer.size, out=profile[:, start:end])
     # The gradient of a NaN loss can be finite; such a sample has no saliency.
     return profile.masked_fill_(~torch.isfinite(losses).unsqueeze(1), torch.nan)
 
@@ -220,7 +239,7 @@ def check_eval_mode(model: nn.Module) -> None:
             )
 
 
-def indexed_weights(model: nn.Module, index: FilterIndex) -> list[tuple[str, Tensor]]:
+def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]:
     """Find the parameters of an index in a network.
 
     Args:
@@ -228,13 +247,13 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[tuple[str, Ten
         index: The filters.
 
     Returns:
-        ``[L]`` names and parameters.
+        ``[L]`` weights.
 
     Raises:
         InputError: If one is missing or has another shape.
     """
     parameters = {clean_name(name): value for name, value in model.named_parameters()}
-    weights: list[tuple[str, Tensor]] = []
+    weights = []
     for layer in index.layers:
         weight = parameters.get(layer.weight)
         if weight is None or weight.numel() != layer.filters * layer.size:
@@ -244,7 +263,7 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[tuple[str, Ten
                 f"{layer.weight} but {type(model).__name__} has {found} there; build the index "
                 "from this network with FilterIndex.from_model."
             )
-        weights.append((layer.weight, weight))
+        weights.append(IndexedWeight(layer.weight, weight, layer.transposed_groups))
     return weights
 
 

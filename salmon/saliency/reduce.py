@@ -5,7 +5,7 @@ sums of ``|dL_n/dW[o]|`` over the weights of filter o, for sample n alone. None 
 ``BUFFER_ELEMENTS`` per-sample gradients at a time. :func:`strategy_for` picks one by shape.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from math import prod
 
@@ -118,39 +118,57 @@ def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     Returns:
         ``[N, O]``.
     """
-    return shared([(inputs, grad, geometry)])
+    step = max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
+    sums = []
+    for start in range(0, inputs.shape[0], step):
+        part = slice(start, start + step)
+        gradients = weight_gradients(inputs[part], grad[part], geometry)
+        groups = geometry.groups if geometry.transposed else 0
+        sums.append(channel_sums(gradients.abs_(), groups))
+    return torch.cat(sums)
 
 
-def shared(uses: Sequence[tuple[Tensor, Tensor, Geometry]]) -> Tensor:
-    """One weight used several times: gradients of all uses are added before the absolute value.
+def channel_sums(gradients: Tensor, transposed_groups: int) -> Tensor:
+    """Sum a weight over everything but its output channels.
 
     Args:
-        uses: Input ``[N, C, *S]``, output gradient ``[N, O, *P]`` and geometry of every use; sizes
-            may differ from use to use.
+        gradients: ``[n, *weight_shape]``.
+        transposed_groups: Groups of a transposed convolution, whose weight is
+            ``[groups * C_in, O per group, *kernel]``; 0 where the first dimension counts channels.
+
+    Returns:
+        ``[n, O]``.
+    """
+    if transposed_groups:
+        by_group: Tensor = gradients.unflatten(1, (transposed_groups, -1)).transpose(2, 3)
+        return by_group.flatten(3).sum(3).flatten(1)
+    return gradients.flatten(2).sum(2)
+
+
+def linear_sums(inputs: Tensor, grad: Tensor) -> Tensor:
+    """A linear operation: one matrix product per sample over the positions.
+
+    Args:
+        inputs: ``[N, P, C]``.
+        grad: ``[N, P, O]``.
 
     Returns:
         ``[N, O]``.
     """
-    geometry = uses[0][2]
-    samples = uses[0][0].shape[0]
-    step = max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
-    sums = []
-    for start in range(0, samples, step):
-        part = slice(start, start + step)
-        first, *others = (_weight_gradients(a[part], g[part], how) for a, g, how in uses)
-        for other in others:
-            first += other
-        first.abs_()
-        if geometry.transposed:  # [n, groups * C_in, O per group, *kernel]
-            by_group = first.unflatten(1, (geometry.groups, -1)).transpose(2, 3)
-            sums.append(by_group.flatten(3).sum(3).flatten(1))
-        else:
-            sums.append(first.flatten(2).sum(2))
-    return torch.cat(sums)
+    return _outer_sums(grad, inputs)
 
 
-def _weight_gradients(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """``[n, *weight_shape]`` per-sample gradients of a few samples."""
+def weight_gradients(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Per-sample weight gradients of a few samples, with samples as groups of one convolution.
+
+    Args:
+        inputs: ``[n, C, *S]``.
+        grad: ``[n, O, *P]``.
+        geometry: The convolution.
+
+    Returns:
+        ``[n, *weight_shape]``.
+    """
     n = inputs.shape[0]
     shape = (n * geometry.weight_shape[0], *geometry.weight_shape[1:])
     _, weight, _ = torch.ops.aten.convolution_backward(

@@ -1,12 +1,12 @@
 """Leaving no trace: random states and module modes as they were, on exceptions too."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -24,6 +24,23 @@ def keep_rng() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
         np.random.set_state(numpy)  # noqa: NPY002
         random.setstate(python)
+
+
+@contextmanager
+def gradients_on(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let frozen parameters ask for gradients, and freeze them again on exit.
+
+    Args:
+        parameters: Leaves.
+    """
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad = False
 
 
 @contextmanager
