@@ -11,7 +11,7 @@ from salmon.errors import InputError, SalmonError, StateError, UnsupportedError
 from salmon.filters import SHORTCUTS, FilterIndex
 from salmon.gpd import FitStatus, TailFit
 from salmon.ranking import Ranking, group_shares, rank_filters
-from salmon.saliency import filter_saliency
+from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
 from salmon.tails import Tails, fit_tails
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SHORTCUTS",
+    "Coverage",
     "FilterIndex",
     "FitStatus",
     "InputError",
@@ -31,11 +32,14 @@ __all__ = [
     "TailFit",
     "Tails",
     "UnsupportedError",
+    "VerificationError",
+    "coverage",
     "filter_saliency",
     "fit_tails",
     "gpd",
     "group_shares",
     "rank_filters",
+    "verify",
 ]
 
 

@@ -1,6 +1,7 @@
 """Filters of a network: which weights, in which layer, group and depth."""
 
+from salmon.filters.discover import UNITS, discover
 from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer
 from salmon.filters.names import clean_name
 
-__all__ = ["SHORTCUTS", "FilterIndex", "FilterLayer", "clean_name"]
+__all__ = ["SHORTCUTS", "UNITS", "FilterIndex", "FilterLayer", "clean_name", "discover"]

@@ -18,7 +18,7 @@ from salmon.monitor.batches import Unpack, unpack_batch
 from salmon.monitor.measured_pass import MeasuredPass
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
-from salmon.saliency import Loss
+from salmon.saliency import Coverage, Loss
 from salmon.tails import fit_from_state, fit_state
 
 STATE_VERSION = 1
@@ -45,6 +45,7 @@ class SaliencyMonitor(CallbackBase):
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         groups: Callable[[str], str] | None = None,
+        units: Sequence[str] = ("conv",),
         unpack: Unpack = unpack_batch,
         loss: Loss | None = None,
         reference: TailFit | str | Path | None = None,
@@ -66,6 +67,7 @@ class SaliencyMonitor(CallbackBase):
             exclude: Shell patterns to leave out, such as ``salmon.SHORTCUTS``.
             groups: Names the group of a module path; None recognises residual stages and blocks
                 between poolings.
+            units: What to measure: ``"conv"``, ``"heads"`` (attention), ``"linear"``.
             unpack: ``batch -> (inputs, targets)``; the default takes pairs and the usual mappings.
             loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy.
             reference: Fits of other data to rank with, or a file of them; None fits each validation
@@ -91,6 +93,7 @@ class SaliencyMonitor(CallbackBase):
             include=include,
             exclude=tuple(exclude),
             groups=groups,
+            units=tuple(units),
             unpack=unpack,
             loss=loss,
             reference=reference,
@@ -107,6 +110,7 @@ class SaliencyMonitor(CallbackBase):
         self._finished: dict[str, int] = {}  # passes, by stage
         self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
         self._pass: MeasuredPass | None = None
+        self._coverage: Coverage | None = None  # last announced
 
     @property
     def state_key(self) -> str:
@@ -115,6 +119,7 @@ class SaliencyMonitor(CallbackBase):
             level=self.settings.level,
             include=self.settings.include,
             exclude=self.settings.exclude,
+            units=self.settings.units,
             reference=self.settings.reference is not None,
         )
 
@@ -276,7 +281,7 @@ class SaliencyMonitor(CallbackBase):
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
-            self._pass = MeasuredPass(self.settings, stage, number, pl_module)
+            self._pass = MeasuredPass(self.settings, stage, number, pl_module, self._coverage)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End a pass and keep what it found."""
@@ -284,5 +289,6 @@ class SaliencyMonitor(CallbackBase):
         measured, self._pass = self._pass, None
         if measured is not None:
             found = measured.finish(trainer, pl_module)
+            self._coverage = measured.coverage
             self.results |= found
             self._fits |= {scope: fit_state(d.fit, d.index) for scope, d in found.items()}

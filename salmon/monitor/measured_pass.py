@@ -18,17 +18,30 @@ from salmon.monitor.context import (
     muted,
     ordinary_tensors,
 )
-from salmon.monitor.output import log_cost, log_metrics, log_summary, write_outputs
+from salmon.monitor.output import (
+    announce_coverage,
+    log_cost,
+    log_metrics,
+    log_summary,
+    write_outputs,
+)
 from salmon.monitor.run import Diagnosis, Run, lenient_cross_entropy
 from salmon.monitor.settings import Settings
-from salmon.saliency import eval_mode, measure
+from salmon.saliency import Coverage, Layouts, coverage_of, eval_mode, measure
 from salmon.tails import load_fit
 
 
 class MeasuredPass:
     """Trouble with data, network or disk ends the pass with a warning, unless ``strict``."""
 
-    def __init__(self, settings: Settings, stage: str, number: int, model: LightningModule) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stage: str,
+        number: int,
+        model: LightningModule,
+        coverage: Coverage | None = None,
+    ) -> None:
         """Index the filters and read the reference.
 
         Args:
@@ -36,7 +49,10 @@ class MeasuredPass:
             stage: ``"validation"`` or ``"test"``.
             number: Of the pass, counted per stage from 0.
             model: The network.
+            coverage: What was last announced as measured; another one will be announced.
         """
+        self.coverage = coverage
+        self._layouts: Layouts = {}
         self._settings = settings
         self._stage = stage
         self._number = number
@@ -44,6 +60,7 @@ class MeasuredPass:
         self._runs: dict[int, Run] = {}
         self._skipped = 0
         self._alive = False
+        self._announced = False
         with self._guarded("could not start"), self._clock:
             self._index = settings.build_index(model)
             self._reference = _load_reference(settings, self._index)
@@ -87,12 +104,14 @@ class MeasuredPass:
                     index=self._index,
                     loss=loss,
                     forward_context=forward_context(trainer),
+                    layouts=self._layouts,
                 )
             if was_training and number == 0:
                 logger.warning(
                     "SaliencyMonitor found modules in train mode during %s; saliency is measured "
                     "in eval mode, and the modes were put back.", self._stage,
                 )  # fmt: skip
+            self._announce(trainer, model, measurement.methods)
             run.add(measurement, targets, rows, samples, number)
 
     def finish(self, trainer: Trainer, model: LightningModule) -> dict[str, Diagnosis]:
@@ -126,6 +145,16 @@ class MeasuredPass:
         for scope, diagnosis in found.items():
             log_summary(scope, self._number, diagnosis, self._clock, self._skipped)
         return found
+
+    def _announce(self, trainer: Trainer, model: LightningModule, methods: list[str]) -> None:
+        """Say what is measured, where it is not what was said last."""
+        if self._announced:
+            return
+        self._announced = True
+        found = coverage_of(model, self._index, methods)
+        if found != self.coverage:
+            self.coverage = found
+            announce_coverage(trainer, self._stage, found)
 
     def _run(self, trainer: Trainer, loader: int) -> Run:
         """The run of a loader, begun at its first batch."""

@@ -12,8 +12,15 @@ from salmon.monitor.context import Clock
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
 from salmon.ranking import batch_flags, sample_flags, to_json
+from salmon.saliency import Coverage
 from salmon.tails import save_fit
-from salmon.views import fit_metrics, share_metrics, write_depth_histograms
+from salmon.views import (
+    TEXT_ROWS,
+    fit_metrics,
+    share_metrics,
+    write_depth_histograms,
+    write_text,
+)
 
 
 def metric_scope(scope: str) -> str:
@@ -48,6 +55,24 @@ def log_metrics(model: LightningModule, scope: str, diagnosis: Diagnosis) -> Non
     _log(model, metric_scope(scope), metrics)
 
 
+def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
+    """Say what is measured, in the log and as a text in TensorBoard.
+
+    Args:
+        trainer: The trainer.
+        scope: The stage.
+        coverage: Of the network.
+    """
+    logger.info("SaliencyMonitor: %s.", coverage.summary())
+    for experiment in _experiments(trainer):
+        write_text(
+            experiment,
+            f"{metric_scope(scope)}/coverage",
+            f"{coverage.summary()}\n\n{coverage.markdown(TEXT_ROWS)}",
+            trainer.global_step,
+        )
+
+
 def log_cost(model: LightningModule, stage: str, clock: Clock) -> None:
     """Log the seconds that the monitor took, and their share of the pass.
 
@@ -76,8 +101,7 @@ def write_outputs(
     ):  # Lightning's own loggers and checkpoints are off then, too
         return
     rankings, index = diagnosis.rankings, diagnosis.index
-    for each in trainer.loggers:
-        experiment = getattr(each, "experiment", None)
+    for experiment in _experiments(trainer):
         write_depth_histograms(
             experiment, metric_scope(scope), rankings, index, trainer.global_step
         )
@@ -120,6 +144,13 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
             "of them for a class number out of range), and %d batches were left out.",
             scope, number, diagnosis.dropped, diagnosis.unlabelled, skipped,
         )  # fmt: skip
+
+
+def _experiments(trainer: Trainer) -> list[Any]:
+    """What the loggers write with; nothing in a fast_dev_run, whose loggers are dummies."""
+    if getattr(trainer, "fast_dev_run", False):
+        return []
+    return [getattr(each, "experiment", None) for each in trainer.loggers]
 
 
 def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> None:

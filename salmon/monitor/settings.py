@@ -23,6 +23,7 @@ class Settings:
     include: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     groups: Callable[[str], str] | None = None
+    units: Sequence[str] = ("conv",)
     unpack: Unpack = unpack_batch
     loss: Loss | None = None
     reference: TailFit | str | Path | None = None
@@ -63,5 +64,9 @@ class Settings:
             The index.
         """
         return FilterIndex.from_model(
-            model, include=self.include, exclude=self.exclude, groups=self.groups
+            model,
+            include=self.include,
+            exclude=self.exclude,
+            groups=self.groups,
+            units=self.units,
         )

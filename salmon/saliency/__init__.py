@@ -1,5 +1,7 @@
 """Per-sample, per-filter saliency of a network on a batch."""
 
+from salmon.saliency.backward import Layouts
+from salmon.saliency.coverage import Coverage, coverage, coverage_of
 from salmon.saliency.profile import (
     Loss,
     Measurement,
@@ -10,15 +12,22 @@ from salmon.saliency.profile import (
     measure,
 )
 from salmon.saliency.trace import eval_mode, keep_rng
+from salmon.saliency.verify import VerificationError, verify
 
 __all__ = [
+    "Coverage",
+    "Layouts",
     "Loss",
     "Measurement",
+    "VerificationError",
     "check_eval_mode",
     "check_labels",
+    "coverage",
+    "coverage_of",
     "eval_mode",
     "filter_saliency",
     "keep_rng",
     "logits_of",
     "measure",
+    "verify",
 ]

@@ -108,7 +108,7 @@ def measure(
     with torch.inference_mode(mode=False), keep_rng(), gradients_on(parameters):
         try:
             with torch.enable_grad(), _eagerly(), forward_context, catcher:
-                output = _forward(model, inputs)
+                output = call_network(model, inputs)
                 losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
                 _check_losses(losses, samples)
             backward = Backward(
@@ -276,8 +276,16 @@ def _eagerly() -> AbstractContextManager[object]:
     return stance
 
 
-def _forward(model: nn.Module, inputs: Any) -> Any:
-    """Call the network with one tensor, a tuple of arguments, or named arguments."""
+def call_network(model: nn.Module, inputs: Any) -> Any:
+    """Call a network with one tensor, a tuple of arguments, or named arguments.
+
+    Args:
+        model: The network.
+        inputs: A tensor, tuple, list or mapping.
+
+    Returns:
+        Its output.
+    """
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):

@@ -8,6 +8,28 @@ import numpy as np
 from salmon.filters import FilterIndex
 from salmon.ranking import Ranking, layer_counts
 
+TEXT_ROWS = 50
+"""TensorBoard shows all texts of a tag at once, so tables stay short."""
+
+
+def write_text(experiment: Any, tag: str, markdown: str, step: int) -> bool:
+    """Write a text where the experiment takes texts.
+
+    Args:
+        experiment: What a logger calls its experiment.
+        tag: Such as ``salmon/coverage``.
+        markdown: The text.
+        step: Of the trainer.
+
+    Returns:
+        Whether the experiment could take texts.
+    """
+    write = getattr(experiment, "add_text", None)
+    if write is None:
+        return False
+    write(tag, markdown, global_step=step)
+    return True
+
 
 def write_depth_histograms(
     experiment: Any, scope: str, rankings: Mapping[str, Ranking], index: FilterIndex, step: int

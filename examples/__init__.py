@@ -1,0 +1,1 @@
+"""Scripts to try the package with."""

@@ -1,0 +1,109 @@
+"""Comparing the profile of a network with one ``autograd.grad`` per sample.
+
+By default on a float64 copy: in float32, rounding flips ReLUs whose input is nearly zero, so that
+any two runs with other batch sizes differ by 1e-3 or so.
+"""
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from salmon.errors import SalmonError
+from salmon.filters import FilterIndex
+from salmon.saliency.profile import Loss, call_network, cross_entropy, indexed_weights, measure
+from salmon.saliency.reduce import channel_sums
+from salmon.saliency.trace import gradients_on, keep_rng
+
+
+class VerificationError(SalmonError, AssertionError):
+    """The profile differs from the one-by-one reference."""
+
+
+def verify(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    index: FilterIndex | None = None,
+    loss: Loss | None = None,
+    *,
+    tolerance: float = 1e-6,
+    dtype: torch.dtype | None = torch.float64,
+) -> dict[str, float]:
+    """Check on a small batch that a network is measured right.
+
+    Each sample is also run alone, so networks whose samples influence each other are found out.
+
+    Args:
+        model: The network, in eval mode.
+        inputs: A batch, as of :func:`salmon.filter_saliency`.
+        targets: Its labels.
+        index: The filters; None takes all convolutions.
+        loss: Per-sample loss; None takes the cross-entropy.
+        tolerance: Largest difference allowed, relative to the layer's largest saliency.
+        dtype: Type of the copy of the network that is checked; None checks the network itself.
+
+    Returns:
+        By layer, the largest difference relative to the layer's largest saliency.
+
+    Raises:
+        VerificationError: If a layer exceeds ``tolerance``; the message names the worst.
+        InputError: As of :func:`salmon.filter_saliency`.
+        UnsupportedError: As of :func:`salmon.filter_saliency`.
+    """
+    index = index or FilterIndex.from_model(model)
+    if dtype is not None:
+        model = copy.deepcopy(model).to(dtype)
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        inputs = pytree.tree_map_only(Tensor, cast, inputs)
+        targets = cast(targets)
+    profile = measure(model, inputs, targets, index=index, loss=loss).profile
+    exact = _one_by_one(model, inputs, targets, index, loss or cross_entropy)
+    differences = {}
+    for layer, start in zip(index.layers, index.starts, strict=False):
+        columns = slice(start, start + layer.filters)
+        scale = exact[:, columns].abs().amax()
+        gap = (profile[:, columns] - exact[:, columns]).abs().amax()
+        differences[layer.layer] = float(gap / scale) if scale > 0 else float(gap)
+    worst = max(differences, key=lambda name: differences[name])
+    # Written so that NaN does not pass.
+    if not all(value <= tolerance for value in differences.values()):
+        raise VerificationError(
+            f"{worst} differs by {differences[worst]:.3g} of its largest saliency from one-by-one "
+            f"autograd; at most {tolerance:g} is allowed. Samples may influence each other, or a "
+            "layer may be measured wrongly: compare single layers with include=."
+        )
+    return differences
+
+
+def _one_by_one(
+    model: nn.Module, inputs: Any, targets: Tensor, index: FilterIndex, loss: Loss
+) -> Tensor:
+    """``[N, F]`` profile by its definition."""
+    weights = indexed_weights(model, index)
+    parameters = [weight.parameter for weight in weights]
+    rows = []
+    with keep_rng(), gradients_on(parameters), torch.enable_grad():
+        for i in range(len(targets)):
+            part = slice(i, i + 1)
+            one = pytree.tree_map_only(Tensor, partial(_one_row, i, len(targets)), inputs)
+            value = loss(call_network(model, one), targets[part]).sum()
+            grads = torch.autograd.grad(value, parameters, allow_unused=True)
+            row = []
+            for layer, weight, grad in zip(index.layers, weights, grads, strict=True):
+                full = torch.zeros_like(weight.parameter) if grad is None else grad
+                sums = channel_sums(full.abs().unsqueeze(0), weight.groups)
+                row.append(sums.unflatten(1, (layer.filters, layer.rows)).sum(2) / layer.size)
+            rows.append(torch.cat(row, 1))
+    return torch.cat(rows)
+
+
+def _one_row(i: int, samples: int, tensor: Tensor) -> Tensor:
+    """Sample i of a tensor that has one row per sample."""
+    return tensor[i : i + 1] if tensor.ndim and len(tensor) == samples else tensor
