@@ -32,9 +32,9 @@ PROFILE = doubles(3.0, 2.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.5).view(3, 3)
 
 def test_a_sample_is_described_with_its_filters() -> None:
     ranking = rank_filters(PROFILE, FIT, top_k=2)
-    first, second, third = sample_flags(mistakes(), ranking, INDEX, FIT)
-    assert {k: first[k] for k in ("kind", "sample", "batch", "target", "predicted")} == {
-        "kind": "sample", "sample": 3, "batch": 0, "target": 1, "predicted": 0,
+    first, second, third = sample_flags(mistakes(), ranking, INDEX, FIT, ["a", "b", 9])
+    assert {k: first[k] for k in ("kind", "id", "sample", "batch", "target", "predicted")} == {
+        "kind": "sample", "id": "a", "sample": 3, "batch": 0, "target": 1, "predicted": 0,
     }  # fmt: skip
     assert [top["label"] for top in first["top"]] == ["0[0]", "0[1]"]
     top = first["top"][0]
@@ -57,7 +57,7 @@ def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
 
 def test_numbers_that_are_not_finite_become_null() -> None:
     ranking = rank_filters(PROFILE, FIT, top_k=2)
-    flags = list(sample_flags(mistakes(), ranking, INDEX, FIT))
+    flags = list(sample_flags(mistakes(), ranking, INDEX, FIT, ["a", "b", 9]))
     back = json.loads(to_json(flags[2]))
     assert back["loss"] is None
     assert json.loads(to_json({"x": [math.nan, {"y": -math.inf}]})) == {"x": [None, {"y": None}]}
@@ -68,5 +68,5 @@ def test_nothing_joins_to_nothing() -> None:
     assert len(none.sample) == 0
     assert len(Mistakes.join([mistakes(), none, mistakes()]).sample) == 6
     ranking = rank_filters(PROFILE[:0], FIT)
-    assert list(sample_flags(none, ranking, INDEX, FIT)) == []
+    assert list(sample_flags(none, ranking, INDEX, FIT, [])) == []
     assert list(batch_flags(none, PROFILE[:0], INDEX, FIT, 2)) == []

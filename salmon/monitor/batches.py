@@ -1,6 +1,6 @@
 """From whatever a loader yields to inputs and targets, and back to fewer rows of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,10 @@ from salmon.errors import InputError
 Unpack = Callable[[Any], tuple[Any, Tensor]]
 """``batch -> (inputs, targets)``."""
 
+SampleIds = Callable[[Any], Sequence[int | str] | Tensor]
+"""``batch -> [N]`` numbers or names of its samples."""
+
+ID_KEYS = ("id", "ids", "sample_id", "idx", "index", "indices")
 INPUT_KEYS = ("image", "images", "input", "inputs", "x", "img", "pixel_values", "data")
 TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class")
 
@@ -73,6 +77,40 @@ def check_samples(inputs: Any, targets: Any) -> int:
             "input is needed. Pass unpack= if the batch pairs them otherwise."
         )
     return len(targets)
+
+
+def ids_of_batch(
+    batch: Any, samples: int, function: SampleIds | None
+) -> tuple[list[int | str] | None, str]:
+    """Find the numbers or names of the samples of a batch.
+
+    Args:
+        batch: What the loader gave.
+        samples: N.
+        function: The user's own way, if any.
+
+    Returns:
+        ``[N]`` ids, or None where the batch has none; and their source, ``"function"`` or
+        ``"batch"``.
+
+    Raises:
+        InputError: If the function gives another number of ids.
+    """
+    if function is not None:
+        found: Any = function(batch)
+    elif isinstance(batch, Mapping):
+        found = next((batch[key] for key in ID_KEYS if key in batch), None)
+    else:
+        found = None
+    ids = found.tolist() if isinstance(found, Tensor) else found
+    if isinstance(ids, list | tuple) and len(ids) == samples:
+        return list(ids), "batch" if function is None else "function"
+    if function is not None:
+        raise InputError(
+            f"sample_ids gave {type(found).__name__} for a batch of {samples} samples; a sequence "
+            "of as many numbers or names is needed."
+        )
+    return None, ""
 
 
 def take_rows(values: Any, rows: Tensor, samples: int) -> Any:

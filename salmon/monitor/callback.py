@@ -11,10 +11,11 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from salmon.errors import InputError, StateError, UnsupportedError
+from salmon.errors import InputError, StateError
 from salmon.gpd import TailFit
 from salmon.monitor.bases import CallbackBase
-from salmon.monitor.batches import Unpack, unpack_batch
+from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
+from salmon.monitor.context import check_trainer
 from salmon.monitor.measured_pass import MeasuredPass
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
@@ -48,6 +49,7 @@ class SaliencyMonitor(CallbackBase):
         units: Sequence[str] = ("conv",),
         unpack: Unpack = unpack_batch,
         loss: Loss | None = None,
+        sample_ids: SampleIds | None = None,
         reference: TailFit | str | Path | None = None,
         every_n_validations: int = 1,
         max_samples: int | None = None,
@@ -70,6 +72,9 @@ class SaliencyMonitor(CallbackBase):
             units: What to measure: ``"conv"``, ``"heads"`` (attention), ``"linear"``.
             unpack: ``batch -> (inputs, targets)``; the default takes pairs and the usual mappings.
             loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy.
+            sample_ids: ``batch -> [N]`` numbers or names of its samples, for the flags; None takes
+                those of mappings (``"id"`` and the like), else the index in the dataset where the
+                loader keeps its order, else the position in the pass.
             reference: Fits of other data to rank with, or a file of them; None fits each validation
                 by itself.
             every_n_validations: Measure the first validation and every n-th after it.
@@ -96,6 +101,7 @@ class SaliencyMonitor(CallbackBase):
             units=tuple(units),
             unpack=unpack,
             loss=loss,
+            sample_ids=sample_ids,
             reference=reference,
             every_n_validations=every_n_validations,
             max_samples=max_samples,
@@ -124,7 +130,7 @@ class SaliencyMonitor(CallbackBase):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse trainers with several processes.
+        """Refuse trainers with several processes or sharded parameters.
 
         Args:
             trainer: The trainer.
@@ -132,13 +138,9 @@ class SaliencyMonitor(CallbackBase):
             stage: Unused.
 
         Raises:
-            UnsupportedError: If the trainer runs more than one process.
+            UnsupportedError: If the trainer is one of these.
         """
-        if trainer.world_size > 1:
-            raise UnsupportedError(
-                f"the trainer runs {trainer.world_size} processes but SaliencyMonitor measures in "
-                "one; use Trainer(devices=1), or validate a checkpoint in a process of its own."
-            )
+        check_trainer(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a pass.

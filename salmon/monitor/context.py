@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import SequentialSampler
+
+from salmon.errors import UnsupportedError
 
 
 class Clock:
@@ -62,6 +65,31 @@ def muted(pl_module: LightningModule) -> Iterator[None]:
         pl_module.__dict__.update(before)
 
 
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse trainers whose network cannot be measured in one piece.
+
+    Args:
+        trainer: The trainer.
+
+    Raises:
+        UnsupportedError: If it shards parameters or runs more than one process.
+    """
+    strategy = type(trainer.strategy).__name__
+    if strategy in _SHARDED:
+        raise UnsupportedError(
+            f"the trainer's {strategy} shards parameters, but SaliencyMonitor needs whole ones; "
+            "use Trainer(strategy='auto', devices=1), or validate a checkpoint in such a trainer."
+        )
+    if trainer.world_size > 1:
+        raise UnsupportedError(
+            f"the trainer runs {trainer.world_size} processes but SaliencyMonitor measures in one; "
+            "use Trainer(devices=1), or validate a checkpoint in a process of its own."
+        )
+
+
 def forward_context(trainer: Trainer) -> AbstractContextManager[object]:
     """The trainer's autocast; float16 is left out, where gradients of 1e-8 would vanish.
 
@@ -90,8 +118,7 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     """
     testing = trainer.testing
     batches = (trainer.num_test_batches if testing else trainer.num_val_batches)[loader]
-    loaders = trainer.test_dataloaders if testing else trainer.val_dataloaders
-    one: Any = loaders[loader] if isinstance(loaders, Sequence) else loaders
+    one = _loader(trainer, loader)
     try:
         size = len(one.dataset)
     except (AttributeError, TypeError):
@@ -100,3 +127,22 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     if per_batch is None or batches == float("inf"):
         return size
     return min(size, int(batches) * int(per_batch))
+
+
+def in_dataset_order(trainer: Trainer, loader: int) -> bool:
+    """Whether a loader gives the samples of its dataset in order, so that positions are indices.
+
+    Args:
+        trainer: The trainer, in validation or test.
+        loader: The loader's number.
+
+    Returns:
+        False where it cannot be known.
+    """
+    return isinstance(getattr(_loader(trainer, loader), "sampler", None), SequentialSampler)
+
+
+def _loader(trainer: Trainer, number: int) -> Any:
+    """One of the loaders of the running stage."""
+    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    return loaders[number] if isinstance(loaders, Sequence) else loaders

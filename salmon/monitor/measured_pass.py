@@ -10,11 +10,12 @@ from salmon.errors import InputError, SalmonError, StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.bases import logger
-from salmon.monitor.batches import check_samples, take_rows
+from salmon.monitor.batches import check_samples, ids_of_batch, take_rows
 from salmon.monitor.context import (
     Clock,
     expected_samples,
     forward_context,
+    in_dataset_order,
     muted,
     ordinary_tensors,
 )
@@ -84,6 +85,7 @@ class MeasuredPass:
             try:
                 inputs, targets = self._settings.unpack(batch)
                 samples = check_samples(inputs, targets)
+                ids, source = ids_of_batch(batch, samples, self._settings.sample_ids)
             except InputError as error:
                 self._skip(number, error)
                 return
@@ -112,7 +114,9 @@ class MeasuredPass:
                     "in eval mode, and the modes were put back.", self._stage,
                 )  # fmt: skip
             self._announce(trainer, model, measurement.methods)
-            run.add(measurement, targets, rows, samples, number)
+            if ids is not None:
+                run.id_source = source
+            run.add(measurement, targets, rows, samples, number, ids)
 
     def finish(self, trainer: Trainer, model: LightningModule) -> dict[str, Diagnosis]:
         """Fit, rank, log and write.
@@ -165,6 +169,8 @@ class MeasuredPass:
                 reference=self._reference,
                 expected=expected_samples(trainer, loader),
             )
+            if in_dataset_order(trainer, loader):
+                self._runs[loader].id_source = "sampler"
         return self._runs[loader]
 
     def _skip(self, number: int, error: InputError) -> None:

@@ -174,7 +174,12 @@ def _write_files(
     index, fit, mistakes = diagnosis.index, diagnosis.fit, diagnosis.mistakes
     if len(mistakes.sample):
         flags = (
-            *sample_flags(mistakes, diagnosis.rankings["pot"], index, fit),
+            *(
+                flag | {"id_source": diagnosis.id_source}
+                for flag in sample_flags(
+                    mistakes, diagnosis.rankings["pot"], index, fit, diagnosis.ids
+                )
+            ),
             *batch_flags(mistakes, diagnosis.profile, index, fit, top_k),
         )
         lines = (f"{to_json(flag | context)}\n".encode() for flag in flags)

@@ -4,6 +4,7 @@ Free of Lightning: measurements go in, a :class:`Diagnosis` comes out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class Diagnosis:
     unlabelled: int  # of these, with a class number out of range
     misclassified: int
     mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
+    ids: list[int | str]  # [M] of them
+    id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
     profile: Tensor  # [M, F] their saliency
     rankings: dict[str, Ranking]  # by method, of the kept mistakes
 
@@ -69,6 +72,9 @@ class Run:
         rows = settings.memory_mb * BYTES_PER_MB // (4 * len(index))
         self._reservoir = Reservoir(max(1, rows), len(index), settings.seed)
         self._mistakes: list[Mistakes] = []
+        self._ids: dict[int, int | str] = {}  # of mistakes, by position
+        self.id_source = "position"
+        """Where the ids of samples come from: position, sampler, batch or function."""
         self._seen = 0
         self._measured = 0
         self._dropped = torch.zeros((), dtype=torch.int64)
@@ -94,7 +100,13 @@ class Run:
         return rows
 
     def add(
-        self, measurement: Measurement, targets: Tensor, rows: Tensor, samples: int, batch: int
+        self,
+        measurement: Measurement,
+        targets: Tensor,
+        rows: Tensor,
+        samples: int,
+        batch: int,
+        ids: Sequence[int | str] | None = None,
     ) -> None:
         """Take up the measurement of a batch.
 
@@ -104,6 +116,7 @@ class Run:
             rows: What :meth:`choose` gave for the batch.
             samples: N, the size of the whole batch.
             batch: Its number in the loader.
+            ids: ``[N]`` of the samples of the whole batch, where they are known.
         """
         profile, losses = measurement.profile, measurement.losses
         if self._tails is not None:
@@ -131,6 +144,9 @@ class Run:
                 loss=losses[wrong].double().cpu(),
             )
         )
+        if ids is not None:
+            for row, number in zip(rows[wrong.cpu()].tolist(), numbers.tolist(), strict=True):
+                self._ids[number] = ids[row]
         self._reservoir.offer(numbers, profile[wrong].cpu())
 
     def finish(self) -> Diagnosis:
@@ -159,6 +175,8 @@ class Run:
             unlabelled=int(self._unlabelled),
             misclassified=len(every.sample),
             mistakes=every.take(kept),
+            ids=[self._ids.get(number, number) for number in numbers.tolist()],
+            id_source=self.id_source,
             profile=profile,
             rankings=rankings,
         )

@@ -9,7 +9,7 @@ from torch import nn
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.monitor.batches import Unpack, unpack_batch
+from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.saliency import Loss
 
 
@@ -26,6 +26,7 @@ class Settings:
     units: Sequence[str] = ("conv",)
     unpack: Unpack = unpack_batch
     loss: Loss | None = None
+    sample_ids: SampleIds | None = None
     reference: TailFit | str | Path | None = None
     every_n_validations: int = 1
     max_samples: int | None = None

@@ -69,7 +69,11 @@ class Mistakes:
 
 
 def sample_flags(
-    mistakes: Mistakes, ranking: Ranking, index: FilterIndex, fit: TailFit
+    mistakes: Mistakes,
+    ranking: Ranking,
+    index: FilterIndex,
+    fit: TailFit,
+    ids: Sequence[int | str],
 ) -> Iterator[dict[str, Any]]:
     """Describe misclassified samples.
 
@@ -78,6 +82,7 @@ def sample_flags(
         ranking: Their filters.
         index: The filters.
         fit: The tails of the ranking.
+        ids: ``[M]`` of the samples.
 
     Yields:
         One flag per sample.
@@ -90,7 +95,7 @@ def sample_flags(
     )  # fmt: skip
     ranked = ranking.ranked.tolist()
     for i, (filters, saliency, p, log_p, z) in enumerate(tops):
-        flag: dict[str, Any] = {"schema": SCHEMA, "kind": "sample"}
+        flag: dict[str, Any] = {"schema": SCHEMA, "kind": "sample", "id": ids[i]}
         flag |= {name: column[i] for name, column in columns.items()}
         flag["ranked_filters"] = ranked[i]
         flag["top"] = [
