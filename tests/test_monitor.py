@@ -9,7 +9,6 @@ import lightning.pytorch
 import pytest
 import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -159,7 +158,7 @@ def test_tensorboard_gets_scalars_and_depth_histograms(tmp_path: Path) -> None:
     log = TensorBoardLogger(tmp_path, name="run", version="")
     trained(tmp_path, monitor, logger=log, max_epochs=2)
     events = EventAccumulator(
-        str(tmp_path / "run"), size_guidance={"scalars": 0, "histograms": 0}
+        str(tmp_path / "run"), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
     ).Reload()
     assert len(events.Scalars("salmon/share/zscore/conv1_x")) == 2
     assert len(events.Scalars("salmon/misclassified")) == 2
@@ -170,15 +169,12 @@ def test_tensorboard_gets_scalars_and_depth_histograms(tmp_path: Path) -> None:
         named = found.rankings[method].filters
         layers = found.index.layer_of[named[named >= 0]]
         assert list(histogram.bucket) == torch.bincount(layers, minlength=3).tolist()
+    # Said once in two epochs, since nothing changed.
+    (text,) = events.Tensors("salmon/coverage/text_summary")
+    shown = text.tensor_proto.string_val[0].decode()
+    assert shown.startswith("24 filters in 3 weights measured (3 fast); 6 parameters left out")
+    assert "| net.features.4.weight | 8x6x3x3 | 8 | fast |" in shown
     assert (tmp_path / "run" / "salmon" / "flagged-validation-000001.jsonl").exists()
-
-
-class Silent(DummyLogger):
-    """A logger without an experiment."""
-
-    @property
-    def experiment(self) -> Any:
-        raise AttributeError
 
 
 def test_other_loggers_and_several_loggers_are_served(tmp_path: Path) -> None:
