@@ -57,7 +57,7 @@ def test_likelihood_reaches_scipy_at_every_scale(xi: float, size: int) -> None:
 @pytest.mark.parametrize("size", [10, 20, 100, 1000])
 def test_likelihood_reaches_a_dense_grid(xi: float, size: int) -> None:
     for seed in range(3):
-        y = stats.genpareto.rvs(xi, scale=1e-7, size=size, random_state=seed)
+        y = np.sort(stats.genpareto.rvs(xi, scale=1e-7, size=size, random_state=seed))[::-1].copy()
         grid = best_on_a_dense_grid(y)
         assert fit_one(y).log_likelihood.item() >= grid - TOLERANCE * abs(grid)
 
@@ -127,6 +127,23 @@ def test_rows_are_fitted_as_if_each_were_alone() -> None:
         assert together.xi[i].item() == pytest.approx(alone.xi.item(), rel=1e-9)
         assert together.sigma[i].item() == pytest.approx(alone.sigma.item(), rel=1e-9)
         assert together.count[i] == alone.count[0]
+
+
+def test_the_given_excesses_are_left_as_they_are() -> None:
+    y = torch.from_numpy(stats.genpareto.rvs(0.2, size=(3, 40), random_state=9))
+    y[1, 30:] = math.nan
+    before = y.clone()
+    gpd.fit(y)
+    torch.testing.assert_close(y, before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("xi", [-0.6, -0.2, 0.0, 0.4, 1.5])
+def test_rows_in_descending_order_give_the_same_fit_as_in_any_order(xi: float) -> None:
+    y = torch.from_numpy(stats.genpareto.rvs(xi, scale=1e-4, size=(40, 700), random_state=5))
+    one, other = gpd.fit(y), gpd.fit(y.sort(dim=1, descending=True).values)
+    torch.testing.assert_close(one.xi, other.xi, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(one.log_likelihood, other.log_likelihood, rtol=1e-12, atol=0)
+    assert torch.equal(one.status, other.status)
 
 
 def test_many_rows_are_fitted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,10 @@ of spacing ``GRID_STEP`` sees every hill of ``l``; below ``log(min(1-r)) - MARGI
 climbed by Newton's method on ``l'`` with a bracket. ``l`` is unbounded where ``xi < -1``; the
 search stays in ``xi >= -1``, whose boundary solution is ``xi = -1, sigma = max(y)``.
 
+Rows in descending order, as the stream gives them, are searched on a digest first: the extremes as
+they are, the values between them as means of neighbours. Only the last steps see all values.
+Logarithms are taken of products of 8 terms.
+
 Sources: Grimshaw (1993), Technometrics 35(2), 185-191; appendix C.2 of the paper.
 """
 
@@ -36,7 +40,9 @@ _HILLS = 3  # local maxima climbed per row
 _NEAR_BEST = 0.25  # a hill lower than this below the best grid value cannot win
 _MAX_STEPS = 100
 _STEP_TOLERANCE = 1e-7  # error after the last Newton step is of the order of its square
-_DEEP = -5.0  # below, log1p(expm1(t) r) loses digits at r = 1
+_NEAR_ZERO = 1e-3  # below in |t|, log1p keeps the digits that products lose
+_EXTREMES = 32  # values at each end that a digest keeps as they are
+_NEIGHBOURS = 8  # values between them that it takes the mean of
 _EXPONENTIAL_GAIN = 1e-9  # log-likelihood gain over xi = 0 that is rounding
 
 
@@ -71,58 +77,81 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
             f"excess is {excess.dtype} of shape {tuple(excess.shape)}; a floating tensor "
             "[filters, excesses] is needed. Pad shorter rows with NaN."
         )
-    if bool(((excess < 0) | torch.isinf(excess)).any()):
-        raise InputError(
-            "excess holds negative or infinite values; subtract the threshold, keep what is above "
-            "it, and drop samples that are not finite."
-        )
-    rows = excess.shape[0]
+    rows, length = excess.shape
     nan = torch.full((rows,), torch.nan, dtype=torch.float64, device=excess.device)
     xi, sigma, likelihood = nan, nan.clone(), nan.clone()
-    count = (~torch.isnan(excess)).sum(1)
-    status = torch.full_like(count, FitStatus.DEGENERATE, dtype=torch.int8)
-    status[count < min_count] = FitStatus.TOO_FEW
-    height = max(1, BLOCK_ELEMENTS // max(1, excess.shape[1]))
-    for start in range(0, rows, height):
+    status = torch.full((rows,), FitStatus.TOO_FEW, dtype=torch.int8, device=excess.device)
+    count = torch.zeros((rows,), dtype=torch.int64, device=excess.device)
+    height = max(1, BLOCK_ELEMENTS // max(1, length))
+    for start in range(0, rows if length else 0, height):
         block = slice(start, start + height)
         y = excess[block].double()
-        padding = torch.isnan(y)
-        low = y.masked_fill(padding, torch.inf).amin(1) if y.shape[1] else nan[block]
-        high = y.masked_fill(padding, 0).amax(1) if y.shape[1] else nan[block]
+        low, high = torch.aminmax(y, dim=1)
+        count[block] = length
+        if bool(torch.isnan(low).any()):
+            padding = torch.isnan(y)
+            count[block] -= padding.sum(1)
+            low = y.masked_fill(padding, torch.inf).amin(1)
+            y = y.masked_fill(padding, 0)  # never in place: y may be the caller's own
+            high = y.amax(1)
+        if bool(((low < 0) | torch.isinf(high)).any()):
+            raise InputError(
+                "excess holds negative or infinite values; subtract the threshold, keep what is "
+                "above it, and drop samples that are not finite."
+            )
+        enough = count[block] >= min_count
+        status[block][enough] = FitStatus.DEGENERATE
         # Ratios far below float64's range would act as zeros.
-        fittable = (count[block] >= min_count) & (low / high > 1e-290) & (high > low)
-        chosen = fittable.nonzero().squeeze(1)
+        chosen = (enough & (low / high > 1e-290) & (high > low)).nonzero().squeeze(1)
         if chosen.numel() == 0:
             continue
-        rows_y = y[chosen].masked_fill_(padding[chosen], 0)
-        found = _fit_rows(rows_y, low[chosen], high[chosen], count[block][chosen].double())
+        if chosen.numel() < len(y):
+            y, low, high = y[chosen], low[chosen], high[chosen]
         at = chosen + start
+        found = _fit_rows(y, low, high, count[at].double())
         xi[at], sigma[at], likelihood[at], status[at] = found
     return GPDFit(xi=xi, sigma=sigma, log_likelihood=likelihood, status=status, count=count)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """Excesses in units of the row's largest one, padded with ``r = 0``."""
+    """Excesses in units of the row's largest one, in 8 slabs, padded with ``r = 0``."""
 
-    r: Tensor  # [B, N]
-    q: Tensor  # [B, N] 1 - r, exact near r = 1
+    r: Tensor  # [B, 8, M]
+    q: Tensor  # [B, 8, M] 1 - r, exact near r = 1
+    weight: Tensor  # [M] how many excesses each of the 8 values in a column stands for
     n: Tensor  # [B] float64
 
     def take(self, rows: Tensor) -> "_Rows":
         """Select rows."""
-        return _Rows(self.r[rows], self.q[rows], self.n[rows])
+        return _Rows(self.r[rows], self.q[rows], self.weight, self.n[rows])
+
+    def total(self, values: Tensor) -> Tensor:
+        """``[B]`` weighted sums of ``[B, 8, M]``."""
+        return values.sum(1) @ self.weight
+
+    def log_total(self, factor: Tensor, t: Tensor) -> Tensor:
+        """``[B]`` weighted sums of the logarithms of ``[B, 8, M]`` factors at ``t``."""
+        if float(t.abs().amax()) > _PRODUCT_LIMIT:
+            return self.total(factor.log())
+        product = factor[:, :4] * factor[:, 4:]
+        product = product[:, :2] * product[:, 2:]
+        return (product[:, 0] * product[:, 1]).log_() @ self.weight
 
 
 def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, ...]:
     """Fit rows without zeros (padding apart): ``xi``, ``sigma``, log-likelihood, status."""
     top = high.unsqueeze(1)
-    data = _Rows(y / top, (top - y) / top, n)
-    mean = data.r.sum(1) / n
-    grid = _grid(data, low / high, mean)
-    value = _on_grid(data, grid)
-    row, start, left, right = _hills(grid, value)
-    t, xi_t, height = _climb(data.take(row), start, left, right)
+    r, q = y / top, (top - y) / top
+    mean = r.sum(1) / n
+    slabs = (_slabs(r, 0.0), _slabs(q, 1.0))
+    data = _Rows(*slabs, r.new_ones(slabs[0].shape[2]), n)
+    digest = _digest(r, q, n)
+    grid = _grid(q, low / high, mean)
+    row, start, left, right = _hills(grid, _on_grid(digest or data, grid))
+    if digest is not None:
+        start, _, _ = _climb(digest.take(row), start, left, right)
+    t, xi_t, height = _climb(data if len(row) == len(n) else data.take(row), start, left, right)
     # Best hill of each row: scatter the heights, then pick whoever reached the maximum.
     best = torch.full_like(n, -torch.inf).scatter_reduce(0, row, height, "amax")
     t_best, xi = torch.zeros_like(n), torch.zeros_like(n)
@@ -140,9 +169,35 @@ def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, 
     return xi, sigma * high, n * (likelihood - high.log()), status
 
 
-def _grid(data: _Rows, r_min: Tensor, mean: Tensor) -> Tensor:
+def _digest(r: Tensor, q: Tensor, n: Tensor) -> _Rows | None:
+    """Extremes as they are and means of neighbours between them; None for short or odd rows."""
+    length = r.shape[1]
+    middle = (length - 2 * _EXTREMES) // (8 * _NEIGHBOURS) * 8 * _NEIGHBOURS
+    full = bool((n == length).all())
+    if middle < 8 * _NEIGHBOURS or not full or bool((r[:, 1:] > r[:, :-1]).any()):
+        return None
+    inner = slice(_EXTREMES, _EXTREMES + middle)
+    slabs = []
+    for x, fill in ((r, 0.0), (q, 1.0)):
+        means = x[:, inner].unflatten(1, (-1, _NEIGHBOURS)).mean(2)
+        ends = torch.cat([x[:, :_EXTREMES], x[:, _EXTREMES + middle :]], 1)
+        slabs.append(torch.cat([_slabs(ends, fill), _slabs(means, fill)], 2))
+    weight = r.new_ones(slabs[0].shape[2])
+    weight[-(middle // _NEIGHBOURS // 8) :] = _NEIGHBOURS
+    return _Rows(slabs[0], slabs[1], weight, n)
+
+
+def _slabs(values: Tensor, fill: float) -> Tensor:
+    """``[B, N]`` to ``[B, 8, M]``, filled up to a multiple of 8."""
+    pad = -values.shape[1] % 8
+    whole = torch.nn.functional.pad(values, (0, pad), value=fill) if pad else values
+    slabs: Tensor = whole.unflatten(1, (8, -1))
+    return slabs
+
+
+def _grid(q: Tensor, r_min: Tensor, mean: Tensor) -> Tensor:
     """``[B, M]`` points in ``t`` that span all possible maxima, none exactly at 0."""
-    gap = torch.where(data.q > 0, data.q, torch.ones_like(data.q)).amin(1)
+    gap = torch.where(q > 0, q, 1.0).amin(1)
     lower = gap.log() - MARGIN
     # Grimshaw's upper bound on theta, in logarithms, against the end of the last hinge.
     bound = torch.log(2 * (mean - r_min).clamp_min(torch.finfo(torch.float64).tiny))
@@ -160,22 +215,12 @@ def _grid(data: _Rows, r_min: Tensor, mean: Tensor) -> Tensor:
 
 def _on_grid(data: _Rows, grid: Tensor) -> Tensor:
     """``[B, M]`` log-likelihood per excess; ``-inf`` where ``xi < -1``."""
-    pad = -data.r.shape[1] % 8
-    r = torch.nn.functional.pad(data.r, (0, pad))
-    q = torch.nn.functional.pad(data.q, (0, pad), value=1.0)
     total = torch.empty_like(grid)
-    factor = torch.empty_like(r)
+    factor = torch.empty_like(data.r)
     for j in range(grid.shape[1]):
         t = grid[:, j]
-        torch.addcmul(q, r, t.exp().unsqueeze(1), out=factor)
-        if float(t.abs().amax()) > _PRODUCT_LIMIT:
-            total[:, j] = factor.log().sum(1)
-            continue
-        product, width = factor, factor.shape[1]
-        for _ in range(3):  # products of 8 factors: one logarithm for 8 excesses
-            width //= 2
-            product = product[:, :width] * product[:, width:]
-        total[:, j] = product.log().sum(1)
+        torch.addcmul(data.q, data.r, _by_row(t.exp()), out=factor)
+        total[:, j] = data.log_total(factor, t)
     xi = total / data.n.unsqueeze(1)
     value = -(xi / torch.expm1(grid)).log() - xi - 1
     return torch.where(xi >= -1, value, torch.full_like(value, -torch.inf))
@@ -233,12 +278,20 @@ def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor,
 
 def _xi(data: _Rows, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``xi(t)`` and its first two derivatives, one value per row."""
-    grown = data.r * t.exp().unsqueeze(1)
-    factor = data.q + grown
-    logs = torch.log1p(data.r * torch.expm1(t).unsqueeze(1))
-    deep = (t < _DEEP).nonzero().squeeze(1)
-    if deep.numel():
-        logs[deep] = factor[deep].log()
-    s = grown / factor
-    total = s.sum(1)
-    return logs.sum(1) / data.n, total / data.n, (total - s.square().sum(1)) / data.n
+    growth = t.exp()
+    factor = torch.addcmul(data.q, data.r, _by_row(growth))
+    total = data.log_total(factor, t)
+    near = (t.abs() < _NEAR_ZERO).nonzero().squeeze(1)
+    if near.numel():  # there the products are 1 to within rounding
+        some = data.take(near)
+        logs = torch.log1p(some.r * _by_row(torch.expm1(t[near])))
+        total[near] = some.total(logs)
+    u = torch.div(data.r, factor, out=factor)  # s = u e^t
+    first = growth * data.total(u)
+    second = growth.square() * data.total(u.square_())
+    return total / data.n, first / data.n, (first - second) / data.n
+
+
+def _by_row(values: Tensor) -> Tensor:
+    """``[B]`` to ``[B, 1, 1]``."""
+    return values.unsqueeze(1).unsqueeze(1)
