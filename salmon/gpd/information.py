@@ -27,13 +27,18 @@ def standard_errors(excess: Tensor, xi: Tensor, sigma: Tensor) -> tuple[Tensor, 
     """
     excess, xi, sigma = excess.double(), xi.double(), sigma.double()
     present = ~torch.isnan(excess)
-    z = torch.where(present, excess, torch.zeros_like(excess)) / sigma.unsqueeze(-1)
+    z = torch.where(present, excess, 0.0) / sigma.unsqueeze(-1)
     n = present.sum(-1).double()
     x = xi.unsqueeze(-1) * z
     w = z / (1 + x)
     b, c = w.sum(-1), w.square().sum(-1)
+    # d2l/dxi2 = -2a/xi^3 + 2b/xi^2 + (1 + 1/xi) c with a = sum log1p(x); it cancels for small xi.
+    curvature = -2 * torch.log1p(x).sum(-1) / xi**3 + 2 * b / xi.square() + c / xi
+    small = (xi.abs() < _SERIES_BELOW).nonzero().squeeze(1)
+    if small.numel():
+        curvature[small] = _shape_curvature(z[small], x[small], xi[small]).sum(-1)
     # Per unit of sigma, so that the matrix has no unit and its determinant cannot underflow.
-    h_xx = -(_shape_curvature(z, x, xi).sum(-1) + c)
+    h_xx = -(curvature + c)
     h_xs = -(b - (1 + xi) * c)
     h_ss = -(n - (1 + xi) * (2 * b - xi * c))
     determinant = h_xx * h_ss - h_xs.square()

@@ -11,12 +11,15 @@ Nothing here waits for a GPU: counts stay on the device until somebody asks for 
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from salmon.errors import InputError, StateError
 
 STATE_VERSION = 1
+
+_MOMENT_COLUMNS = 2048
 
 
 class Tails:
@@ -104,9 +107,8 @@ class Tails:
         theirs = other.largest()
         self._prepare(theirs)
         device = self._buffer.device
-        width = theirs.shape[1]
-        for start in range(0, width, self._spare):
-            self._append(theirs[:, start : start + self._spare].to(self._buffer))
+        for part in theirs.t().to(self._buffer).split(self._spare):
+            self._append(part)
         self._combine(
             other._count.to(device),
             other._mean.to(device),
@@ -121,7 +123,12 @@ class Tails:
             ``[F, min(n, C)]``, each row in descending order, in the type of the profiles.
         """
         width = min(self.samples, self.capacity)
-        return self._buffer[:, :-1].sort(dim=1, descending=True).values[:, :width].contiguous()
+        columns = self._buffer[:, 1:]
+        if columns.device.type == "cpu":  # NumPy sorts without keeping track of positions
+            rising = torch.from_numpy(np.sort(columns.numpy(), axis=1))
+        else:
+            rising = columns.sort(dim=1).values
+        return rising[:, rising.shape[1] - width :].flip(1)
 
     def state_dict(self) -> dict[str, Any]:
         """Hand out the whole state as plain values and CPU tensors.
@@ -151,11 +158,8 @@ class Tails:
         fresh = _checked_state(state, self.num_filters, self.capacity)
         largest = fresh["largest"]
         self._reset(torch.device("cpu"), largest.dtype)
-        self._buffer[:, : largest.shape[1]] = largest
-        self._fill.fill_(largest.shape[1])
-        self._bound = largest.shape[1]
-        if largest.shape[1] == self.capacity:
-            self._floor.copy_(largest[:, -1])
+        for part in largest.t().split(self._spare):
+            self._append(part)
         self._count.fill_(fresh["samples"])
         self._dropped.fill_(fresh["dropped"])
         self._mean.copy_(fresh["mean"])
@@ -164,12 +168,14 @@ class Tails:
     @property
     def _spare(self) -> int:
         """Columns beyond the capacity, filled between two compactions."""
-        return max(self.capacity // 2, 64)
+        return min(max(self.capacity // 2, 64), 1 << 14)
 
     def _reset(self, device: torch.device, dtype: torch.dtype) -> None:
         """Empty the stream."""
-        width = self.capacity + self._spare + 1  # the last column takes what is thrown away
+        # Filled from the right; the first column takes what is thrown away.
+        width = 1 + self._spare + self.capacity
         self._buffer = torch.full((self.num_filters, width), -torch.inf, device=device, dtype=dtype)
+        self._even = True  # all filters hold equally many values, and none was thrown away
         self._floor = torch.full_like(self._buffer[:, 0], -torch.inf)  # C-th largest, if known
         self._fill = torch.zeros(self.num_filters, device=device, dtype=torch.int64)
         self._bound = 0  # no fill is larger
@@ -191,15 +197,22 @@ class Tails:
     def _add(self, profile: Tensor) -> None:
         """Take up at most ``_spare`` samples."""
         profile = profile.to(self._buffer.device)
-        finite = torch.isfinite(profile).all(1)
+        low, high = torch.aminmax(profile, dim=1)  # NaN wins both
+        finite = torch.isfinite(low) & torch.isfinite(high)
         count = finite.sum()
+        clean = profile.device.type == "cpu" and bool(finite.all())
         row = finite.unsqueeze(1)
-        values = torch.where(row, profile, torch.zeros_like(profile)).double()
-        mean = values.sum(0) / count.clamp_min(1)
-        m2 = torch.where(row, values - mean, torch.zeros_like(values)).square().sum(0)
-        self._combine(count, mean, m2)
+        means, m2s = [], []
+        for part in profile.split(_MOMENT_COLUMNS, dim=1):  # small enough for the cache
+            values = part.double() if clean else torch.where(row, part, 0.0).double()
+            mean = values.sum(0) / count.clamp_min(1)
+            values = values - mean if clean else torch.where(row, values - mean, 0.0)
+            means.append(mean)
+            m2s.append(values.square_().sum(0))
+        self._combine(count, torch.cat(means), torch.cat(m2s))
         self._dropped += profile.shape[0] - count
-        self._append(profile.to(self._buffer.dtype).masked_fill(~row, -torch.inf).t().contiguous())
+        kept = profile.to(self._buffer.dtype)
+        self._append(kept if clean else kept.masked_fill(~row, -torch.inf))
 
     def _combine(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
         """Chan's update of the moments."""
@@ -211,36 +224,47 @@ class Tails:
         self._count += count
 
     def _append(self, values: Tensor) -> None:
-        """Take up ``[F, N]`` values that may belong to the largest, with ``N <= _spare``."""
-        space = self._buffer.shape[1] - 1
-        if self._bound + values.shape[1] > space:
-            # The bound counts every column; only now, rarely, is the true fill worth a wait.
+        """Take up ``[N, F]`` values that may belong to the largest, with ``N <= _spare``."""
+        added, space = values.shape[0], self._buffer.shape[1] - 1
+        if added == 0:
+            return
+        if self._bound + added > space:
+            # The bound counts every sample; only now, rarely, is the true fill worth a wait.
             self._bound = int(self._fill.max())
-            if self._bound + values.shape[1] > space:
+            if self._bound + added > space:
                 self._compact()
-        survives = values > self._floor.unsqueeze(1)
-        counts = survives.sum(1)
-        if values.device.type == "cpu":
-            row, column = survives.nonzero(as_tuple=True)
-            before = counts.cumsum(0) - counts - self._fill
-            target = torch.arange(row.numel()) - before[row]
-            self._buffer[row, target] = values[row, column]
+        if self._even:
+            end = space + 1 - self._bound
+            self._buffer[:, end - added : end] = values.t()
+            self._fill += added
         else:
-            target = self._fill.unsqueeze(1) + survives.cumsum(1) - 1
-            self._buffer.scatter_(1, target.masked_fill(~survives, space), values)
-        self._fill += counts
-        self._bound += values.shape[1]
+            survives = values > self._floor
+            ranks = survives.cumsum(0, dtype=torch.int16)  # N <= _spare <= 2^14
+            if values.device.type == "cpu":
+                sample, filter_number = survives.nonzero(as_tuple=True)
+                place = self._fill[filter_number] + ranks[sample, filter_number]
+                self._buffer[filter_number, space + 1 - place] = values[sample, filter_number]
+            else:
+                place = space + 1 - (self._fill + ranks)
+                self._buffer.scatter_(1, place.masked_fill(~survives, 0).t(), values.t())
+            self._fill += ranks[-1]
+        self._bound += added
 
     def _compact(self) -> None:
-        """Keep the C largest of every row."""
-        kept = self._buffer[:, :-1].topk(self.capacity, dim=1, sorted=False).values
-        self._buffer.fill_(-torch.inf)
-        self._buffer[:, : self.capacity] = kept
-        self._floor = kept.amin(1)
-        self._fill = (kept > -torch.inf).sum(1)
-        # topk leaves empty places anywhere; move them behind the values where a row has some.
-        if bool((self._fill < self.capacity).any()):
-            self._buffer[:, : self.capacity] = kept.sort(dim=1, descending=True).values
+        """Keep the C largest of every row, in the columns on the right."""
+        columns, cut = self._buffer[:, 1:], self._spare
+        if columns.device.type == "cpu":
+            columns.numpy().partition(cut, axis=1)  # in place; much faster than topk
+        else:
+            columns.copy_(columns.sort(dim=1).values)
+        columns[:, :cut] = -torch.inf
+        self._floor = columns[:, cut].clone()
+        self._even = False
+        self._fill.fill_(self.capacity)
+        short = self._floor == -torch.inf
+        if bool(short.any()):  # dropped samples left places empty: move these out of the way
+            columns[short] = columns[short].sort(dim=1).values
+            self._fill[short] = (columns[short] > -torch.inf).sum(1)
         self._bound = self.capacity
 
 
