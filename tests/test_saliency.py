@@ -345,7 +345,8 @@ def test_batch_norm_of_the_batch_is_refused() -> None:
     [
         (torch.tensor([0, 1, 2, 3, 4, 0]), r"lie in 0\.\.4 but the network has 4 classes"),
         (torch.tensor([0, 1, 2, 3, -1, 0]), r"lie in -1\.\.3"),
-        (torch.zeros(6, 3), r"class probabilities \[N, K\] are needed"),
+        (torch.zeros(6, 3), r"class probabilities \[N, K\] that add up to 1"),
+        (torch.tensor([[1.0, 0.0, 1.0, 0.0]] * 6), "add up to 1"),
         (torch.zeros(6), "integer class numbers"),
         (torch.zeros(6, 1, dtype=torch.long), "integer class numbers"),
     ],
@@ -371,7 +372,7 @@ class Returning(nn.Module):
     ("make", "error", "message"),
     [
         (lambda f: f, InputError, "logits of shape"),
-        (lambda f: f.mean((1, 2, 3))[:, None], InputError, "two-class network two outputs"),
+        (lambda f: f.mean((1, 2, 3))[:, None], InputError, "two-class network needs two outputs"),
         (lambda f: [f], InputError, "returned list"),
         (lambda f: {"out": f}, InputError, "returned dict"),
         (lambda f: f.mean((2, 3)).detach(), UnsupportedError, "no gradient"),

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import grad as grad_of
 from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 
-from salmon import FilterIndex, InputError
+from salmon import FilterIndex, InputError, UnsupportedError
 from salmon.saliency import measure
 from tests.networks import PlainNet, batch, one_by_one
 from tests.traces import assert_identical, network_state
@@ -102,7 +104,8 @@ def assert_measured_like_one_by_one(
     inputs = inputs.double()
     targets = torch.arange(len(inputs)) % 4
     index = FilterIndex.from_model(network, units=units)
-    exact = one_by_one(network, inputs, targets, index)
+    # In one forward, since some of these networks take the batch size into account.
+    exact = one_by_one(network, inputs, targets, index, common_forward=True)
     measured = measure(network, inputs, targets, index=index)
     scale = exact.max()
     torch.testing.assert_close(measured.profile, exact, rtol=1e-8, atol=1e-13 * float(scale))
@@ -264,13 +267,228 @@ def test_linear_rows_are_opt_in() -> None:
         FilterIndex.from_model(network, units=("neurons",))
 
 
-def test_layouts_are_found_out_once_for_each_shape() -> None:
-    network = Fused(windows=4).eval()
-    index = FilterIndex.from_model(network, units=("heads",))
+def test_layouts_are_found_out_once_where_they_cannot_change_unnoticed() -> None:
+    network = PlainNet().eval()
     inputs, targets = batch()
     layouts: dict[Any, Any] = {}
-    first = measure(network, inputs, targets, index=index, layouts=layouts).profile
-    assert len(layouts) == 1
-    again = measure(network, inputs, targets, index=index, layouts=layouts).profile
-    assert torch.equal(first, again)
-    assert len(layouts) == 1
+    first = measure(network, inputs, targets, layouts=layouts).profile
+    assert len(layouts) == 3
+    assert torch.equal(measure(network, inputs, targets, layouts=layouts).profile, first)
+    assert len(layouts) == 3
+
+
+class Sequence(nn.Module):
+    """Rows of the image through linear layers, in a way that a test chooses."""
+
+    def __init__(self, use: Callable[["Sequence", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 16), nn.Linear(16, 4)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, x.transpose(1, 2).flatten(2))  # [N, 16, 48]
+
+
+def in_place_activation(net: Sequence, x: Tensor) -> Tensor:
+    return torch.as_tensor(net.second(net.first(x).relu_()).mean(1))
+
+
+def in_place_on_a_part(net: Sequence, x: Tensor) -> Tensor:
+    hidden = net.first(x)
+    hidden[..., :8] *= 0.5
+    return torch.as_tensor(net.second(torch.tanh(hidden)).mean(1))
+
+
+def shared_by_all_samples(net: Sequence, x: Tensor) -> Tensor:
+    prototypes = net.first(torch.linspace(-1, 1, len(x) * 48, dtype=x.dtype).view(len(x), 48))
+    return torch.as_tensor(net.second(torch.tanh(net.first(x).mean(1) @ prototypes.T @ prototypes)))
+
+
+def positions_before_samples(net: Sequence, x: Tensor) -> Tensor:
+    rows = x.unflatten(1, (len(x), -1)) if 16 % len(x) == 0 else x.unsqueeze(1)
+    rows = rows.permute(1, 2, 0, 3)  # [H, W, N, C], perhaps with H == N
+    return torch.as_tensor(net.second(torch.tanh(net.first(rows))).mean((0, 1)))
+
+
+def vector_by_vector(net: Sequence, x: Tensor) -> Tensor:
+    hidden = torch.stack([net.first(row) for row in x.mean(1)])
+    return torch.as_tensor(net.second(torch.tanh(hidden)))
+
+
+SEQUENCES = [
+    in_place_activation, in_place_on_a_part, shared_by_all_samples, positions_before_samples,
+    vector_by_vector,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("use", SEQUENCES)
+@pytest.mark.parametrize("samples", [1, 4, 16])
+def test_however_a_linear_layer_is_used(
+    use: Callable[[Sequence, Tensor], Tensor], samples: int
+) -> None:
+    assert_measured_like_one_by_one(Sequence(use), batch(samples)[0], ("linear",))
+
+
+def reversed_order(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return maps(conv(x.flip(0))).flip(0)
+
+
+def sorted_order(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    order = x.mean((1, 2, 3)).argsort()
+    return maps(conv(x[order]))[order.argsort()]
+
+
+def ragged(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Samples with several frames each, of which some have more and some fewer."""
+    frames = torch.tensor([5, 4, 3, 2, 2, 2])[: len(x)]
+    owner = torch.repeat_interleave(torch.arange(len(x)), frames)
+    out = maps(
+        conv(x[owner] * torch.linspace(0.5, 2, len(owner), dtype=x.dtype)[:, None, None, None])
+    )
+    return torch.zeros(len(x), 4, dtype=x.dtype).index_add(0, owner, out)
+
+
+@pytest.mark.parametrize("use", [reversed_order, sorted_order, ragged])
+@pytest.mark.parametrize("samples", [2, 6])
+def test_samples_in_another_order_or_number_are_noticed(
+    use: Callable[[nn.Conv2d, Tensor], Tensor], samples: int
+) -> None:
+    methods = assert_measured_like_one_by_one(Using(use), batch(samples)[0])
+    assert methods == ["one by one (samples cannot be told apart in its input)"] or samples == 2
+
+
+class Frames(nn.Module):
+    """Videos whose lengths a test sets from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.lengths = [2, 2, 2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        owner = torch.repeat_interleave(torch.arange(3), torch.tensor(self.lengths))
+        scale = torch.linspace(0.5, 2, len(owner), dtype=x.dtype)[:, None, None, None]
+        out = maps(self.conv(x[owner] * scale))
+        return torch.zeros(3, 4, dtype=x.dtype).index_add(0, owner, out)
+
+
+def test_what_was_found_out_in_one_batch_is_not_believed_in_the_next() -> None:
+    network = Frames().double().eval()
+    inputs, targets = batch(3)
+    index = FilterIndex.from_model(network)
+    for lengths in ([2, 2, 2], [1, 2, 3], [3, 2, 1]):
+        network.lengths = lengths
+        measured = measure(network, inputs.double(), targets, index=index).profile
+        exact = one_by_one(network, inputs.double(), targets, index, common_forward=True)
+        torch.testing.assert_close(measured, exact, rtol=1e-9, atol=0)
+
+
+def test_losses_with_gradients_inside_are_differentiated_one_by_one() -> None:
+    network = PlainNet().double().eval()
+    inputs, targets = batch()
+    inputs = inputs.double().requires_grad_()
+    index = FilterIndex.from_model(network)
+
+    class Penalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.detach().requires_grad_()
+            logits = self.net(x)
+            (slope,) = torch.autograd.grad(logits[:, 0].sum(), x, create_graph=True)
+            penalty = 100 * slope.square().sum((1, 2, 3))[:, None]
+            return torch.as_tensor(logits + penalty * torch.arange(4))
+
+    whole = Penalised().eval()
+    index = FilterIndex.from_model(whole)
+    measured = measure(whole, inputs, targets, index=index)
+    exact = one_by_one(whole, inputs, targets, index)
+    torch.testing.assert_close(measured.profile, exact, rtol=1e-8, atol=1e-13)
+    assert all(method.startswith("one by one") for method in measured.methods)
+
+
+class Doubling(torch.autograd.Function):
+    """Runs a convolution inside, without a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return nn.functional.conv2d(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        return (
+            grad_of.conv2d_input(x.shape, weight, grad),
+            2 * grad_of.conv2d_weight(x, weight.shape, grad),
+        )
+
+
+def in_a_function_of_its_own(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return maps(Doubling.apply(x, conv.weight))
+
+
+def also_without_gradients(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = conv(x).std()
+    return maps(conv(x) / 2) + 0 * scale
+
+
+def per_sample_by_vmap(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    def one(sample: Tensor) -> Tensor:
+        return nn.functional.conv2d(sample[None], conv.weight)[0]
+
+    return maps(torch.as_tensor(torch.func.vmap(one)(x)))
+
+
+@pytest.mark.parametrize(
+    "use", [in_a_function_of_its_own, also_without_gradients, per_sample_by_vmap]
+)
+def test_operations_that_hide_the_weight_are_measured_all_the_same(
+    use: Callable[[nn.Conv2d, Tensor], Tensor],
+) -> None:
+    assert_measured_like_one_by_one(Using(use), batch()[0])
+
+
+def test_complex_weights_are_measured_one_by_one() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, dtype=torch.complex128)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.as_tensor(self.conv(x.to(torch.complex128)).abs().mean((2, 3)))
+
+    network = Complex().eval()
+    inputs, targets = batch()
+    index = FilterIndex.from_model(network)
+    measured = measure(network, inputs.double(), targets, index=index).profile
+    rows = []
+    for x, y in zip(inputs.double(), targets, strict=True):
+        loss = nn.functional.cross_entropy(network(x[None]), y[None])
+        (grad,) = torch.autograd.grad(loss, network.conv.weight)
+        rows.append(grad.abs().flatten(1).mean(1))
+    torch.testing.assert_close(measured, torch.stack(rows), rtol=1e-9, atol=0)
+
+
+def test_attention_with_as_many_samples_as_channels() -> None:
+    assert_measured_like_one_by_one(Attention(), batch(48)[0], ("heads", "linear"))
+
+
+def test_a_reentrant_checkpoint_is_refused_with_what_works() -> None:
+    class Recomputed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return maps(checkpoint(self.inner, self.stem(x), use_reentrant=True))
+
+    network = Recomputed().eval()
+    with pytest.raises(UnsupportedError, match=r"inner\.weight ran without gradients.*re-entrant"):
+        measure(network, *batch())
+    index = FilterIndex.from_model(network, exclude=["inner"])
+    with pytest.raises(UnsupportedError, match="use_reentrant=False"):
+        measure(network, *batch(), index=index)

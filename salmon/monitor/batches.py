@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -50,33 +49,6 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
         f"{', '.join(INPUT_KEYS)} and targets under one of {', '.join(TARGET_KEYS)}, is needed. "
         "Pass unpack=, a function that takes the batch and returns (inputs, targets)."
     )
-
-
-def check_samples(inputs: Any, targets: Any) -> int:
-    """Count the samples of a batch.
-
-    Args:
-        inputs: Tensor, or tuple or mapping of tensors.
-        targets: Labels.
-
-    Returns:
-        N.
-
-    Raises:
-        InputError: If targets are no tensor with samples, or their number is not that of inputs.
-    """
-    if not isinstance(targets, Tensor) or targets.ndim == 0:
-        raise InputError(
-            f"targets are {type(targets).__name__} without a sample dimension; a tensor [N] or "
-            "[N, K] is needed. Pass unpack= if the batch hides its labels elsewhere."
-        )
-    sizes = {tensor.shape[0] for tensor in _tensors(inputs) if tensor.ndim > 0}
-    if len(targets) not in sizes:
-        raise InputError(
-            f"targets hold {len(targets)} samples but inputs hold {sorted(sizes)}; one label per "
-            "input is needed. Pass unpack= if the batch pairs them otherwise."
-        )
-    return len(targets)
 
 
 def ids_of_batch(
@@ -131,8 +103,3 @@ def take_rows(values: Any, rows: Tensor, samples: int) -> Any:
         return tensor[rows.to(tensor.device)]
 
     return pytree.tree_map_only(Tensor, take, values)
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """All tensors in a nesting."""
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]

@@ -10,7 +10,7 @@ from salmon.errors import InputError, SalmonError, StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.bases import logger
-from salmon.monitor.batches import check_samples, ids_of_batch, take_rows
+from salmon.monitor.batches import ids_of_batch, take_rows
 from salmon.monitor.context import (
     Clock,
     expected_samples,
@@ -28,7 +28,14 @@ from salmon.monitor.output import (
 )
 from salmon.monitor.run import Diagnosis, Run, lenient_cross_entropy
 from salmon.monitor.settings import Settings
-from salmon.saliency import Coverage, Layouts, coverage_of, eval_mode, measure
+from salmon.saliency import (
+    Coverage,
+    Layouts,
+    check_samples,
+    coverage_of,
+    eval_mode,
+    measure,
+)
 from salmon.tails import load_fit
 
 

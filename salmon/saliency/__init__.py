@@ -2,15 +2,8 @@
 
 from salmon.saliency.backward import Layouts
 from salmon.saliency.coverage import Coverage, coverage, coverage_of
-from salmon.saliency.profile import (
-    Loss,
-    Measurement,
-    check_eval_mode,
-    check_labels,
-    filter_saliency,
-    logits_of,
-    measure,
-)
+from salmon.saliency.losses import Loss, check_labels, check_samples, logits_of
+from salmon.saliency.profile import Measurement, check_eval_mode, filter_saliency, measure
 from salmon.saliency.trace import eval_mode, keep_rng
 from salmon.saliency.verify import VerificationError, verify
 
@@ -22,6 +15,7 @@ __all__ = [
     "VerificationError",
     "check_eval_mode",
     "check_labels",
+    "check_samples",
     "coverage",
     "coverage_of",
     "eval_mode",

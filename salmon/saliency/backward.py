@@ -7,7 +7,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Container, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,14 +19,17 @@ from salmon.errors import UnsupportedError
 from salmon.saliency.catch import Caught
 from salmon.saliency.graph import survey
 from salmon.saliency.reduce import GROUPED_ELEMENTS, channel_sums
-from salmon.saliency.uses import Arrival, Layout, Use, fits
+from salmon.saliency.uses import Arrival, Layout, Use, fits, sample_codes
 
 FAST = "fast"
 IN_PIECES = "in pieces"
 ONE_BY_ONE = "one by one"
 
-Layouts = MutableMapping[tuple[str, tuple[int, ...], int], Layout]
-"""Layouts found so far, by weight name, input shape and batch size."""
+LayoutKey = tuple[str, int, tuple[int, ...], int]
+Layouts = MutableMapping[LayoutKey, Layout | None]
+"""Layouts found so far, by weight name, number of the call, input shape and batch size; None where
+no layout fits. A key ``(name, 0, (), 0)`` says that the layouts of this weight are not to be
+trusted from batch to batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,13 +77,6 @@ class Backward:
             UnsupportedError: If the gradient of an indexed weight was switched off in forward, or
                 an input was overwritten.
         """
-        if self._caught.blind:
-            names = ", ".join(self._weights[i].name for i in sorted(self._caught.blind))
-            raise UnsupportedError(
-                f"{names} ran without gradients (torch.no_grad or a re-entrant checkpoint in "
-                "forward?), so its saliency is unknown; leave its layer out with exclude=, or "
-                "enable gradients there (checkpoint(..., use_reentrant=False))."
-            )
         if self._samples == 0:
             return
         # Under autocast the reductions would run in half precision.
@@ -89,71 +85,122 @@ class Backward:
 
     def _run(self, losses: Tensor) -> None:
         """Survey the graph, then choose a way for each weight."""
+        caught = self._caught
         watched = {id(weight.parameter): i for i, weight in enumerate(self._weights)}
-        found = survey(losses.sum(), self._caught.nodes, watched)
-        roots = [self._caught.edges[node] for node in found.roots]
-        by_position: dict[int, list[int]] = defaultdict(list)
-        for node in found.reached:
-            for number in self._caught.nodes[node]:
-                by_position[self._caught.uses[number].position].append(number)
-        slow = {watched[leaf]: "used outside convolutions and linears" for leaf in found.stray}
-        numbers = [number for uses in by_position.values() for number in uses]
+        aliases = {id(use.alias): use.position for use in caught.uses}
+        found = survey(losses.sum(), caught.nodes, watched, aliases)
+        roots = [caught.edges[node] for node in found.roots]
+        numbers = [number for node in found.reached for number in caught.nodes[node]]
+        slow = dict.fromkeys(found.stray, "used outside convolutions and linears")
+        reached = {caught.uses[number].position for number in numbers}
+        self._refuse_blind(reached | set(slow))
+        if found.reentrant:
+            raise UnsupportedError(
+                "forward uses a re-entrant checkpoint, through which no gradient of a part of the "
+                "network can be taken; use checkpoint(..., use_reentrant=False)."
+            )
         layouts = self._decide_layouts(losses, roots, numbers)
-        for position, uses in by_position.items():
-            if any(number not in layouts for number in uses):
+        for number in numbers:
+            if number not in layouts:
+                position = caught.uses[number].position
                 slow.setdefault(position, "samples cannot be told apart in its input")
-        for position, why in slow.items():
-            self.methods[position] = f"{ONE_BY_ONE} ({why})"
-            self.sums[position] = self._one_by_one(losses, position, by_position[position])
+        self._one_by_one(losses, slow)
         self._expected = Counter(
-            {position: len(uses) for position, uses in by_position.items() if position not in slow}
+            caught.uses[number].position
+            for number in numbers
+            if caught.uses[number].position not in slow
         )
         if self._expected:
-            self._caught.listener = partial(self._take, layouts)
+            caught.listener = partial(self._take, layouts)
             torch.autograd.grad(losses.sum(), roots, allow_unused=True)
-            self._caught.listener = None
+            caught.listener = None
         for position in list(self._waiting):
             self.sums[position] = self._in_pieces(self._waiting.pop(position))
+
+    def _refuse_blind(self, seen: set[int]) -> None:
+        """Refuse weights that ran without gradients only."""
+        blind = self._caught.blind - seen
+        if blind:
+            names = ", ".join(self._weights[i].name for i in sorted(blind))
+            raise UnsupportedError(
+                f"{names} ran without gradients (torch.no_grad or a re-entrant checkpoint in "
+                "forward?), so its saliency is unknown; leave its layer out with exclude=, or "
+                "enable gradients there (checkpoint(..., use_reentrant=False))."
+            )
 
     def _decide_layouts(
         self, losses: Tensor, roots: list[GradientEdge], numbers: list[int]
     ) -> dict[int, Layout]:
-        """The layout of each use, where it is sure; asks the data where shapes do not tell."""
+        """The layout of each use, where the data bear it out."""
         decided: dict[int, Layout] = {}
-        unsure: list[int] = []
-        for number in numbers:
+        unsure: dict[int, LayoutKey] = {}
+        calls: Counter[int] = Counter()
+        for number in sorted(numbers):
             use = self._caught.uses[number]
-            if len(use.layouts) == 1:
-                decided[number] = use.layouts[0]
-            elif self._key(use) in self._layouts:
-                decided[number] = self._layouts[self._key(use)]
-            elif use.layouts:
-                unsure.append(number)
-        if not unsure:
-            return decided
-        touched: dict[int, Tensor] = {}
-
-        def listen(number: int, grad: Tensor) -> None:
-            linear = self._caught.uses[number].geometry is None
-            touched[number] = (grad != 0).any(-1) if linear else (grad != 0).flatten(1).any(1)
-
-        self._caught.listener = listen
-        # Where the gradient of the last sample alone arrives, there the last sample is.
-        torch.autograd.grad(losses[-1], roots, retain_graph=True, allow_unused=True)
-        self._caught.listener = None
-        for number in unsure:
-            use = self._caught.uses[number]
-            mask = touched.get(number)
-            if mask is None or not bool(mask.any()):
+            calls[use.position] += 1
+            key = (
+                self._weights[use.position].name,
+                calls[use.position],
+                tuple(use.inputs.shape),
+                self._samples,
+            )
+            if not use.layouts:
                 continue
-            possible = [layout for layout in use.layouts if fits(layout, mask, self._samples)]
-            if len(possible) == 1:
-                decided[number] = self._layouts[self._key(use)] = possible[0]
+            if self._samples == 1:
+                decided[number] = use.layouts[0]
+            elif key in self._layouts and (key[0], 0, (), 0) not in self._layouts:
+                known = self._layouts[key]
+                if known is not None:
+                    decided[number] = known
+            else:
+                unsure[number] = key
+        if unsure:
+            codes = sample_codes(self._samples).to(losses)
+            plain = self._gradient_sizes(losses.sum(), roots, unsure)
+            coded = self._gradient_sizes((losses * codes).sum(), roots, unsure)
+            for number, key in unsure.items():
+                self._judge(number, key, decided, (plain.get(number), coded.get(number)), codes)
         return decided
 
-    def _key(self, use: Use) -> tuple[str, tuple[int, ...], int]:
-        """Under which the layout of a use is kept."""
-        return self._weights[use.position].name, tuple(use.inputs.shape), self._samples
+    def _judge(
+        self,
+        number: int,
+        key: LayoutKey,
+        decided: dict[int, Layout],
+        sizes: tuple[Tensor | None, Tensor | None],
+        codes: Tensor,
+    ) -> None:
+        """Accept the layout under which every position's gradient bears its sample's code."""
+        plain, coded = sizes
+        layouts = self._caught.uses[number].layouts
+        if plain is None or coded is None or not bool(plain.any()):
+            decided[number] = layouts[0]  # no gradient, so any layout gives zero
+            return
+        fitting = [layout for layout in layouts if fits(layout, plain, coded, codes)]
+        if fitting:
+            decided[number] = fitting[0]
+        found = decided.get(number)
+        if found in (Layout.MAJOR, Layout.MINOR):
+            # Ragged data can look so by chance: look again in every batch.
+            self._layouts[key[0], 0, (), 0] = None
+        self._layouts[key] = found
+
+    def _gradient_sizes(
+        self, loss: Tensor, roots: list[GradientEdge], wanted: Container[int]
+    ) -> dict[int, Tensor]:
+        """By use, the sum of ``|gradient|`` over the channels of its output."""
+        sizes: dict[int, Tensor] = {}
+
+        def listen(number: int, grad: Tensor) -> None:
+            if number in wanted:
+                linear = self._caught.uses[number].geometry is None
+                absolute = grad.detach().abs().to(torch.promote_types(grad.dtype, torch.float32))
+                sizes[number] = absolute.sum(-1) if linear else absolute.flatten(1).sum(1)
+
+        self._caught.listener = listen
+        torch.autograd.grad(loss, roots, retain_graph=True, allow_unused=True)
+        self._caught.listener = None
+        return sizes
 
     def _take(self, layouts: dict[int, Layout], number: int, grad: Tensor) -> None:
         """Reduce a use whose gradient arrived, or keep it for later."""
@@ -191,17 +238,28 @@ class Backward:
         self.methods[use.position] = f"{IN_PIECES} ({', '.join(why)})"
         return torch.cat(parts)
 
-    def _one_by_one(self, losses: Tensor, position: int, numbers: list[int]) -> Tensor:
-        """Differentiate one weight for each sample."""
-        weight = self._weights[position]
-        uses = [self._caught.uses[number] for number in numbers]
-        leaves = [weight.parameter, *(use.alias for use in uses)]
-        rows = []
+    def _one_by_one(self, losses: Tensor, slow: Mapping[int, str]) -> None:
+        """Differentiate some weights for each sample."""
+        if not slow:
+            return
+        leaves = {position: [self._weights[position].parameter] for position in slow}
+        uses: dict[int, list[Use]] = {position: [] for position in slow}
+        for use in self._caught.uses:
+            if use.position in slow:
+                uses[use.position].append(use)
+                leaves[use.position].append(use.alias)
+        every = [leaf for some in leaves.values() for leaf in some]
+        rows: dict[int, list[Tensor]] = {position: [] for position in slow}
         for loss in losses:
-            own, *through = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-            total = torch.zeros_like(weight.parameter) if own is None else own
-            for use, grad in zip(uses, through, strict=True):
-                if grad is not None:
-                    total = total + use.lift(grad.unsqueeze(0))[0]
-            rows.append(channel_sums(total.abs().unsqueeze(0), weight.groups))
-        return torch.cat(rows)
+            grads = iter(torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True))
+            for position in slow:
+                weight, own = self._weights[position], next(grads)
+                total = torch.zeros_like(weight.parameter) if own is None else own
+                for use in uses[position]:
+                    through = next(grads)
+                    if through is not None:
+                        total = total + use.lift(through.detach().unsqueeze(0))[0]
+                rows[position].append(channel_sums(total.abs().unsqueeze(0), weight.groups))
+        for position, why in slow.items():
+            self.sums[position] = torch.cat(rows[position]).detach()
+            self.methods[position] = f"{ONE_BY_ONE} ({why})"

@@ -59,17 +59,21 @@ class Caught:
             numbers: Of the uses it serves.
             output: Of the operation, just made.
         """
+        # A linear operation on more than two dimensions gives a view. An in-place operation on it
+        # takes the view's node out of the graph, but not that of its base.
+        base = output._base
+        hooked = base if base is not None and base.numel() == output.numel() else output
         # The edge of this moment: an in-place activation moves the tensor to another node.
-        edge = get_gradient_edge(output)
+        edge = get_gradient_edge(hooked)
         self.edges[edge.node] = edge
         self.nodes[edge.node] = numbers
-        output.register_hook(partial(self._arrived, numbers))
+        hooked.register_hook(partial(self._arrived, numbers, output.shape))
 
-    def _arrived(self, numbers: list[int], grad: Tensor) -> None:
+    def _arrived(self, numbers: list[int], shape: torch.Size, grad: Tensor) -> None:
         """Pass a gradient on to whoever listens."""
         if self.listener is not None:
             for number in numbers:
-                self.listener(number, grad)
+                self.listener(number, grad.reshape(shape))
 
 
 class Catcher(TorchFunctionMode):
@@ -87,7 +91,7 @@ class Catcher(TorchFunctionMode):
         self._weights = weights
         self._positions = {id(weight): i for i, weight in enumerate(weights)}
         self._samples = samples
-        self._attention = watched_attention(partial(self._linear, layouts=(Layout.SECOND,)))
+        self._attention = watched_attention(self._linear)
 
     def __torch_function__(
         self,
@@ -129,17 +133,12 @@ class Catcher(TorchFunctionMode):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
-        *,
-        layouts: tuple[Layout, ...] | None = None,
     ) -> Tensor:
         """Run one linear operation, watched where it reads an indexed weight."""
         positions = self._positions_of(weight)
-        if not positions:
+        if not positions or _transformed(input, weight):
             return _linear(input, weight, bias)
-        if layouts is None:
-            layouts = possible_layouts(input, self._samples, linear=True)
-        elif input.shape[1] != self._samples:
-            layouts = ()
+        layouts = possible_layouts(input, self._samples, linear=True)
         return self._watch(
             lambda alias: _linear(input, alias, bias),
             input, weight, positions, geometry=None, layouts=layouts,
@@ -148,7 +147,7 @@ class Catcher(TorchFunctionMode):
     def _convolve(self, func: Callable[..., Any], call: dict[str, Any]) -> Tensor:
         """Run one convolution, watched where it reads an indexed weight."""
         positions = self._positions_of(call["weight"])
-        if not positions:
+        if not positions or _transformed(call["input"], call["weight"]):
             return torch.as_tensor(func(**call))
         dims = _DIMS[func]
         inputs, geometry = conv_geometry(call, dims, transposed=func in _TRANSPOSED)
@@ -209,3 +208,8 @@ def _rows(weight: Tensor, parameter: Tensor) -> slice | None:
         return None
     start = (weight.storage_offset() - parameter.storage_offset()) // parameter.stride(0)
     return slice(start, start + weight.shape[0])
+
+
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether ``torch.func`` is at work, inside of which nothing can be kept or hooked."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from salmon.filters import UNITS, FilterIndex, clean_name, discover
-from salmon.saliency.profile import Loss, measure
+from salmon.saliency.losses import Loss
+from salmon.saliency.profile import measure
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,20 +13,29 @@ class Survey:
 
     reached: list[Node]  # caught nodes that the loss depends on
     roots: list[Node]  # those of them with no caught node between them and the inputs
-    stray: set[int]  # ids of watched leaves that the loss depends on directly
+    reentrant: bool  # whether it passes through a re-entrant checkpoint
+    stray: set[int]  # values of watched leaves, and of aliases, that it depends on in another way
 
 
-def survey(total: Tensor, caught: Collection[Node], watched: Collection[int]) -> Survey:
-    """Find which caught nodes and watched leaves a loss depends on.
+def survey(
+    total: Tensor,
+    caught: Collection[Node],
+    watched: Mapping[int, int],
+    aliases: Mapping[int, int],
+) -> Survey:
+    """Find which caught nodes and leaves a loss depends on.
 
     Args:
         total: The loss.
         caught: Nodes of the graph.
-        watched: Ids of leaf tensors.
+        watched: Values by id of leaf: leaves that the loss should not depend on.
+        aliases: Values by id of leaf: leaves that it should depend on through one caught node only.
 
     Returns:
         The survey.
     """
+    parents: dict[Node, list[Node]] = {}
+    leaves: list[tuple[Node, int]] = []
     stray: set[int] = set()
     fed: dict[Node, bool] = {}  # node -> a caught node lies between it and the inputs
     start = total.grad_fn
@@ -43,10 +52,28 @@ def survey(total: Tensor, caught: Collection[Node], watched: Collection[int]) ->
         stack.append((node, True))
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) in watched:
-            stray.add(id(leaf))
-        stack.extend((child, False) for child in children if child not in fed)
+            stray.add(watched[id(leaf)])
+        if leaf is not None and id(leaf) in aliases:
+            leaves.append((node, aliases[id(leaf)]))
+        for child in children:
+            parents.setdefault(child, []).append(node)
+            if child not in fed:
+                stack.append((child, False))
+    stray |= {value for node, value in leaves if not _leads_to(node, parents, caught)}
     reached = [node for node in caught if node in fed]
-    return Survey(reached, [node for node in reached if not fed[node]], stray)
+    roots = [node for node in reached if not fed[node]]
+    reentrant = any(fed[node] and node.name() == "CheckpointFunctionBackward" for node in fed)
+    return Survey(reached, roots, reentrant, stray)
+
+
+def _leads_to(node: Node, parents: Mapping[Node, list[Node]], caught: Collection[Node]) -> bool:
+    """Whether the only way from a node towards the loss passes through a caught node."""
+    while node not in caught:
+        above = parents.get(node, [])
+        if len(above) != 1:
+            return False
+        node = above[0]
+    return True
 
 
 def sources(tensor: Tensor, caught: Collection[Node], watched: Mapping[int, int]) -> list[int]:

@@ -7,25 +7,26 @@ so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes st
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import InputError, UnsupportedError
+from salmon.errors import InputError
 from salmon.filters import FilterIndex, clean_name
 from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
+from salmon.saliency.losses import Loss, check_losses, check_samples, cross_entropy
 from salmon.saliency.trace import gradients_on, keep_rng
 
-NO_INFLUENCE = "no influence on the loss"
+_layouts: WeakKeyDictionary[nn.Module, Layouts] = WeakKeyDictionary()
 
-Loss = Callable[[Any, Tensor], Tensor]
-"""``(output of the network, targets [N, ...]) -> [N]`` losses."""
+NO_INFLUENCE = "no influence on the loss"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,8 +87,8 @@ def measure(
         index: The filters to measure; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
         forward_context: Entered around forward and loss only, such as ``torch.autocast``.
-        layouts: A dictionary to keep between calls on one network: where the samples are in the
-            inputs of each layer, so that it need not be found out again.
+        layouts: What is known of where the samples are in the inputs of each layer; None keeps it
+            from call to call, by network.
 
     Returns:
         Profile, output and losses.
@@ -99,7 +100,7 @@ def measure(
     index = index or FilterIndex.from_model(model)
     forward_context = forward_context or nullcontext()
     check_eval_mode(model)
-    samples = len(targets)
+    samples = check_samples(inputs, targets)
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
     # Inside Trainer.validate batches are inference tensors, which no graph may keep.
@@ -110,9 +111,12 @@ def measure(
             with torch.enable_grad(), _eagerly(), forward_context, catcher:
                 output = call_network(model, inputs)
                 losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
-                _check_losses(losses, samples)
+                check_losses(losses, samples)
             backward = Backward(
-                catcher.caught, weights, samples, {} if layouts is None else layouts
+                catcher.caught,
+                weights,
+                samples,
+                _layouts.setdefault(model, {}) if layouts is None else layouts,
             )
             backward.run(losses)
         finally:
@@ -137,81 +141,6 @@ def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Te
         torch.div(by_filter, layer.size, out=profile[:, start:end])
     # The gradient of a NaN loss can be finite; such a sample has no saliency.
     return profile.masked_fill_(~torch.isfinite(losses).unsqueeze(1), torch.nan)
-
-
-def cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """Per-sample cross-entropy of the logits.
-
-    Args:
-        output: What the network returned; see :func:`logits_of`.
-        targets: ``[N]`` class numbers or ``[N, K]`` class probabilities.
-
-    Returns:
-        ``[N]`` losses.
-
-    Raises:
-        InputError: If targets do not fit the logits, or a class number is out of range.
-    """
-    logits = logits_of(output)
-    if targets.ndim == 1 and not targets.is_floating_point():
-        if logits.device.type == "cpu":  # on a GPU the check would wait for the device
-            check_labels(targets, logits.shape[1])
-        targets = targets.long()
-    elif targets.shape != logits.shape or not targets.is_floating_point():
-        raise InputError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)} and logits have shape "
-            f"{tuple(logits.shape)}; integer class numbers [N] or class probabilities [N, K] are "
-            "needed. For other tasks pass loss=, which gives one loss per sample."
-        )
-    return nn.functional.cross_entropy(logits, targets, reduction="none")
-
-
-def check_labels(targets: Tensor, classes: int) -> None:
-    """Refuse class numbers out of range.
-
-    Args:
-        targets: ``[N]`` integers.
-        classes: K.
-
-    Raises:
-        InputError: If a number lies outside ``0..K-1``.
-    """
-    if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
-        raise InputError(
-            f"targets lie in {int(targets.min())}..{int(targets.max())} but the network has "
-            f"{classes} classes; class numbers 0..{classes - 1} are needed."
-        )
-
-
-def logits_of(output: Any) -> Tensor:
-    """Find the class logits in what a network returned.
-
-    Args:
-        output: The logits, or a mapping or object with the entry ``logits``.
-
-    Returns:
-        ``[N, K]`` logits.
-
-    Raises:
-        InputError: If there are none, or their shape is another one.
-    """
-    logits = output
-    if isinstance(output, Mapping):
-        logits = output.get("logits")
-    elif not isinstance(output, Tensor):
-        logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise InputError(
-            f"the network returned {type(output).__name__}; a tensor of logits [N, K], or a "
-            "mapping or object with the entry 'logits', is needed. Wrap the network in one that "
-            "returns it."
-        )
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise InputError(
-            f"the network returned logits of shape {tuple(logits.shape)}; [N, K] with at least 2 "
-            "classes is needed. Flatten them in forward, or give a two-class network two outputs."
-        )
-    return logits
 
 
 def check_eval_mode(model: nn.Module) -> None:
@@ -297,18 +226,3 @@ def _usable_in_graph(tensor: Tensor) -> Tensor:
     """A tensor that autograd may keep."""
     with torch.inference_mode(mode=False):
         return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _check_losses(losses: Any, samples: int) -> None:
-    """Refuse losses that are not one number per sample with a graph."""
-    if not isinstance(losses, Tensor) or tuple(losses.shape) != (samples,):
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise InputError(
-            f"loss gave {found} but one loss per sample, [{samples}], is needed; use "
-            "reduction='none' and average over what is not the batch."
-        )
-    if not losses.requires_grad:
-        raise UnsupportedError(
-            "the loss has no gradient: forward or loss detach it, or run under torch.no_grad. "
-            "Remove that, or measure another network."
-        )

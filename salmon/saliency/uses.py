@@ -14,6 +14,8 @@ from torch import Tensor
 from salmon.saliency.geometry import Geometry
 from salmon.saliency.reduce import filter_sums, linear_sums, weight_gradients
 
+_CODE_TOLERANCE = 1e-2  # neighbouring codes differ by a factor of 2 at least
+
 
 class Layout(Enum):
     """Where the samples of the batch are in an input or output."""
@@ -54,14 +56,18 @@ class Use:
             ``[n, *parameter shape]``.
         """
         if self.derived is not None:
-            # One small graph, backwards for all samples at once.
-            (lifted,) = torch.autograd.grad(
-                self.derived,
-                self.parameter,
-                gradients.reshape(len(gradients), *self.derived.shape).to(self.derived.dtype),
-                retain_graph=True,
-                is_grads_batched=True,
-            )
+            shaped = gradients.reshape(len(gradients), *self.derived.shape).to(self.derived.dtype)
+            try:  # one small graph, backwards for all samples at once
+                (lifted,) = torch.autograd.grad(
+                    self.derived, self.parameter, shaped, retain_graph=True, is_grads_batched=True
+                )
+            except RuntimeError:  # some operation in it has no batched backward
+                lifted = torch.stack(
+                    [
+                        torch.autograd.grad(self.derived, self.parameter, one, retain_graph=True)[0]
+                        for one in shaped
+                    ]
+                )
             return lifted.detach()
         if self.rows is None:
             return gradients
@@ -131,7 +137,7 @@ class Arrival:
 
 
 def possible_layouts(inputs: Tensor, samples: int, *, linear: bool) -> tuple[Layout, ...]:
-    """Which layouts the shape of an input allows.
+    """Which layouts the shape of an input allows; only the data can say whether one is right.
 
     Args:
         inputs: What an operation read, ``[..., C]`` for a linear one.
@@ -139,31 +145,55 @@ def possible_layouts(inputs: Tensor, samples: int, *, linear: bool) -> tuple[Lay
         linear: Whether the last dimension is the only one that is not a position.
 
     Returns:
-        None, one, or several that only the data can tell apart.
+        None, one, or several, the most usual one first.
     """
+    if samples == 0 or inputs.ndim < 2 or inputs.is_complex():
+        return ()
     length = inputs.shape[0]
     found = []
     if length == samples:
         found.append(Layout.FIRST)
     elif length % samples == 0:
-        found += [Layout.MAJOR, Layout.MINOR] if samples > 1 else [Layout.MAJOR]
-    if linear and inputs.ndim > 2 and inputs.shape[1] == samples and samples > 1:
+        found += [Layout.MAJOR, Layout.MINOR]
+    if linear and inputs.ndim > 2 and inputs.shape[1] == samples:
         found.append(Layout.SECOND)
     return tuple(found)
 
 
-def fits(layout: Layout, touched: Tensor, samples: int) -> bool:
-    """Whether all touched positions belong to the last sample.
+def sample_codes(samples: int) -> Tensor:
+    """Powers of two by which samples are told apart, other ones for neighbours.
+
+    A gradient scales with such a factor without rounding.
 
     Args:
-        layout: To be judged.
-        touched: Bool, of the shape of an output without channels (``[N, ...]`` before folding).
         samples: N.
 
     Returns:
-        Whether nothing outside the last sample is touched.
+        ``[N]`` between 2^-8 and 2^7.
     """
-    return not bool(_samples_first(touched, layout, samples)[:-1].any())
+    number = torch.arange(samples)
+    return torch.pow(2.0, (number + 7 * (number // 16)) % 16 - 8)
+
+
+def fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
+    """Whether the gradient at every position scales with the code of the position's sample.
+
+    Args:
+        layout: To be judged.
+        plain: Size of the gradient of the summed loss at each position.
+        coded: The same for the losses times ``codes``.
+        codes: ``[N]``.
+
+    Returns:
+        Whether all do; positions without a gradient do, and NaN fits NaN.
+    """
+    a, b = (
+        _samples_first(sizes, layout, len(codes)).reshape(len(codes), -1)
+        for sizes in (plain, coded)
+    )
+    expected = a * codes.to(a).unsqueeze(1)
+    close = (b - expected).abs() <= _CODE_TOLERANCE * expected
+    return bool((close | (torch.isnan(a) & torch.isnan(b))).all())
 
 
 def _samples_first(tensor: Tensor, layout: Layout, samples: int) -> Tensor:

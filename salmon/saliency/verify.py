@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import SalmonError
+from salmon.errors import InputError, SalmonError
 from salmon.filters import FilterIndex
-from salmon.saliency.profile import Loss, call_network, cross_entropy, indexed_weights, measure
+from salmon.saliency.losses import Loss, cross_entropy
+from salmon.saliency.profile import call_network, indexed_weights, measure
 from salmon.saliency.reduce import channel_sums
 from salmon.saliency.trace import gradients_on, keep_rng
 
@@ -55,6 +56,8 @@ def verify(
         UnsupportedError: As of :func:`salmon.filter_saliency`.
     """
     index = index or FilterIndex.from_model(model)
+    if len(targets) == 0:
+        raise InputError("there are no samples to compare; at least 1 is needed, 4 are better.")
     if dtype is not None:
         model = copy.deepcopy(model).to(dtype)
 
