@@ -119,6 +119,11 @@ def test_networks_without_selected_convolutions_are_refused() -> None:
         FilterIndex.from_model(PlainNet(), include=["nothing"])
 
 
+def test_a_string_is_no_list_of_patterns() -> None:
+    with pytest.raises(InputError, match=r"exclude is the string '\*.7'"):
+        FilterIndex.from_model(PlainNet(), exclude="*.7")
+
+
 def test_lazy_convolutions_need_a_first_batch() -> None:
     network = nn.Sequential(nn.LazyConv2d(4, 3))
     with pytest.raises(InputError, match="run one batch"):

@@ -66,6 +66,12 @@ def test_nothing_in_a_file_is_executed(
     assert not (tmp_path / "was-executed").exists()
 
 
+def test_a_missing_file_is_named(tmp_path: Path, index: FilterIndex) -> None:
+    for name in ("none.pt", "."):
+        with pytest.raises(StateError, match="cannot be read as a saved fit"):
+            load_fit(tmp_path / name, index)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a fit", b"PK\x03\x04broken"])
 def test_damaged_files_are_refused(tmp_path: Path, index: FilterIndex, content: bytes) -> None:
     (tmp_path / "fit.pt").write_bytes(content)

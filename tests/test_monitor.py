@@ -310,6 +310,35 @@ def test_max_samples_of_a_stream_are_its_first(tmp_path: Path) -> None:
     assert monitor.results["validation"].mistakes.sample.max().item() < 12
 
 
+class Batched(torch.utils.data.Dataset[Any]):
+    """A data set whose items are batches."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, item: int) -> Any:
+        images, labels = digits(40).tensors
+        return images[8 * item : 8 * item + 8], labels[8 * item : 8 * item + 8]
+
+
+def test_max_samples_of_ready_made_batches_are_the_first_samples(tmp_path: Path) -> None:
+    monitor = SaliencyMonitor(level=0.5, max_samples=20, strict=True)
+    ready: DataLoader[Any] = DataLoader(Batched(), batch_size=None)
+    trainer(tmp_path, monitor).validate(Module(), ready, verbose=False)
+    assert monitor.results["validation"].samples == 20
+
+
+def test_a_loader_without_labels_does_not_take_the_name_of_another(tmp_path: Path) -> None:
+    class Mixed(Module):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+
+    monitor = SaliencyMonitor(level=0.5)
+    unlabelled = loader(torch.utils.data.TensorDataset(digits().tensors[0]))
+    trainer(tmp_path, monitor).validate(Mixed(), [unlabelled, loader()], verbose=False)
+    assert list(monitor.results) == ["validation/loader1"]
+
+
 def test_limited_validation_batches_limit_what_is_chosen_from(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.5, max_samples=12, strict=True)
     work = trainer(tmp_path, monitor, limit_val_batches=2)

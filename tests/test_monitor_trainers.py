@@ -1,12 +1,12 @@
 """All kinds of trainers: in each the monitor does its job, and leaves no trace."""
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import seed_everything
@@ -15,7 +15,7 @@ from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from salmon import FilterIndex, SaliencyMonitor, UnsupportedError, filter_saliency
 from tests.test_monitor import DictModule, as_mappings, flagged
@@ -313,14 +313,21 @@ def test_samples_are_named_by_function_batch_sampler_or_position(tmp_path: Path)
     positions = [number for number, _ in by_sampler]
     shuffled = DataLoader(digits(), 8, sampler=RandomSampler(digits()))
     assert {source for _, source in ids(tmp_path / "2", module, shuffled)} == {"position"}
+    hidden = DataLoader(digits(), batch_sampler=BatchSampler(RandomSampler(digits()), 8, False))
+    assert {source for _, source in ids(tmp_path / "8", module, hidden)} == {"position"}
     named = [row | {"id": f"image-{i}.png"} for i, row in enumerate(as_mappings())]
     other = DictModule()
     other.load_state_dict(module.state_dict())
     by_batch = ids(tmp_path / "3", other, DataLoader(named, 8))  # type: ignore[arg-type]
     assert by_batch == [(f"image-{n}.png", "batch") for n in positions]
     by_function = ids(
-        tmp_path / "4", module, loader(), sample_ids=lambda batch: [math.pi] * len(batch[1])
+        tmp_path / "4", module, loader(), sample_ids=lambda batch: ["pi"] * len(batch[1])
     )
-    assert set(by_function) == {(math.pi, "function")}
+    assert set(by_function) == {("pi", "function")}
+    for n, function in enumerate(
+        [lambda b: np.arange(len(b[1])), lambda b: [Path("x")] * len(b[1])], start=6
+    ):
+        some = ids(tmp_path / str(n), module, loader(), sample_ids=function)
+        assert {type(name) for name, _ in some} == {int if n == 6 else str}
     with pytest.raises(ValueError, match="sample_ids gave list for a batch of 8"):
         ids(tmp_path / "5", module, loader(), sample_ids=lambda batch: [1])

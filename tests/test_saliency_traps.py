@@ -433,14 +433,15 @@ def in_a_function_of_its_own(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def also_without_gradients(conv: nn.Conv2d, x: Tensor) -> Tensor:
     with torch.no_grad():
         scale = conv(x).std()
-    return maps(conv(x) / 2) + 0 * scale
+    return torch.as_tensor(maps(conv(x) / 2) + 0 * scale)
 
 
 def per_sample_by_vmap(conv: nn.Conv2d, x: Tensor) -> Tensor:
     def one(sample: Tensor) -> Tensor:
-        return nn.functional.conv2d(sample[None], conv.weight)[0]
+        return torch.as_tensor(nn.functional.conv2d(sample[None], conv.weight)[0])
 
-    return maps(torch.as_tensor(torch.func.vmap(one)(x)))
+    features: Tensor = torch.func.vmap(one)(x)
+    return maps(features)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ class FilterIndex:
         Raises:
             InputError: If no filter is selected, a unit is unknown, or a lazy layer has no shape.
         """
+        for name, given in (("include", include), ("exclude", exclude), ("units", units)):
+            if isinstance(given, str):
+                raise InputError(
+                    f"{name} is the string {given!r}; a list of strings is needed, such as "
+                    f"[{given!r}]."
+                )
         unknown = set(units) - set(UNITS)
         if unknown or not units:
             raise InputError(f"units is {units!r}; some of {', '.join(UNITS)} are needed.")

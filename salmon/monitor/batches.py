@@ -74,15 +74,21 @@ def ids_of_batch(
         found = next((batch[key] for key in ID_KEYS if key in batch), None)
     else:
         found = None
-    ids = found.tolist() if isinstance(found, Tensor) else found
+    ids = found.tolist() if hasattr(found, "tolist") else found  # tensors and arrays
     if isinstance(ids, list | tuple) and len(ids) == samples:
-        return list(ids), "batch" if function is None else "function"
+        return [_plain(one) for one in ids], "batch" if function is None else "function"
     if function is not None:
         raise InputError(
             f"sample_ids gave {type(found).__name__} for a batch of {samples} samples; a sequence "
             "of as many numbers or names is needed."
         )
     return None, ""
+
+
+def _plain(value: Any) -> int | str:
+    """A number or name that JSON takes."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int) else str(value)
 
 
 def take_rows(values: Any, rows: Tensor, samples: int) -> Any:

@@ -1,13 +1,13 @@
 """Small contexts around the monitor's work, and what a trainer knows of its loaders."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from salmon.errors import UnsupportedError
 
@@ -119,14 +119,17 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     testing = trainer.testing
     batches = (trainer.num_test_batches if testing else trainer.num_val_batches)[loader]
     one = _loader(trainer, loader)
+    # Batches made by the dataset itself, or by a sampler of the user's own, are of any size.
+    own = type(getattr(one, "batch_sampler", None)) is not BatchSampler
     try:
         size = len(one.dataset)
     except (AttributeError, TypeError):
         return None
-    per_batch = getattr(one, "batch_size", None)
-    if per_batch is None or batches == float("inf"):
-        return size
-    return min(size, int(batches) * int(per_batch))
+    if own:
+        return None
+    return (
+        size if batches == float("inf") else min(size, int(batches) * one.batch_sampler.batch_size)
+    )
 
 
 def in_dataset_order(trainer: Trainer, loader: int) -> bool:
@@ -139,10 +142,26 @@ def in_dataset_order(trainer: Trainer, loader: int) -> bool:
     Returns:
         False where it cannot be known.
     """
-    return isinstance(getattr(_loader(trainer, loader), "sampler", None), SequentialSampler)
+    batches = getattr(_loader(trainer, loader), "batch_sampler", None)
+    # The sampler of a loader with its own batch_sampler is a placeholder.
+    return type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
+
+
+def loader_count(trainer: Trainer) -> int:
+    """Number of loaders of the running stage.
+
+    Args:
+        trainer: The trainer, in validation or test.
+
+    Returns:
+        At least 1.
+    """
+    return len(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
 
 
 def _loader(trainer: Trainer, number: int) -> Any:
-    """One of the loaders of the running stage."""
+    """One of the loaders of the running stage, in the order Lightning runs them."""
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
     return loaders[number] if isinstance(loaders, Sequence) else loaders

@@ -16,6 +16,7 @@ from salmon.monitor.context import (
     expected_samples,
     forward_context,
     in_dataset_order,
+    loader_count,
     muted,
     ordinary_tensors,
 )
@@ -30,7 +31,6 @@ from salmon.monitor.run import Diagnosis, Run, lenient_cross_entropy
 from salmon.monitor.settings import Settings
 from salmon.saliency import (
     Coverage,
-    Layouts,
     check_samples,
     coverage_of,
     eval_mode,
@@ -60,7 +60,6 @@ class MeasuredPass:
             coverage: What was last announced as measured; another one will be announced.
         """
         self.coverage = coverage
-        self._layouts: Layouts = {}
         self._settings = settings
         self._stage = stage
         self._number = number
@@ -113,7 +112,6 @@ class MeasuredPass:
                     index=self._index,
                     loss=loss,
                     forward_context=forward_context(trainer),
-                    layouts=self._layouts,
                 )
             if was_training and number == 0:
                 logger.warning(
@@ -141,7 +139,7 @@ class MeasuredPass:
                 "SaliencyMonitor measured no sample in %s pass %d (%d batches left out); nothing "
                 "is fitted or logged.", self._stage, self._number, self._skipped,
             )  # fmt: skip
-        several = len(self._runs) > 1
+        several = loader_count(trainer) > 1
         for loader, run in sorted(self._runs.items()):
             if not self._alive:
                 break

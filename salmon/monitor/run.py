@@ -69,8 +69,7 @@ class Run:
             picks = torch.randperm(expected, generator=generator)[: settings.max_samples]
             self._chosen[picks] = True
         self._tails = None if reference else Tails(len(index), settings.max_exceedances)
-        rows = settings.memory_mb * BYTES_PER_MB // (4 * len(index))
-        self._reservoir = Reservoir(max(1, rows), len(index), settings.seed)
+        self._reservoir: Reservoir | None = None  # made when the type of the profiles is known
         self._mistakes: list[Mistakes] = []
         self._ids: dict[int, int | str] = {}  # of mistakes, by position
         self.id_source = "position"
@@ -147,6 +146,10 @@ class Run:
         if ids is not None:
             for row, number in zip(rows[wrong.cpu()].tolist(), numbers.tolist(), strict=True):
                 self._ids[number] = ids[row]
+        if self._reservoir is None:
+            width = len(self._index)
+            room = self._settings.memory_mb * BYTES_PER_MB // (profile.element_size() * width)
+            self._reservoir = Reservoir(max(1, room), width, self._settings.seed)
         self._reservoir.offer(numbers, profile[wrong].cpu())
 
     def finish(self) -> Diagnosis:
@@ -160,7 +163,8 @@ class Run:
             fit = fit_tails(self._tails, self._settings.level)
         assert fit is not None
         every = Mistakes.join(self._mistakes)
-        numbers, profile = self._reservoir.kept()
+        reservoir = self._reservoir or Reservoir(1, len(self._index), self._settings.seed)
+        numbers, profile = reservoir.kept()
         # Both are in ascending order of position.
         kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)
         rankings = {

@@ -41,8 +41,14 @@ class Settings:
         Raises:
             InputError: If one is.
         """
-        if not 0 < self.level < 1:
+        if not isinstance(self.level, int | float) or not 0 < self.level < 1:
             raise InputError(f"level is {self.level!r}; a number in (0, 1) is needed, such as 0.9.")
+        for name in ("include", "exclude", "units"):
+            if isinstance(getattr(self, name), str):
+                raise InputError(
+                    f"{name} is the string {getattr(self, name)!r}; a list of strings is needed, "
+                    f"such as [{getattr(self, name)!r}]."
+                )
         lowest = {
             "max_exceedances": 2,
             "top_k": 1,
@@ -52,8 +58,10 @@ class Settings:
         }
         for name, least in lowest.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value!r}; at least {least} is needed.")
+            if value is None and name == "max_samples":
+                continue
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; a whole number >= {least} is needed.")
 
     def build_index(self, model: nn.Module) -> FilterIndex:
         """Index the filters that the arguments select.

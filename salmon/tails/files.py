@@ -39,11 +39,11 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
         The fits.
 
     Raises:
-        StateError: If the file is no saved fit, is damaged, or belongs to other filters.
+        StateError: If the file is missing, no saved fit, damaged, or belongs to other filters.
     """
     try:
         state = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise StateError(
             f"{path} cannot be read as a saved fit ({type(error).__name__}); a file written by "
             "save_fit, or the monitor's fit-*.pt, is needed."
