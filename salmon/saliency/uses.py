@@ -185,7 +185,7 @@ def fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
         codes: ``[N]``.
 
     Returns:
-        Whether all do; positions without a gradient do, and NaN fits NaN.
+        Whether all do; positions without a gradient do, and those without a finite one.
     """
     a, b = (
         _samples_first(sizes, layout, len(codes)).reshape(len(codes), -1)
@@ -193,7 +193,7 @@ def fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
     )
     expected = a * codes.to(a).unsqueeze(1)
     close = (b - expected).abs() <= _CODE_TOLERANCE * expected
-    return bool((close | (torch.isnan(a) & torch.isnan(b))).all())
+    return bool((close | ~(torch.isfinite(a) | torch.isfinite(b))).all())
 
 
 def _samples_first(tensor: Tensor, layout: Layout, samples: int) -> Tensor:

@@ -1,22 +1,28 @@
 """Timing side by side: medians of interleaved runs, and peak memory in a process of its own."""
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 Task = Callable[[], object]
 
 
-def medians(tasks: dict[str, Task], rounds: int) -> dict[str, float]:
-    """Run tasks in turn, so that all see the same disturbances; seconds, warm-up excluded."""
-    for task in tasks.values():
-        task()
+def medians(tasks: dict[str, Task], rounds: int, once: Collection[str] = ()) -> dict[str, float]:
+    """Run tasks in turn, so that all see the same disturbances; seconds, warm-up excluded.
+
+    Those named in ``once`` are slow: they run once, without a warm-up.
+    """
+    for name, task in tasks.items():
+        if name not in once:
+            task()
     times: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, task in tasks.items():
+            if name in once and turn > 0:
+                continue
             start = time.perf_counter()
             task()
             times[name].append(time.perf_counter() - start)
@@ -32,5 +38,7 @@ def peak_megabytes(module: str, *arguments: str) -> float:
 
 
 def resident_peak() -> float:
-    """Largest memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest memory of this process so far, in MB; of Linux."""
+    # Not getrusage, whose figure a child inherits from its parent.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "mobilenet_v3_small-224-b16": (zoo.mobilenet_v3_small, 224, 16, "conv"),
     "vit_b_16-224-b4": (zoo.vit_b_16, 224, 4, "heads"),
 }
+MEMORY = ("resnet18-32-b64", "resnet50-224-b8", "vit_b_16-224-b4")
 QUICK = ("resnet18-32-b64", "mobilenet_v3_small-224-b16")
 
 
@@ -84,17 +85,17 @@ def rows(*, quick: bool) -> list[dict[str, object]]:
             del chosen["vmap"]  # takes about 17 GB
         if quick:
             chosen = {name: chosen[name] for name in ("limit", "salmon")}
-        seconds = medians(chosen, rounds=5 if quick else 3)
+        seconds = medians(chosen, rounds=5 if quick else 3, once=("loop", "vmap"))
         row: dict[str, object] = {"case": case, "limit, s": seconds["limit"]}
         row |= {f"{name} / limit": seconds[name] / seconds["limit"] for name in list(chosen)[1:]}
-        if not quick:
+        if case in MEMORY and not quick:
             memory = {
                 who: peak_megabytes("tests.benchmarks.saliency", case, who)
-                for who in ("limit", "salmon", "vmap")
-                if who in chosen
+                for who in ("limit", "salmon")
             }
             row |= {f"{who}, MB": value for who, value in memory.items()}
         table.append(row)
+        print(f"{case} done", file=sys.stderr)
     return table
 
 
