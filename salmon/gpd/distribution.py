@@ -4,7 +4,7 @@ Pure tensor functions; statistics are float64. ``excess`` is saliency minus thre
 of the saliency; ``xi`` has SciPy's sign (``xi > 0`` is heavy-tailed, ``xi < 0`` ends at
 ``-sigma/xi``). All arguments broadcast against each other.
 
-Source: METHOD eq. 4-5 of "Understanding Parameter Saliency via Extreme Value Theory"; Grimshaw
+Source: equations 4-5 of "Understanding Parameter Saliency via Extreme Value Theory"; Grimshaw
 (1993), Technometrics 35(2), 185-191.
 """
 

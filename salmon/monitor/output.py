@@ -96,16 +96,12 @@ def write_outputs(
         diagnosis: What it found.
         settings: Of the monitor.
     """
-    if getattr(
-        trainer, "fast_dev_run", False
-    ):  # Lightning's own loggers and checkpoints are off then, too
-        return
     rankings, index = diagnosis.rankings, diagnosis.index
     for experiment in _experiments(trainer):
         write_depth_histograms(
             experiment, metric_scope(scope), rankings, index, trainer.global_step
         )
-    if settings.write_files and trainer.log_dir is not None:
+    if settings.write_files and not _rehearsal(trainer) and trainer.log_dir is not None:
         try:
             _write_files(trainer, scope, number, diagnosis, settings.top_k)
         except OSError as error:
@@ -146,9 +142,14 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         )  # fmt: skip
 
 
+def _rehearsal(trainer: Trainer) -> bool:
+    """Whether it is a fast_dev_run, in which Lightning's loggers and checkpoints are off, too."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 def _experiments(trainer: Trainer) -> list[Any]:
     """What the loggers write with; nothing in a fast_dev_run, whose loggers are dummies."""
-    if getattr(trainer, "fast_dev_run", False):
+    if _rehearsal(trainer):
         return []
     return [getattr(each, "experiment", None) for each in trainer.loggers]
 
