@@ -12,7 +12,7 @@ from salmon.saliency.geometry import Geometry
 
 CONVOLUTIONS = [torch.conv1d, torch.conv2d, torch.conv3d]
 TRANSPOSED = [torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d]
-STRATEGIES = {name: getattr(reduce, name) for name in ("pointwise", "taps", "grouped")}
+STRATEGIES = {name: getattr(reduce, name) for name in ("pointwise", "taps", "singly", "grouped")}
 
 
 def example(
@@ -61,7 +61,7 @@ def example(
 UNGROUPED = list(itertools.product([1, 2, 3], [2, 3], [1, 2], [0, 1, 2], [1, 2], [5, 7]))
 
 
-@pytest.mark.parametrize("strategy", ["taps", "grouped"])
+@pytest.mark.parametrize("strategy", ["taps", "singly", "grouped"])
 def test_ungrouped_convolutions_match_autograd(strategy: str) -> None:
     for dims, kernel, stride, padding, dilation, size in UNGROUPED:
         inputs, grad, geometry, exact = example(dims, kernel, stride, padding, dilation, 1, size)
@@ -69,7 +69,7 @@ def test_ungrouped_convolutions_match_autograd(strategy: str) -> None:
         torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("strategy", ["pointwise", "taps", "grouped"])
+@pytest.mark.parametrize("strategy", ["pointwise", "taps", "singly", "grouped"])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_kernels_of_one_match_autograd(strategy: str, stride: int, dims: int) -> None:
@@ -98,7 +98,7 @@ def test_grouped_and_transposed_convolutions_match_autograd(
 def test_kernels_larger_than_the_image_match_autograd(size: int) -> None:
     # A 3x3 kernel on 1x1 has one tap inside: the product of two vectors.
     inputs, grad, geometry, exact = example(2, 3, 1, 1, 1, 1, size)
-    for strategy in ("taps", "grouped"):
+    for strategy in ("taps", "singly", "grouped"):
         sums = STRATEGIES[strategy](inputs, grad, geometry)
         torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
@@ -107,7 +107,7 @@ def test_small_buffers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, grad, geometry, exact = example(2, 3, 1, 1, 1, 1, 7)
     monkeypatch.setattr(reduce, "BUFFER_ELEMENTS", 50)
     monkeypatch.setattr(reduce, "GROUPED_ELEMENTS", 500)
-    for strategy in ("taps", "grouped"):
+    for strategy in ("taps", "singly", "grouped"):
         sums = STRATEGIES[strategy](inputs, grad, geometry)
         torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
@@ -115,7 +115,7 @@ def test_small_buffers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_channels_last_inputs_match_autograd() -> None:
     inputs, grad, geometry, exact = example(2, 3, 1, 1, 1, 1, 7)
     inputs, grad = (t.to(memory_format=torch.channels_last) for t in (inputs, grad))
-    for strategy in ("taps", "grouped"):
+    for strategy in ("taps", "singly", "grouped"):
         sums = STRATEGIES[strategy](inputs, grad, geometry)
         torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
@@ -126,6 +126,7 @@ def test_channels_last_inputs_match_autograd() -> None:
         (1, 32, 20, 1, "pointwise"),
         (3, 32, 8, 1, "taps"),
         (3, 3, 8, 1, "grouped"),  # few channels
+        (3, 3, 32, 1, "singly"),  # very many positions
         (3, 32, 20, 1, "grouped"),  # many positions
         (3, 32, 8, 2, "grouped"),
     ],

@@ -32,17 +32,18 @@ from salmon.gpd.record import FitStatus
 MIN_COUNT = 10
 GRID_STEP = 1.0
 MARGIN = 6.0
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 19  # 4 MB a table: smaller ones cost calls, larger ones leave the cache
 
 _T_LIMIT = 700.0  # e^t stays finite in float64
 _PRODUCT_LIMIT = 85.0  # so does a product of 8 factors e^t
 _HILLS = 3  # local maxima climbed per row
 _NEAR_BEST = 0.25  # a hill lower than this below the best grid value cannot win
 _MAX_STEPS = 100
-_STEP_TOLERANCE = 1e-7  # error after the last Newton step is of the order of its square
+_STEP_TOLERANCE = 1e-6  # error after the last Newton step is of the order of its square
+_WORTH_A_COPY = 0.7  # share of unfinished rows below which the finished ones are left out
 _NEAR_ZERO = 1e-3  # below in |t|, log1p keeps the digits that products lose
 _EXTREMES = 32  # values at each end that a digest keeps as they are
-_NEIGHBOURS = 8  # values between them that it takes the mean of
+_NEIGHBOURS = 16  # values between them that it takes the mean of
 _EXPONENTIAL_GAIN = 1e-9  # log-likelihood gain over xi = 0 that is rounding
 
 
@@ -142,16 +143,24 @@ class _Rows:
 def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, ...]:
     """Fit rows without zeros (padding apart): ``xi``, ``sigma``, log-likelihood, status."""
     top = high.unsqueeze(1)
-    r, q = y / top, (top - y) / top
+    r, q = y / top, (top - y).div_(top)
     mean = r.sum(1) / n
     slabs = (_slabs(r, 0.0), _slabs(q, 1.0))
     data = _Rows(*slabs, r.new_ones(slabs[0].shape[2]), n)
     digest = _digest(r, q, n)
-    grid = _grid(q, low / high, mean)
-    row, start, left, right = _hills(grid, _on_grid(digest or data, grid))
+    # Of a digested row q rises, so its least positive value comes soon, unless many excesses tie.
+    soon = digest is not None and bool((q[:, _EXTREMES - 1] > 0).all())
+    grid = _grid(q[:, :_EXTREMES] if soon else q, low / high, mean)
+    row, rank, start, left, right = _hills(grid, _on_grid(digest or data, grid))
     if digest is not None:
         start, _, _ = _climb(digest.take(row), start, left, right)
-    t, xi_t, height = _climb(data if len(row) == len(n) else data.take(row), start, left, right)
+    t, xi_t, height = (torch.empty_like(start) for _ in range(3))
+    for some in (rank == 0, rank > 0):  # apart, since the first ones need no copy of the data
+        rows = row[some]
+        if len(rows) == 0:
+            continue
+        chosen = data if len(rows) == len(n) else data.take(rows)
+        t[some], xi_t[some], height[some] = _climb(chosen, start[some], left[some], right[some])
     # Best hill of each row: scatter the heights, then pick whoever reached the maximum.
     best = torch.full_like(n, -torch.inf).scatter_reduce(0, row, height, "amax")
     t_best, xi = torch.zeros_like(n), torch.zeros_like(n)
@@ -227,7 +236,7 @@ def _on_grid(data: _Rows, grid: Tensor) -> Tensor:
 
 
 def _hills(grid: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """Row, start and bracket of the grid's local maxima worth climbing."""
+    """Row, rank in it, start and bracket of the grid's local maxima worth climbing."""
     points = grid.shape[1]
     edge = torch.full_like(value[:, :1], -torch.inf)
     before, after = torch.cat([edge, value[:, :-1]], 1), torch.cat([value[:, 1:], edge], 1)
@@ -238,16 +247,16 @@ def _hills(grid: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     row, rank = worth.nonzero(as_tuple=True)
     j = at[row, rank]
     left, right = grid[row, (j - 1).clamp(min=0)], grid[row, (j + 1).clamp(max=points - 1)]
-    return row, grid[row, j], left, right
+    return row, rank, grid[row, j], left, right
 
 
 def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Newton on ``l'(t)`` inside a bracket; gives ``t``, ``xi`` and ``l`` of every start."""
     t, left, right = t.clone(), left.clone(), right.clone()
-    final_xi = torch.zeros_like(t)
-    active = torch.arange(t.numel(), device=t.device)
+    final_xi, done = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
+    active = torch.arange(t.numel(), device=t.device)  # the rows of data
     for _ in range(_MAX_STEPS):
-        at = t[active]
+        at, live = t[active], ~done[active]
         xi, first, second = _xi(data, at)
         # l' and l'' of the module header; 1/(1 - e^-t) is the derivative of log expm1(t).
         a = -1 / torch.expm1(-at)
@@ -263,13 +272,15 @@ def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor,
         following = torch.where(trusted, newton, torch.where(middle == 0, hi / 2, middle))
         step = following - at
         # Taylor to second order: the error is of the third power of a step below the tolerance.
-        final_xi[active] = xi + first * step + second * step.square() / 2
-        t[active] = following
-        done = step.abs() <= _STEP_TOLERANCE * (1 + at.abs())
-        keep = (~done).nonzero().squeeze(1)
+        there = xi + first * step + second * step.square() / 2
+        # A finished row stays as it is, so that none depends on the others of its block.
+        final_xi[active] = torch.where(live, there, final_xi[active])
+        t[active] = torch.where(live, following, at)
+        done[active] |= step.abs() <= _STEP_TOLERANCE * (1 + at.abs())
+        keep = (~done[active]).nonzero().squeeze(1)
         if keep.numel() == 0:
             break
-        if keep.numel() < active.numel():
+        if keep.numel() < _WORTH_A_COPY * active.numel():
             active, data = active[keep], data.take(keep)
     height = -(final_xi / torch.expm1(t)).log() - final_xi - 1
     valid = (final_xi >= -1) & ~torch.isnan(height)

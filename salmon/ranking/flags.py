@@ -17,8 +17,8 @@ from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.ranking.methods import (
     log_tail_probability,
-    pot_score,
     sum_over_samples,
+    tail_score,
     top_filters,
 )
 from salmon.ranking.record import Ranking
@@ -130,8 +130,8 @@ def batch_flags(
         values = profile[rows].double()
         log_p = log_tail_probability(values, fit)
         raised = (~torch.isnan(log_p)).sum(0)
-        score = pot_score(log_p, (values - fit.threshold.double()) / fit.sigma)
-        filters, _ = top_filters(sum_over_samples(score).unsqueeze(0), top_k)
+        score = sum_over_samples(tail_score(values, fit))
+        filters, _ = top_filters(score.unsqueeze(0), top_k)
         total = sum_over_samples(log_p)
         yield {
             "schema": SCHEMA,
@@ -155,7 +155,10 @@ def to_json(flag: dict[str, Any]) -> str:
     Returns:
         JSON without line breaks; numbers that are not finite are null.
     """
-    return json.dumps(_finite(flag), allow_nan=False)
+    try:
+        return json.dumps(flag, allow_nan=False)
+    except ValueError:  # rare, so that looking at every number first would not pay
+        return json.dumps(_finite(flag), allow_nan=False)
 
 
 class _Describer:

@@ -88,11 +88,31 @@ def log_tail_probability(profile: Tensor, fit: TailFit) -> Tensor:
         ``[N, F]`` in ``[LOG_P_FLOOR, log rate]``; NaN at or below the threshold, where a tail says
         nothing, and for filters without a fit.
     """
-    excess = profile - fit.threshold.double()
-    above = (excess > 0) & fit.usable
-    tail = gpd.log_survival(excess.clamp_min(0), fit.xi, fit.sigma)
-    log_p = (fit.rate.double().log() + tail).clamp_min(LOG_P_FLOOR)
-    return torch.where(above, log_p, torch.nan)
+    found = torch.full(profile.shape, torch.nan, dtype=torch.float64)
+    at = _raised(profile, fit)
+    found[at] = _log_p(profile[at], fit, at[1])
+    return found
+
+
+def tail_score(profile: Tensor, fit: TailFit) -> Tensor:
+    """A score that ranks by ``-log p`` and breaks ties at the floor by the relative excess.
+
+    Args:
+        profile: ``[N, F]`` float64 saliency.
+        fit: Tails of the same filters.
+
+    Returns:
+        ``[N, F]`` ``-log p``; at the floor, values above it by less than 1 that grow with the
+        excess; NaN where :func:`log_tail_probability` is.
+    """
+    score = torch.full(profile.shape, torch.nan, dtype=torch.float64)
+    at = _raised(profile, fit)
+    values, filters = profile[at], at[1]
+    log_p = _log_p(values, fit, filters)
+    ratio = (values - fit.threshold[filters]) / fit.sigma[filters]
+    floored = log_p <= LOG_P_FLOOR
+    score[at] = torch.where(floored, ratio / (1 + ratio), 0.0) - log_p
+    return score
 
 
 def z_score(profile: Tensor, fit: TailFit) -> Tensor:
@@ -105,8 +125,7 @@ def z_score(profile: Tensor, fit: TailFit) -> Tensor:
     Returns:
         ``[N, F]``; NaN where fewer than two samples gave the moments.
     """
-    constant = fit.std <= CONSTANT_BELOW * fit.mean.abs()
-    return (profile - fit.mean) / torch.where(constant, 1.0, fit.std)
+    return _z(profile, fit, slice(None))
 
 
 def sum_over_samples(values: Tensor) -> Tensor:
@@ -122,18 +141,23 @@ def sum_over_samples(values: Tensor) -> Tensor:
     return torch.where(raised.any(0), torch.where(raised, values, 0.0).sum(0), torch.nan)
 
 
-def pot_score(log_p: Tensor, excess_ratio: Tensor) -> Tensor:
-    """A score that ranks by ``-log p`` and breaks ties at the floor by the relative excess.
+def _raised(profile: Tensor, fit: TailFit) -> tuple[Tensor, Tensor]:
+    """Rows and filters of the values above their threshold, where there is a tail."""
+    rows, filters = ((profile > fit.threshold) & fit.usable).nonzero(as_tuple=True)
+    return rows, filters
 
-    Args:
-        log_p: As of :func:`log_tail_probability`.
-        excess_ratio: Excess divided by the tail's sigma, ``>= 0``.
 
-    Returns:
-        ``-log p``; at the floor, values above it by less than 1 that grow with the excess.
-    """
-    floored = log_p <= LOG_P_FLOOR
-    return torch.where(floored, excess_ratio / (1 + excess_ratio), 0.0) - log_p
+def _log_p(values: Tensor, fit: TailFit, filters: Tensor) -> Tensor:
+    """Log probability of values of the given filters, all above their thresholds."""
+    excess = values - fit.threshold[filters]
+    tail = gpd.log_survival(excess, fit.xi[filters], fit.sigma[filters])
+    return (fit.rate[filters].double().log() + tail).clamp_min(LOG_P_FLOOR)
+
+
+def _z(values: Tensor, fit: TailFit, filters: Tensor | slice) -> Tensor:
+    """z-scores of values of the given filters."""
+    mean, std = fit.mean[filters], fit.std[filters]
+    return (values - mean) / torch.where(std <= CONSTANT_BELOW * mean.abs(), 1.0, std)
 
 
 def _group_mask(method: str, index: FilterIndex | None, filters: int) -> Tensor | None:
@@ -163,11 +187,10 @@ def _rank_block(
     generator: torch.Generator,
 ) -> tuple[Tensor, ...]:
     """Rank some samples: filters, score, saliency, log p, z, number ranked."""
-    log_p, z = log_tail_probability(profile, fit), z_score(profile, fit)
     if method == "pot":
-        score = pot_score(log_p, (profile - fit.threshold.double()) / fit.sigma)
+        score = tail_score(profile, fit)
     elif method == "zscore":
-        score = z
+        score = z_score(profile, fit)
     elif method == "random":
         score = torch.rand(profile.shape, generator=generator, dtype=torch.float64)
     else:
@@ -175,11 +198,11 @@ def _rank_block(
     score = score.masked_fill(~torch.isfinite(profile), torch.nan)
     filters, top = top_filters(score, top_k)
     at = filters.clamp_min(0)
-    missing = filters < 0
-    picked = [
-        source.gather(1, at).masked_fill(missing, torch.nan) for source in (profile, log_p, z)
-    ]
-    return filters, top, *picked, (~torch.isnan(score)).sum(1)
+    saliency = profile.gather(1, at).masked_fill(filters < 0, torch.nan)
+    raised = (saliency > fit.threshold[at]) & fit.usable[at]
+    log_p = torch.full_like(saliency, torch.nan)
+    log_p[raised] = _log_p(saliency[raised], fit, at[raised])
+    return filters, top, saliency, log_p, _z(saliency, fit, at), (~torch.isnan(score)).sum(1)
 
 
 def top_filters(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

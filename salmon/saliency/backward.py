@@ -87,7 +87,7 @@ class Backward:
         """Survey the graph, then choose a way for each weight."""
         caught = self._caught
         watched = {id(weight.parameter): i for i, weight in enumerate(self._weights)}
-        aliases = {id(use.alias): use.position for use in caught.uses}
+        aliases = {id(use.alias): use.position for use in caught.uses.values()}
         found = survey(losses.sum(), caught.nodes, watched, aliases)
         roots = [caught.edges[node] for node in found.roots]
         numbers = [number for node in found.reached for number in caught.nodes[node]]
@@ -194,8 +194,10 @@ class Backward:
         def listen(number: int, grad: Tensor) -> None:
             if number in wanted:
                 linear = self._caught.uses[number].geometry is None
-                absolute = grad.detach().abs().to(torch.promote_types(grad.dtype, torch.float32))
-                sizes[number] = absolute.sum(-1) if linear else absolute.flatten(1).sum(1)
+                dims = (-1,) if linear else tuple(range(1, grad.ndim))
+                # Slower than abs and sum, but without a copy of the gradient.
+                wide = torch.promote_types(grad.dtype, torch.float32)
+                sizes[number] = torch.linalg.vector_norm(grad.detach(), 1, dims, dtype=wide)
 
         self._caught.listener = listen
         torch.autograd.grad(loss, roots, retain_graph=True, allow_unused=True)
@@ -204,7 +206,7 @@ class Backward:
 
     def _take(self, layouts: dict[int, Layout], number: int, grad: Tensor) -> None:
         """Reduce a use whose gradient arrived, or keep it for later."""
-        use = self._caught.uses[number]
+        use = self._caught.uses.pop(number)  # else its input would outlive its place in the graph
         position = use.position
         if position not in self._expected:
             return
@@ -244,7 +246,7 @@ class Backward:
             return
         leaves = {position: [self._weights[position].parameter] for position in slow}
         uses: dict[int, list[Use]] = {position: [] for position in slow}
-        for use in self._caught.uses:
+        for use in self._caught.uses.values():
             if use.position in slow:
                 uses[use.position].append(use)
                 leaves[use.position].append(use.alias)

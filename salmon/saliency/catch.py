@@ -38,7 +38,7 @@ class Caught:
 
     def __init__(self) -> None:
         """Start empty."""
-        self.uses: list[Use] = []
+        self.uses: dict[int, Use] = {}  # by number, in order; whoever is done with one drops it
         self.edges: dict[Node, GradientEdge] = {}
         self.nodes: dict[Node, list[int]] = {}  # the numbers of the uses that a node serves
         self.blind: set[int] = set()  # layer numbers that ran without gradients
@@ -182,19 +182,17 @@ class Catcher(TorchFunctionMode):
             parameter = self._weights[position]
             rows = _rows(weight, parameter)
             numbers.append(len(self.caught.uses))
-            self.caught.uses.append(
-                Use(
-                    position=position,
-                    parameter=parameter,
-                    alias=alias,
-                    derived=None if weight is parameter or rows else weight,
-                    rows=rows,
-                    inputs=kept,
-                    version=kept._version,
-                    geometry=geometry,
-                    dtype=output.dtype,
-                    layouts=layouts,
-                )
+            self.caught.uses[numbers[-1]] = Use(
+                position=position,
+                parameter=parameter,
+                alias=alias,
+                derived=None if weight is parameter or rows else weight,
+                rows=rows,
+                inputs=kept,
+                version=kept._version,
+                geometry=geometry,
+                dtype=output.dtype,
+                layouts=layouts,
             )
         self.caught.hook(numbers, output)
         return output

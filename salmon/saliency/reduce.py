@@ -14,8 +14,9 @@ from torch import Tensor
 
 from salmon.saliency.geometry import Geometry
 
-BUFFER_ELEMENTS = 1 << 18
+BUFFER_ELEMENTS = 1 << 19
 GROUPED_ELEMENTS = 1 << 21
+SINGLY_MIN_POSITIONS = 1000
 TAPS_MAX_POSITIONS = 200
 TAPS_MIN_CHANNELS = 16
 
@@ -44,6 +45,7 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     =================================================  ==================
     kernel 1, no padding, ungrouped                    :func:`pointwise`
     ungrouped, at most 200 positions, >= 16 channels   :func:`taps`
+    ungrouped, at least 1000 positions                 :func:`singly`
     everything else                                    :func:`grouped`
     =================================================  ==================
 
@@ -62,7 +64,7 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     positions = prod(grad.shape[2:])
     if positions <= TAPS_MAX_POSITIONS and inputs.shape[1] >= TAPS_MIN_CHANNELS:
         return taps
-    return grouped
+    return singly if positions >= SINGLY_MIN_POSITIONS else grouped
 
 
 def pointwise(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
@@ -126,6 +128,24 @@ def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
         groups = geometry.groups if geometry.transposed else 0
         sums.append(channel_sums(gradients.abs_(), groups))
     return torch.cat(sums)
+
+
+def singly(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Any ungrouped convolution: the library's weight gradient, one sample at a time.
+
+    Args:
+        inputs: ``[N, C, *S]``.
+        grad: ``[N, O, *P]``.
+        geometry: An ungrouped convolution.
+
+    Returns:
+        ``[N, O]``.
+    """
+    rows = [
+        weight_gradients(inputs[i : i + 1], grad[i : i + 1], geometry).abs_().flatten(2).sum(2)
+        for i in range(inputs.shape[0])
+    ]
+    return torch.cat(rows)
 
 
 def channel_sums(gradients: Tensor, transposed_groups: int) -> Tensor:

@@ -197,10 +197,12 @@ class Tails:
     def _add(self, profile: Tensor) -> None:
         """Take up at most ``_spare`` samples."""
         profile = profile.to(self._buffer.device)
-        low, high = torch.aminmax(profile, dim=1)  # NaN wins both
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        count = finite.sum()
+        finite = torch.isfinite(profile.sum(1))
         clean = profile.device.type == "cpu" and bool(finite.all())
+        if not clean:  # a sum of finite values can overflow, too
+            low, high = torch.aminmax(profile, dim=1)  # NaN wins both
+            finite = torch.isfinite(low) & torch.isfinite(high)
+        count = finite.sum()
         row = finite.unsqueeze(1)
         means, m2s = [], []
         for part in profile.split(_MOMENT_COLUMNS, dim=1):  # small enough for the cache
