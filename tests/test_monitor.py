@@ -23,6 +23,7 @@ from salmon import (
     group_shares,
     rank_filters,
 )
+from salmon.monitor import run
 from salmon.tails import load_fit
 from tests.trainers import Module, digits, loader, trainer
 
@@ -31,6 +32,23 @@ def trained(folder: Path, monitor: SaliencyMonitor, **options: Any) -> Module:
     module = Module()
     trainer(folder, monitor, **options).fit(module, loader(digits(64), shuffle=True), loader())
     return module
+
+
+def test_when_mistakes_are_looked_for_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    late = SaliencyMonitor()
+    trained(tmp_path / "late", late)
+    monkeypatch.setattr(run, "PENDING_MB", 0)
+    torch.manual_seed(0)
+    soon = SaliencyMonitor()
+    trained(tmp_path / "soon", soon)
+    one, other = late.results["validation"], soon.results["validation"]
+    assert torch.equal(one.profile, other.profile)
+    assert one.ids == other.ids
+    for name in one.mistakes.__slots__:
+        assert torch.equal(getattr(one.mistakes, name), getattr(other.mistakes, name))
 
 
 def flagged(folder: Path, name: str = "flagged-validation-000000.jsonl") -> list[dict[str, Any]]:

@@ -250,7 +250,7 @@ def test_autocast_profiles_are_close_to_full_precision_and_float32() -> None:
     exact = one_by_one(network, inputs, targets, index)
     low = measure(
         network, inputs, targets, index=index,
-        forward_context=torch.autocast("cpu", torch.bfloat16),
+        forward_context=lambda: torch.autocast("cpu", torch.bfloat16),
     ).profile  # fmt: skip
     assert low.dtype == torch.float32
     assert 1e-6 < layer_relative_error(low, exact, index) < 0.1

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
 
@@ -89,23 +88,3 @@ def _plain(value: Any) -> int | str:
     """A number or name that JSON takes."""
     value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int) else str(value)
-
-
-def take_rows(values: Any, rows: Tensor, samples: int) -> Any:
-    """Select samples of everything that has them.
-
-    Args:
-        values: Tensors in any nesting.
-        rows: ``[M]`` row numbers.
-        samples: N; tensors whose first dimension is another pass unchanged.
-
-    Returns:
-        The same nesting with M samples.
-    """
-
-    def take(tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0 or tensor.shape[0] != samples:
-            return tensor
-        return tensor[rows.to(tensor.device)]
-
-    return pytree.tree_map_only(Tensor, take, values)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -10,7 +11,7 @@ from salmon.errors import InputError, SalmonError, StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.bases import logger
-from salmon.monitor.batches import ids_of_batch, take_rows
+from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.context import (
     Clock,
     expected_samples,
@@ -35,6 +36,7 @@ from salmon.saliency import (
     coverage_of,
     eval_mode,
     measure,
+    take_rows,
 )
 from salmon.tails import load_fit
 
@@ -111,7 +113,7 @@ class MeasuredPass:
                     targets,
                     index=self._index,
                     loss=loss,
-                    forward_context=forward_context(trainer),
+                    forward_context=partial(forward_context, trainer),
                 )
             if was_training and number == 0:
                 logger.warning(

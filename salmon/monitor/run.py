@@ -20,6 +20,7 @@ from salmon.tails import Tails, fit_tails
 
 METHODS = ("pot", "zscore")
 BYTES_PER_MB = 2**20
+PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,6 +38,18 @@ class Diagnosis:
     id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
     profile: Tensor  # [M, F] their saliency
     rankings: dict[str, Ranking]  # by method, of the kept mistakes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """A measured batch on its device, ``[M]`` each but the profile."""
+
+    profile: Tensor  # [M, F]
+    numbers: Tensor  # positions of the samples in the pass, on the CPU
+    batch: int
+    ids: list[int | str] | None
+    wrong: Tensor
+    columns: dict[str, Tensor]  # those of Mistakes
 
 
 class Run:
@@ -71,6 +84,7 @@ class Run:
         self._tails = None if reference else Tails(len(index), settings.max_exceedances)
         self._reservoir: Reservoir | None = None  # made when the type of the profiles is known
         self._mistakes: list[Mistakes] = []
+        self._pending: list[_Batch] = []
         self._ids: dict[int, int | str] = {}  # of mistakes, by position
         self.id_source = "position"
         """Where the ids of samples come from: position, sampler, batch or function."""
@@ -117,40 +131,57 @@ class Run:
             batch: Its number in the loader.
             ids: ``[N]`` of the samples of the whole batch, where they are known.
         """
-        profile, losses = measurement.profile, measurement.losses
+        profile = measurement.profile
         if self._tails is not None:
             self._tails.update(profile)
         logits = logits_of(measurement.output).double()
-        classes = targets if targets.ndim == 1 else targets.argmax(1)
+        classes = (targets if targets.ndim == 1 else targets.argmax(1)).long()
         labelled = (classes >= 0) & (classes < logits.shape[1])
-        predicted = logits.argmax(1)
+        predicted, confidence = logits.argmax(1), logits.softmax(1)
         finite = torch.isfinite(profile).all(1)
         self._dropped = self._dropped.to(finite.device) + (~finite).sum()
         self._unlabelled = self._unlabelled.to(finite.device) + (~labelled).sum()
-        wrong = ((predicted != classes) & labelled).nonzero().squeeze(1)
-        if wrong.numel() == 0:
-            return
-        confidence = logits[wrong].softmax(1)
-        numbers = rows[wrong.cpu()] + (self._seen - samples)
-        self._mistakes.append(
-            Mistakes(
-                sample=numbers,
-                batch=torch.full_like(numbers, batch),
-                target=classes[wrong].long().cpu(),
-                predicted=predicted[wrong].cpu(),
-                confidence_target=_pick(confidence, classes[wrong]),
-                confidence_predicted=_pick(confidence, predicted[wrong]),
-                loss=losses[wrong].double().cpu(),
+        self._pending.append(
+            _Batch(
+                profile=profile,
+                numbers=rows + (self._seen - samples),
+                batch=batch,
+                ids=None if ids is None else [ids[row] for row in rows.tolist()],
+                wrong=(predicted != classes) & labelled,
+                columns={
+                    "target": classes,
+                    "predicted": predicted,
+                    "confidence_target": _pick(confidence, classes.where(labelled, 0)),
+                    "confidence_predicted": _pick(confidence, predicted),
+                    "loss": measurement.losses.double(),
+                },
             )
         )
-        if ids is not None:
-            for row, number in zip(rows[wrong.cpu()].tolist(), numbers.tolist(), strict=True):
-                self._ids[number] = ids[row]
-        if self._reservoir is None:
-            width = len(self._index)
-            room = self._settings.memory_mb * BYTES_PER_MB // (profile.element_size() * width)
-            self._reservoir = Reservoir(max(1, room), width, self._settings.seed)
-        self._reservoir.offer(numbers, profile[wrong].cpu())
+        held = sum(one.profile.nbytes for one in self._pending)
+        if held >= PENDING_MB * BYTES_PER_MB:
+            self._collect()
+
+    def _collect(self) -> None:
+        """Look for the mistakes of the pending batches; on a GPU, the only wait for the device."""
+        for one in self._pending:
+            wrong = one.wrong.nonzero().squeeze(1)
+            rows = wrong.cpu()
+            if len(rows) == 0:
+                continue
+            numbers = one.numbers[rows]
+            columns = {name: column[wrong].cpu() for name, column in one.columns.items()}
+            batch = torch.full_like(numbers, one.batch)
+            self._mistakes.append(Mistakes(sample=numbers, batch=batch, **columns))
+            if one.ids is not None:
+                for row, number in zip(rows.tolist(), numbers.tolist(), strict=True):
+                    self._ids[number] = one.ids[row]
+            if self._reservoir is None:
+                width = len(self._index)
+                size = one.profile.element_size() * width
+                room = self._settings.memory_mb * BYTES_PER_MB // size
+                self._reservoir = Reservoir(max(1, room), width, self._settings.seed)
+            self._reservoir.offer(numbers, one.profile[wrong].cpu())
+        self._pending.clear()
 
     def finish(self) -> Diagnosis:
         """Fit the tails, or take the reference, and rank the kept mistakes.
@@ -158,6 +189,7 @@ class Run:
         Returns:
             The diagnosis.
         """
+        self._collect()
         fit = self._reference
         if self._tails is not None:
             fit = fit_tails(self._tails, self._settings.level)
@@ -204,5 +236,5 @@ def lenient_cross_entropy(output: Any, targets: Tensor) -> Tensor:
 
 
 def _pick(table: Tensor, columns: Tensor) -> Tensor:
-    """``[M]`` entries of a ``[M, K]`` table, on the CPU."""
-    return table.gather(1, columns.long().unsqueeze(1)).squeeze(1).cpu()
+    """``[M]`` entries of a ``[M, K]`` table."""
+    return table.gather(1, columns.unsqueeze(1)).squeeze(1)

@@ -2,6 +2,7 @@
 
 from salmon.saliency.backward import Layouts
 from salmon.saliency.coverage import Coverage, coverage, coverage_of
+from salmon.saliency.halves import take_rows
 from salmon.saliency.losses import Loss, check_labels, check_samples, logits_of
 from salmon.saliency.profile import Measurement, check_eval_mode, filter_saliency, measure
 from salmon.saliency.trace import eval_mode, keep_rng
@@ -23,5 +24,6 @@ __all__ = [
     "keep_rng",
     "logits_of",
     "measure",
+    "take_rows",
     "verify",
 ]

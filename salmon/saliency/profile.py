@@ -6,10 +6,11 @@ One forward and one backward serve all samples of the batch. Samples must not in
 so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes stay as they are.
 """
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,10 +22,16 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex, clean_name
 from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
+from salmon.saliency.halves import is_out_of_memory, join_outputs, take_rows
 from salmon.saliency.losses import Loss, check_losses, check_samples, cross_entropy
 from salmon.saliency.trace import gradients_on, keep_rng
 
+logger = logging.getLogger(__name__)
+
 _layouts: WeakKeyDictionary[nn.Module, Layouts] = WeakKeyDictionary()
+_fitting: WeakKeyDictionary[nn.Module, int] = (
+    WeakKeyDictionary()
+)  # samples that memory is enough for
 
 NO_INFLUENCE = "no influence on the loss"
 
@@ -75,10 +82,13 @@ def measure(
     *,
     index: FilterIndex | None = None,
     loss: Loss | None = None,
-    forward_context: AbstractContextManager[object] | None = None,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
     layouts: Layouts | None = None,
 ) -> Measurement:
     """Measure a batch, and hand out the network's output and losses with the profile.
+
+    Where memory is short, the batch is measured in halves, or quarters and so on, and so are later
+    batches of this network; the numbers are the same.
 
     Args:
         model: As of :func:`filter_saliency`, like the other arguments.
@@ -86,7 +96,7 @@ def measure(
         targets: Its labels.
         index: The filters to measure; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
-        forward_context: Entered around forward and loss only, such as ``torch.autocast``.
+        forward_context: Makes a context around forward and loss only, such as that of autocast.
         layouts: What is known of where the samples are in the inputs of each layer; None keeps it
             from call to call, by network.
 
@@ -96,11 +106,55 @@ def measure(
     Raises:
         InputError: As of :func:`filter_saliency`.
         UnsupportedError: As of :func:`filter_saliency`.
+        RuntimeError: If memory is short for a single sample, or from the network itself.
     """
     index = index or FilterIndex.from_model(model)
-    forward_context = forward_context or nullcontext()
+    layouts = _layouts.setdefault(model, {}) if layouts is None else layouts
     check_eval_mode(model)
     samples = check_samples(inputs, targets)
+    step = max(1, min(samples, _fitting.get(model, samples)))
+    parts: list[Measurement] = []
+    while len(parts) * step < samples or not parts:
+        part = slice(len(parts) * step, min((len(parts) + 1) * step, samples))
+        try:
+            rows, labels = inputs, targets
+            if step < samples:
+                rows, labels = take_rows((inputs, targets), part, samples)
+            parts.append(_measure(model, rows, labels, index, loss, forward_context, layouts))
+        except RuntimeError as error:
+            if step == 1 or not is_out_of_memory(error):
+                raise
+            parts, step = [], -(-step // 2)
+            _fitting[model] = step
+            logger.warning(
+                "Memory is short for the saliency of %d samples at once; going on with %d.",
+                part.stop - part.start, step,
+            )  # fmt: skip
+    return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def _join(parts: list[Measurement]) -> Measurement:
+    """Put the parts of a batch together."""
+    sizes = [len(part.losses) for part in parts]
+    return replace(
+        parts[0],
+        profile=torch.cat([part.profile for part in parts]),
+        output=join_outputs([part.output for part in parts], sizes),
+        losses=torch.cat([part.losses for part in parts]),
+    )
+
+
+def _measure(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    index: FilterIndex,
+    loss: Loss | None,
+    forward_context: Callable[[], AbstractContextManager[object]],
+    layouts: Layouts,
+) -> Measurement:
+    """Measure samples that fit into memory together."""
+    samples = len(targets)
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
     # Inside Trainer.validate batches are inference tensors, which no graph may keep.
@@ -108,16 +162,11 @@ def measure(
     catcher = Catcher(parameters, samples)
     with torch.inference_mode(mode=False), keep_rng(), gradients_on(parameters):
         try:
-            with torch.enable_grad(), _eagerly(), forward_context, catcher:
+            with torch.enable_grad(), _eagerly(), forward_context(), catcher:
                 output = call_network(model, inputs)
                 losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
                 check_losses(losses, samples)
-            backward = Backward(
-                catcher.caught,
-                weights,
-                samples,
-                _layouts.setdefault(model, {}) if layouts is None else layouts,
-            )
+            backward = Backward(catcher.caught, weights, samples, layouts)
             backward.run(losses)
         finally:
             catcher.caught.release()
