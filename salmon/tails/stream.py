@@ -56,6 +56,11 @@ class Tails:
         return int(self._dropped)
 
     @property
+    def nbytes(self) -> int:
+        """Memory of the kept values, in bytes; it does not grow with the samples."""
+        return self._buffer.nbytes
+
+    @property
     def mean(self) -> Tensor:
         """``[F]`` float64 mean; NaN before the first sample."""
         return torch.where(self._count > 0, self._mean, torch.nan)

@@ -1,22 +1,24 @@
 """Saliency of a batch against the limit and the rivals.
 
 *limit*: one plain forward and ``autograd.grad`` of the summed loss with respect to the same
-weights. *loop*: one sample at a time. *vmap*: ``torch.func.vmap`` of ``grad``.
+weights.
 
-    python -m tests.benchmarks.saliency CASE WHO   prints the growth of peak memory, in MB
+    python -m tests.benchmarks.saliency CASE limit|salmon   prints the growth of the process's
+                                                            memory in MB, of a first and a later run
 """
 
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 
 from salmon import FilterIndex, filter_saliency
-from tests.benchmarks.measure import Task, medians, peak_megabytes, resident_peak
+from tests.benchmarks import rivals
+from tests.benchmarks.measure import Task, compare, growth, growth_in_own_process
 
 # name: network, input size, batch, unit
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
@@ -28,13 +30,15 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "mobilenet_v3_small-224-b16": (zoo.mobilenet_v3_small, 224, 16, "conv"),
     "vit_b_16-224-b4": (zoo.vit_b_16, 224, 4, "heads"),
 }
-MEMORY = ("resnet18-32-b64", "resnet50-224-b8", "vit_b_16-224-b4")
+MEMORY = ("resnet18-32-b64", "resnet50-224-b8", "mobilenet_v3_small-224-b16", "vit_b_16-224-b4")
 QUICK = ("resnet18-32-b64", "mobilenet_v3_small-224-b16")
+BATCHES = (8, 32, 128, 512)  # of ResNet-18 at 32 pixels
+SIZES = (32, 64, 128, 224)  # of the inputs of ResNet-18 in batches of 8
+SLOW = ("loop", "vmap", "opacus", "backpack")
 
 
-def tasks(case: str) -> dict[str, Task]:
+def tasks(build: Callable[[], nn.Module], size: int, batch: int, unit: str) -> dict[str, Task]:
     """What is compared, on one network and batch."""
-    build, size, batch, unit = CASES[case]
     torch.manual_seed(0)
     network = build().eval()
     for parameter in network.parameters():
@@ -50,58 +54,81 @@ def tasks(case: str) -> dict[str, Task]:
         loss = nn.functional.cross_entropy(network(x), labels, reduction="sum")
         return torch.autograd.grad(loss, list(weights.values()))
 
-    def loop() -> object:
-        rows = []
-        for x, y in zip(images, labels, strict=True):
-            loss = nn.functional.cross_entropy(network(x[None]), y[None])
-            gradients = torch.autograd.grad(loss, list(weights.values()))
-            rows.append([g.abs().flatten(1).mean(1) for g in gradients])
-        return rows
-
-    def one(chosen: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(network, chosen, (x[None],))
-        return nn.functional.cross_entropy(logits, y[None])
-
-    def vmapped() -> object:
-        gradients = vmap(grad(one), (None, 0, 0))(weights, images, labels)
-        return [g.abs().flatten(2).mean(2) for g in gradients.values()]
-
-    return {
+    given = (network, weights, images, labels)
+    found: dict[str, Task] = {
         "limit": partial(limit, images),
         "limit, channels last": partial(limit, last),
         "salmon": lambda: filter_saliency(network, images, labels, index),
         "salmon, channels last": lambda: filter_saliency(network, last, labels, index),
-        "loop": loop,
-        "vmap": vmapped,
+        "loop": rivals.loop(*given),
     }
+    # Those below hold all gradients of all samples at once.
+    if batch * sum(weight.numel() for weight in weights.values()) < 1e9:
+        found["vmap"] = rivals.vmapped(*given)
+        if unit == "conv":
+            for name in rivals.installed("opacus", "backpack"):
+                found[name] = getattr(rivals, name)(*given)
+    return found
 
 
-def rows(*, quick: bool) -> list[dict[str, object]]:
+def rows(*, quick: bool) -> list[dict[str, Any]]:
     """One row per case: seconds of the limit, and everything in units of it."""
     table = []
     for case in QUICK if quick else CASES:
-        chosen = tasks(case)
-        if "b256" in case:
-            del chosen["vmap"]  # takes about 17 GB
+        chosen = tasks(*CASES[case])
         if quick:
             chosen = {name: chosen[name] for name in ("limit", "salmon")}
-        seconds = medians(chosen, rounds=5 if quick else 3, once=("loop", "vmap"))
-        row: dict[str, object] = {"case": case, "limit, s": seconds["limit"]}
-        row |= {f"{name} / limit": seconds[name] / seconds["limit"] for name in list(chosen)[1:]}
-        if case in MEMORY and not quick:
-            memory = {
-                who: peak_megabytes("tests.benchmarks.saliency", case, who)
-                for who in ("limit", "salmon")
-            }
-            row |= {f"{who}, MB": value for who, value in memory.items()}
+        found = compare(chosen, budget=8 if quick else 25, once=SLOW)
+        row: dict[str, Any] = {"case": case, "limit, s": found["limit"].seconds}
+        row |= {f"{name} / limit": found[name] for name in list(chosen)[1:]}
         table.append(row)
         print(f"{case} done", file=sys.stderr)
     return table
 
 
+def memory_rows() -> list[dict[str, Any]]:
+    """Growth of the memory in a process of its own, in MB."""
+    table = []
+    for case in MEMORY:
+        limit, later_limit = growth_in_own_process("tests.benchmarks.saliency", case, "limit")
+        salmon, later = growth_in_own_process("tests.benchmarks.saliency", case, "salmon")
+        table.append(
+            {
+                "case": case,
+                "limit, first batch": limit,
+                "salmon, first batch": salmon,
+                "ratio": salmon / limit,
+                "limit, later batches": later_limit,
+                "salmon, later batches": later,
+                "ratio later": later / later_limit,
+            }
+        )
+    return table
+
+
+def curve_rows() -> list[dict[str, Any]]:
+    """How the ratio to the limit grows with the batch and the size of the inputs."""
+    table = []
+    chosen = [(32, batch) for batch in BATCHES] + [(size, 8) for size in SIZES[1:]]
+    for size, batch in chosen:
+        several = tasks(zoo.resnet18, size, batch, "conv")
+        found = compare({name: several[name] for name in ("limit", "salmon")}, budget=8)
+        table.append(
+            {
+                "network": "resnet18",
+                "input": size,
+                "batch": batch,
+                "limit, ms per sample": 1e3 * found["limit"].seconds / batch,
+                "salmon / limit": found["salmon"],
+            }
+        )
+    return table
+
+
 if __name__ == "__main__":
-    task = tasks(sys.argv[1])[sys.argv[2]]
+    build, size, batch, unit = CASES[sys.argv[1]]
+    task = tasks(build, size, batch, unit)[sys.argv[2]]
     torch.nn.functional.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))  # load the library
-    before = resident_peak()
-    task()
-    print(resident_peak() - before)
+    first = growth(task)
+    growth(task)
+    print(first, growth(task))

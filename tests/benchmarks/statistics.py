@@ -1,4 +1,4 @@
-"""Fit against SciPy, stream against keeping everything, callback against plain validation."""
+"""Fit against its rivals, stream against keeping everything, callback against plain validation."""
 
 import tempfile
 import time
@@ -13,55 +13,116 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from salmon import SaliencyMonitor, Tails, fit_tails, gpd
-from tests.benchmarks.measure import medians
+from tests.benchmarks import rivals
+from tests.benchmarks.measure import compare, seconds
 
 FILTERS = 26_560  # of ResNet-50
+BATCH = 64
+WRONG = 0.2  # share of samples that the watched network misclassifies
+SHORT = 1e-9  # of the log-likelihood, by which a fit may fall short
 
 
-def fit_row(*, quick: bool) -> dict[str, object]:
-    """All filters at once against ``scipy.stats.genpareto.fit``, speed and likelihood."""
-    filters, excesses, sample = (2000, 1000, 20) if quick else (FILTERS, 1000, 100)
+def excesses(filters: int, length: int) -> Tensor:
+    """Rows of generalized Pareto excesses in descending order, as the stream gives them."""
     random = np.random.default_rng(0)
     xi = random.uniform(-0.3, 1.2, (filters, 1))
-    y = 1e-5 * np.expm1(xi * random.exponential(size=(filters, excesses))) / xi
-    rows = torch.from_numpy(-np.sort(-y.astype(np.float32), axis=1))
-    ours = medians({"fit": lambda: gpd.fit(rows)}, rounds=3)["fit"]
-    found = gpd.fit(rows)
-    start = time.perf_counter()
+    y = 1e-5 * np.expm1(xi * random.exponential(size=(filters, length))) / xi
+    return torch.from_numpy(-np.sort(-y.astype(np.float32), axis=1))
+
+
+def fit_rows(*, quick: bool) -> list[dict[str, Any]]:
+    """All filters at once against one fit after another, speed and likelihood."""
+    filters, length, sample = (2000, 1000, 20) if quick else (FILTERS, 1000, 100)
+    data = excesses(filters, length)
+    ones = torch.ones(filters * length, dtype=torch.float64)
+    timing = compare(
+        {"one log1p of all values": lambda: torch.log1p(ones), "salmon": lambda: gpd.fit(data)},
+        budget=10,
+    )
+    each = timing["salmon"].seconds / filters
+    table: list[dict[str, Any]] = [
+        {
+            "fit": "salmon",
+            "ms per fit": 1e3 * each,
+            "times salmon": 1.0,
+            "rows short of the best likelihood known": _short(data[:sample], "salmon"),
+            "all filters, s": timing["salmon"].seconds,
+            "in passes of log1p": timing["salmon"],
+        }
+    ]
+    for name in ["scipy", *([] if quick else rivals.installed("pyextremes", "libspot"))]:
+        rivals.timed_fits(name, data[:1].double().numpy())  # imports
+        cost, _ = rivals.timed_fits(name, data[:sample].double().numpy())
+        table.append(
+            {
+                "fit": name,
+                "ms per fit": 1e3 * cost,
+                "times salmon": cost / each,
+                "rows short of the best likelihood known": _short(data[:sample], name),
+            }
+        )
+    return table
+
+
+def _short(data: Tensor, name: str) -> str:
+    """How many of some rows a fit leaves below the best likelihood known, on its own excesses."""
     short = 0
-    for i in range(sample):
-        values = rows[i].double().numpy()
+    for row in data.double().numpy():
+        if name == "salmon":
+            shape, scale, values = rivals.scipy_fit(row)
+        else:
+            shape, scale, values = rivals.FITS[name](row)
+        ours = gpd.fit(torch.from_numpy(np.asarray(values))[None])
         with np.errstate(all="ignore"):
-            shape, _, scale = stats.genpareto.fit(values, floc=0)
-        theirs = stats.genpareto.logpdf(values, shape, scale=scale).sum()
-        short += bool(shape >= -1 and theirs > found.log_likelihood[i] + 1e-6 * abs(theirs))
-    each = (time.perf_counter() - start) / sample
-    return {
-        "filters x excesses": f"{filters} x {excesses}",
-        "seconds": ours,
-        "scipy / salmon, per fit": each / (ours / filters),
-        f"rows below scipy's likelihood, of {sample}": short,
-    }
+            theirs = float(stats.genpareto.logpdf(values, shape, scale=scale).sum())
+        theirs = theirs if shape >= -1 and np.isfinite(theirs) else -np.inf
+        mine, other = (float(ours.log_likelihood), theirs)
+        mine, other = (mine, other) if name == "salmon" else (other, mine)
+        short += mine < other - SHORT * abs(other)
+    return f"{short} of {len(data)}"
 
 
-def stream_row(*, quick: bool) -> dict[str, object]:
+def fit_curve_rows() -> list[dict[str, Any]]:
+    """Seconds of the fit by filters and excesses."""
+    table = []
+    for filters, length in [(1000, 1000), (10_000, 1000), (100_000, 1000), (10_000, 100)]:
+        data = excesses(filters, length)
+        timing = compare({"fit": lambda data=data: gpd.fit(data)}, budget=5)["fit"]  # type: ignore[misc]
+        table.append(
+            {
+                "filters": filters,
+                "excesses": length,
+                "fit, s": timing.seconds,
+                "us per fit": 1e6 * timing.seconds / filters,
+            }
+        )
+    return table
+
+
+def stream_rows(*, quick: bool) -> list[dict[str, Any]]:
     """The bounded stream: time per sample, and what keeping everything would take."""
-    filters, samples = (5000, 5000) if quick else (FILTERS, 50_000)
+    if quick:
+        return [_stream_row(5000, 5000)]
+    counts = [(FILTERS, 50_000), (5000, 1000), (5000, 10_000), (5000, 100_000)]
+    return [_stream_row(*some) for some in [*counts, (1000, 10_000), (100_000, 10_000)]]
+
+
+def _stream_row(filters: int, samples: int) -> dict[str, Any]:
+    """Fresh random samples, their making not counted."""
     torch.manual_seed(0)
-    batches = [torch.rand(64, filters).pow_(-0.4) for _ in range(4)]
     tails = Tails(filters)
-    start = time.perf_counter()
-    for i in range(0, samples, 64):
-        tails.update(batches[i // 64 % 4])
-    streamed = time.perf_counter() - start
-    start = time.perf_counter()
-    fit_tails(tails)
+    streamed = 0.0
+    for start in range(0, samples, BATCH):
+        batch = torch.rand(min(BATCH, samples - start), filters)
+        streamed += seconds(lambda batch=batch: tails.update(batch))  # type: ignore[misc]
+    fitted = seconds(lambda: fit_tails(tails))
     return {
-        "filters x samples": f"{filters} x {samples}",
+        "filters": filters,
+        "samples": samples,
         "stream, ms per sample": 1e3 * streamed / samples,
-        "fit_tails, s": time.perf_counter() - start,
-        "buffer, MB": filters * (1 + 512 + 1024) * 4 / 2**20,
-        "full table, MB": filters * samples * 4 / 2**20,
+        "fit_tails, s": fitted,
+        "buffer, MB": tails.nbytes / 2**20,
+        "all values, MB": filters * samples * 4 / 2**20,
     }
 
 
@@ -79,12 +140,17 @@ class _Net(LightningModule):
         self.log("loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
 
-def callback_row(*, quick: bool) -> dict[str, object]:
+def callback_rows(*, quick: bool) -> list[dict[str, Any]]:
     """Validation with the monitor against validation plus the limit of its saliency."""
-    batches = 4 if quick else 16
+    samples = 512 if quick else 4096
     torch.manual_seed(0)
-    images, labels = torch.randn(64 * batches, 3, 32, 32), torch.randint(10, (64 * batches,))
-    data, module = DataLoader(TensorDataset(images, labels), 64), _Net()
+    module = _Net().eval()
+    images = torch.randn(samples, 3, 32, 32)
+    with torch.no_grad():
+        labels = torch.cat([module(part).argmax(1) for part in images.split(256)])
+    wrong = torch.rand(samples) < WRONG
+    labels[wrong] = (labels[wrong] + 1) % 10
+    data = DataLoader(TensorDataset(images, labels), BATCH)
     weights = [p for p in module.parameters() if p.ndim == 4]
 
     def validate(*callbacks: Any) -> None:
@@ -94,20 +160,36 @@ def callback_row(*, quick: bool) -> dict[str, object]:
                 enable_model_summary=False, callbacks=list(callbacks), default_root_dir=folder,
             ).validate(module, data, verbose=False)  # fmt: skip
 
-    def limit() -> None:
+    def plain_and_limit() -> None:
+        validate()
         module.eval()
-        for x, y in zip(images.split(64), labels.split(64), strict=True):
+        for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
             loss = nn.functional.cross_entropy(module(x), y, reduction="sum")
             torch.autograd.grad(loss, weights)
 
-    seconds = medians(
-        {"plain": validate, "limit": limit, "watched": lambda: validate(SaliencyMonitor())},
-        rounds=3,
+    ends: list[float] = []
+
+    class _Timed(SaliencyMonitor):
+        def on_validation_epoch_end(self, *arguments: Any) -> None:
+            start = time.perf_counter()
+            super().on_validation_epoch_end(*arguments)
+            ends.append(time.perf_counter() - start)
+
+    found = compare(
+        {
+            "plain + limit": plain_and_limit,
+            "plain": validate,
+            "with monitor": lambda: validate(_Timed()),
+        },
+        budget=20 if quick else 60,
     )
-    return {
-        "samples": 64 * batches,
-        "plain validation, s": seconds["plain"],
-        "with monitor, s": seconds["watched"],
-        "with monitor / (plain + limit)": seconds["watched"]
-        / (seconds["plain"] + seconds["limit"]),
-    }
+    return [
+        {
+            "samples": samples,
+            "plain validation, s": found["plain"].seconds,
+            "plain + limit, s": found["plain + limit"].seconds,
+            "with monitor, s": found["with monitor"].seconds,
+            "of that at the end of the epoch, s": sorted(ends)[len(ends) // 2],
+            "with monitor / (plain + limit)": found["with monitor"],
+        }
+    ]
