@@ -1,10 +1,97 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all, and JSON that any reader takes."""
 
+import json
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from salmon.errors import InputError
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Write plain values as JSON.
+
+    Args:
+        value: Dictionaries, lists, strings, numbers, in any nesting.
+        indent: Spaces per level; None writes one line.
+
+    Returns:
+        JSON; numbers that are not finite are null.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent)
+    except ValueError:  # rare, so that looking at every number first would not pay
+        return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def check_new_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that holds something.
+
+    Args:
+        folder: The folder, which need not exist.
+        force: Whether to accept it all the same.
+
+    Raises:
+        InputError: If it is no folder, or holds files and ``force`` is not set.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
+        raise InputError(
+            f"{folder} already exists; a new or empty folder is needed. Choose one with --out, or "
+            "replace it with --force."
+        )
+
+
+def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool = False) -> None:
+    """Make a folder of files appear under its name in one step; a crash leaves nothing there.
+
+    Args:
+        folder: The final name; missing parents are made.
+        fill: Writes the files into the folder it is given.
+        force: Replace what is there.
+
+    Raises:
+        InputError: If the folder holds files and ``force`` is not set.
+        OSError: If something cannot be written.
+    """
+    check_new_folder(folder, force=force)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    try:
+        fill(part)
+        part.chmod(0o777 & ~_umask())
+        if folder.exists():
+            old = part.with_suffix(".old")
+            folder.replace(old)
+            part.replace(folder)
+            shutil.rmtree(old)
+        else:
+            part.replace(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    """The user's."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -26,9 +113,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; the final one follows the user's umask like any other.
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)
+        part.chmod(0o666 & ~_umask())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

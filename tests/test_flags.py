@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from salmon import FilterIndex, rank_filters
-from salmon.ranking import Mistakes, batch_flags, sample_flags, to_json
+from salmon.files import json_text
+from salmon.ranking import Mistakes, batch_flags, sample_flags
 from tests.test_ranking import doubles, hand_fit
 
 INDEX = FilterIndex.from_model(nn.ModuleList([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 1)]))
@@ -58,9 +59,9 @@ def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
 def test_numbers_that_are_not_finite_become_null() -> None:
     ranking = rank_filters(PROFILE, FIT, top_k=2)
     flags = list(sample_flags(mistakes(), ranking, INDEX, FIT, ["a", "b", 9]))
-    back = json.loads(to_json(flags[2]))
+    back = json.loads(json_text(flags[2]))
     assert back["loss"] is None
-    assert json.loads(to_json({"x": [math.nan, {"y": -math.inf}]})) == {"x": [None, {"y": None}]}
+    assert json.loads(json_text({"x": [math.nan, {"y": -math.inf}]})) == {"x": [None, {"y": None}]}
 
 
 def test_nothing_joins_to_nothing() -> None:

@@ -3,5 +3,15 @@
 from salmon.filters.discover import UNITS, discover
 from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer
 from salmon.filters.names import clean_name
+from salmon.filters.rows import filter_rows, weight_of_rows
 
-__all__ = ["SHORTCUTS", "UNITS", "FilterIndex", "FilterLayer", "clean_name", "discover"]
+__all__ = [
+    "SHORTCUTS",
+    "UNITS",
+    "FilterIndex",
+    "FilterLayer",
+    "clean_name",
+    "discover",
+    "filter_rows",
+    "weight_of_rows",
+]

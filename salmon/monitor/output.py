@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from salmon.files import write_atomically
+from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger
 from salmon.monitor.context import Clock
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
-from salmon.ranking import batch_flags, sample_flags, to_json
+from salmon.ranking import batch_flags, sample_flags
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
 from salmon.views import (
@@ -183,7 +183,7 @@ def _write_files(
             ),
             *batch_flags(mistakes, diagnosis.profile, index, fit, top_k),
         )
-        lines = (f"{to_json(flag | context)}\n".encode() for flag in flags)
+        lines = (f"{json_text(flag | context)}\n".encode() for flag in flags)
         path = folder / f"flagged-{name}-{number:06d}.jsonl"
         write_atomically(path, lambda file: file.writelines(lines))
     save_fit(folder / f"fit-{name}.pt", fit, index)

@@ -1,12 +1,13 @@
 """Rankings of filters for samples and batches, and their spread over the network."""
 
-from salmon.ranking.flags import SCHEMA, Mistakes, batch_flags, sample_flags, to_json
+from salmon.ranking.flags import SCHEMA, Mistakes, batch_flags, sample_flags
 from salmon.ranking.methods import (
     LOG_P_FLOOR,
     METHODS,
     log_tail_probability,
     rank_filters,
     sum_over_samples,
+    tail_score,
     top_filters,
     z_score,
 )
@@ -29,7 +30,7 @@ __all__ = [
     "rank_filters",
     "sample_flags",
     "sum_over_samples",
-    "to_json",
+    "tail_score",
     "top_filters",
     "z_score",
 ]

@@ -4,8 +4,6 @@ A flag is one line of JSON; the schema is documented in docs/flagged.md. Numbers
 finite become null.
 """
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -146,21 +144,6 @@ def batch_flags(
         }
 
 
-def to_json(flag: dict[str, Any]) -> str:
-    """Write a flag as one line.
-
-    Args:
-        flag: As of :func:`sample_flags` or :func:`batch_flags`.
-
-    Returns:
-        JSON without line breaks; numbers that are not finite are null.
-    """
-    try:
-        return json.dumps(flag, allow_nan=False)
-    except ValueError:  # rare, so that looking at every number first would not pay
-        return json.dumps(_finite(flag), allow_nan=False)
-
-
 class _Describer:
     """Label, group and threshold of a filter, looked up once per filter."""
 
@@ -181,14 +164,3 @@ class _Describer:
                 "threshold": float(self._threshold[number]),
             }
         return self._known[number]
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value

@@ -3,9 +3,15 @@
 from salmon.saliency.backward import Layouts
 from salmon.saliency.coverage import Coverage, coverage, coverage_of
 from salmon.saliency.halves import take_rows
-from salmon.saliency.losses import Loss, check_labels, check_samples, logits_of
-from salmon.saliency.profile import Measurement, check_eval_mode, filter_saliency, measure
-from salmon.saliency.trace import eval_mode, keep_rng
+from salmon.saliency.losses import Loss, check_labels, check_samples, cross_entropy, logits_of
+from salmon.saliency.profile import (
+    Measurement,
+    call_network,
+    check_eval_mode,
+    filter_saliency,
+    measure,
+)
+from salmon.saliency.trace import eval_mode, gradients_on, keep_rng
 from salmon.saliency.verify import VerificationError, verify
 
 __all__ = [
@@ -14,13 +20,16 @@ __all__ = [
     "Loss",
     "Measurement",
     "VerificationError",
+    "call_network",
     "check_eval_mode",
     "check_labels",
     "check_samples",
     "coverage",
     "coverage_of",
+    "cross_entropy",
     "eval_mode",
     "filter_saliency",
+    "gradients_on",
     "keep_rng",
     "logits_of",
     "measure",

@@ -1,0 +1,186 @@
+"""Edits: some filters of a network with new values, written for a while or for good.
+
+Fine-tuning by one step is ``W[o] -= lr * dL/dW[o]``, pruning ``W[o] = 0`` (section 4 of the paper).
+The gradient is that of the original weights, so that one backward serves any number of filters and
+rates. A *normalised* step moves every filter by the same share of its norm:
+``W[o] -= lr * |W[o]| / |G[o]| * G[o]``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from salmon.errors import InputError
+from salmon.filters import FilterIndex, FilterLayer, clean_name, filter_rows, weight_of_rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Change:
+    """Some filters of one weight, before and after."""
+
+    layer: FilterLayer
+    channels: Tensor  # [m] int64, ascending
+    old: Tensor  # [m, size], in the type of the weight, on the CPU
+    new: Tensor  # [m, size]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """What is changed in a network."""
+
+    changes: tuple[Change, ...]
+
+    @property
+    def filters(self) -> int:
+        """Number of touched filters."""
+        return sum(len(change.channels) for change in self.changes)
+
+    @property
+    def parameters(self) -> int:
+        """Number of touched weights."""
+        return sum(change.new.numel() for change in self.changes)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every new value is."""
+        return all(bool(torch.isfinite(change.new).all()) for change in self.changes)
+
+    @property
+    def relative_change(self) -> float:
+        """Largest ``|new - old| / |old|`` of a touched filter; infinite where old is zero."""
+        worst = 0.0
+        for change in self.changes:
+            old, new = change.old.double(), change.new.double()
+            ratio = (new - old).norm(dim=1) / old.norm(dim=1)
+            worst = max(worst, float(ratio.nan_to_num(nan=0.0).max()))
+        return worst
+
+
+class Directions:
+    """Old values and steps of every filter of an index, from which edits are cut."""
+
+    def __init__(
+        self, model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor]
+    ) -> None:
+        """Lay weights and gradients out by filters.
+
+        Args:
+            model: The network.
+            index: Its filters.
+            gradients: By weight name, shaped like the weight.
+        """
+        parameters = parameters_by_name(model)
+        self.index = index
+        self._old = [
+            filter_rows(parameters[layer.weight].detach().cpu(), layer).clone()
+            for layer in index.layers
+        ]
+        self._gradients = [
+            filter_rows(gradients[layer.weight].detach().cpu(), layer).double()
+            for layer in index.layers
+        ]
+
+    def step(self, filters: Sequence[int] | Tensor, rate: float, *, normalised: bool) -> Edit:
+        """One gradient step on some filters.
+
+        Args:
+            filters: Numbers in the index, in any order.
+            rate: Learning rate; of a normalised step the relative change of each filter.
+            normalised: Which step.
+
+        Returns:
+            The edit. A filter without a gradient is left as it is.
+        """
+        changes = []
+        for position, layer, channels in _by_layer(self.index, filters):
+            old, gradient = self._old[position][channels], self._gradients[position][channels]
+            wide = old.double()
+            scale = torch.ones(len(channels), 1, dtype=torch.float64)
+            if normalised:
+                norm = gradient.norm(dim=1, keepdim=True)
+                scale = torch.where(norm > 0, wide.norm(dim=1, keepdim=True) / norm, 0.0)
+            new = (wide - rate * scale * gradient).to(old.dtype)
+            changes.append(Change(layer, channels, old, new))
+        return Edit(tuple(changes))
+
+    def prune(self, filters: Sequence[int] | Tensor) -> Edit:
+        """Set some filters to zero.
+
+        Args:
+            filters: Numbers in the index, in any order.
+
+        Returns:
+            The edit.
+        """
+        return Edit(
+            tuple(
+                Change(layer, channels, self._old[position][channels],
+                       torch.zeros_like(self._old[position][channels]))
+                for position, layer, channels in _by_layer(self.index, filters)
+            )
+        )  # fmt: skip
+
+
+def _by_layer(
+    index: FilterIndex, filters: Sequence[int] | Tensor
+) -> Iterator[tuple[int, FilterLayer, Tensor]]:
+    """Layer number, layer and ascending channels of some filters."""
+    numbers = torch.as_tensor(filters, dtype=torch.int64).sort().values
+    if numbers.numel() and not 0 <= int(numbers[0]) <= int(numbers[-1]) < len(index):
+        raise InputError(
+            f"filters lie in {int(numbers[0])}..{int(numbers[-1])} but the index holds "
+            f"0..{len(index) - 1}."
+        )
+    layers = index.layer_of[numbers]
+    for position in layers.unique_consecutive().tolist():
+        yield position, index.layers[position], numbers[layers == position] - index.starts[position]
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters under their names without the additions of wrappers.
+
+    Args:
+        model: The network.
+
+    Returns:
+        By name.
+    """
+    return {clean_name(name): value for name, value in model.named_parameters()}
+
+
+def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool) -> None:
+    """Write the new, or the old, values of changes into tensors, in place.
+
+    Args:
+        tensors: By weight name, on any device.
+        changes: What to write.
+        new: Which values.
+    """
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for change in changes:
+            weight = tensors[change.layer.weight].detach()
+            rows = filter_rows(weight, change.layer).clone()
+            rows[change.channels.to(weight.device)] = (change.new if new else change.old).to(weight)
+            weight.copy_(weight_of_rows(rows, change.layer, weight.shape))
+
+
+@contextmanager
+def edited(model: nn.Module, edit: Edit) -> Iterator[None]:
+    """Change a network for a while; on exit every weight has its old bits.
+
+    Args:
+        model: The network.
+        edit: What to change.
+    """
+    parameters = parameters_by_name(model)
+    saved = {c.layer.weight: parameters[c.layer.weight].detach().clone() for c in edit.changes}
+    try:
+        write(parameters, edit.changes, new=True)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, old in saved.items():
+                parameters[name].detach().copy_(old)

@@ -1,0 +1,101 @@
+"""What a network says of samples: logits, predictions, confidences, calibration."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from salmon.repair.samples import Samples
+from salmon.saliency import call_network, check_labels, eval_mode, keep_rng, logits_of
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Of N samples, on the CPU."""
+
+    logits: Tensor  # [N, K] float64
+    targets: Tensor  # [N]
+
+    @property
+    def right(self) -> Tensor:
+        """``[N]`` bool: classified right; a sample without finite logits is wrong."""
+        finite = torch.isfinite(self.logits).all(1)
+        return (self.logits.argmax(1) == self.targets) & finite
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right samples; NaN of none."""
+        return float(self.right.double().mean())
+
+    @property
+    def losses(self) -> Tensor:
+        """``[N]`` cross-entropies."""
+        return nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error over 15 bins of equal width; NaN without finite logits."""
+        finite = torch.isfinite(self.logits).all(1)
+        if not bool(finite.any()):
+            return float("nan")
+        error = multiclass_calibration_error(
+            self.logits[finite].softmax(1),
+            self.targets[finite],
+            num_classes=self.logits.shape[1],
+            n_bins=CALIBRATION_BINS,
+        )
+        return float(error)
+
+    def take(self, rows: Tensor) -> "Predictions":
+        """Select samples.
+
+        Args:
+            rows: ``[M]`` numbers or ``[N]`` bool.
+
+        Returns:
+            Their predictions.
+        """
+        return Predictions(self.logits[rows], self.targets[rows])
+
+
+def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
+    """Run a network on samples, in eval mode, leaving no trace.
+
+    Args:
+        model: The network.
+        samples: Its inputs and classes.
+        batch_size: Samples at a time.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        InputError: If the network gives no logits, or a class number is out of range.
+    """
+    found = []
+    with torch.inference_mode(mode=False), torch.no_grad(), keep_rng(), eval_mode(model):
+        for inputs, _ in samples.batches(batch_size):
+            output = call_network(model, to_device(inputs, model))
+            found.append(logits_of(output).double().cpu())
+    logits = torch.cat(found)
+    check_labels(samples.targets, logits.shape[1])
+    return Predictions(logits, samples.targets)
+
+
+def to_device(values: Any, model: nn.Module) -> Any:
+    """Move inputs to where a network is.
+
+    Args:
+        values: Tensors in any nesting.
+        model: The network.
+
+    Returns:
+        The same nesting.
+    """
+    device = next(model.parameters()).device
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)

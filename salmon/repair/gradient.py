@@ -1,0 +1,78 @@
+"""Mean loss gradients of some weights over samples."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from salmon.errors import UnsupportedError
+from salmon.filters import FilterIndex, filter_rows, weight_of_rows
+from salmon.repair.edit import parameters_by_name
+from salmon.repair.evaluate import to_device
+from salmon.repair.samples import Samples
+from salmon.saliency import call_network, cross_entropy, eval_mode, gradients_on, keep_rng
+
+
+def mean_gradients(
+    model: nn.Module, samples: Samples, names: list[str], batch_size: int
+) -> dict[str, Tensor]:
+    """Gradients of the mean cross-entropy, in eval mode, leaving no trace.
+
+    Args:
+        model: The network.
+        samples: N of them, at least one.
+        names: Of the weights.
+        batch_size: Samples at a time.
+
+    Returns:
+        By name, float64 on the CPU, shaped like the weights; zero where the loss does not depend
+        on one.
+
+    Raises:
+        UnsupportedError: If the loss has no gradient at all.
+    """
+    parameters = [parameters_by_name(model)[name] for name in names]
+    sums = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
+    with torch.inference_mode(mode=False), keep_rng(), eval_mode(model), gradients_on(parameters):
+        for inputs, targets in samples.batches(batch_size):
+            with torch.enable_grad():
+                output = call_network(model, to_device(inputs, model))
+                loss = cross_entropy(output, to_device(targets, model)).sum()
+                if not loss.requires_grad:
+                    raise UnsupportedError(
+                        "the loss has no gradient: forward detaches it or runs under "
+                        "torch.no_grad. Remove that, or repair another network."
+                    )
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for total, gradient in zip(sums, found, strict=True):
+                if gradient is not None:
+                    total.add_(gradient.double().cpu())
+    return {name: total / len(samples) for name, total in zip(names, sums, strict=True)}
+
+
+def without_conflict(
+    index: FilterIndex, step: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Take out of every filter's gradient what points against another one.
+
+    The projection of A-GEM (Chaudhry et al. 2019, ICLR), filter by filter: a small step along the
+    result lowers the reference loss, or leaves it, whichever filters are chosen.
+
+    Args:
+        index: The filters.
+        step: Gradients to follow downhill, by weight.
+        reference: Gradients of a loss that must not rise.
+
+    Returns:
+        By weight of the index; ``step`` for filters where the two agree, else its part orthogonal
+        to ``reference``.
+    """
+    found = {}
+    for layer in index.layers:
+        own, other = (filter_rows(g[layer.weight], layer) for g in (step, reference))
+        inner = (own * other).sum(1, keepdim=True)
+        square = other.square().sum(1, keepdim=True)
+        against = (inner < 0) & (square > 0)
+        kept = torch.where(against, own - inner / square * other, own)
+        found[layer.weight] = weight_of_rows(kept, layer, step[layer.weight].shape)
+    return found

@@ -1,0 +1,271 @@
+"""Patches: new values of some filters on disk, that go onto the very weights they were made for.
+
+A safetensors file: for every touched weight ``w`` the tensors ``w/channels`` [m], ``w/old`` and
+``w/new`` [m, size]; one metadata entry ``salmon`` with JSON: format, description of the weights,
+SHA-256 of every tensor of the base network, of the touched ones after the patch and of the patch's
+own content, and whatever the maker adds. Values are absolute, so that applying twice is applying
+once, and reverting restores the bits. Nothing in a file is executed.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from salmon.errors import InputError, StateError
+from salmon.files import write_atomically
+from salmon.filters import FilterLayer, clean_name
+from salmon.repair.edit import Change, Edit, write
+
+FORMAT = "salmon.patch/1"
+MAX_BYTES = 1 << 34
+MAX_HEADER_BYTES = 1 << 24
+
+_ORIGINAL, _PATCHED = "base", "patched"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Touched filters with old and new values, and the network they belong to."""
+
+    edit: Edit
+    base: dict[str, str]  # SHA-256 by name of every tensor of the state dict
+    patched: dict[str, str]  # of the touched ones with the patch
+    info: dict[str, Any] = field(default_factory=dict)  # settings, seed, versions, metrics
+
+    @classmethod
+    def make(cls, model: nn.Module, edit: Edit, info: Mapping[str, Any] | None = None) -> "Patch":
+        """Describe an edit of a network as it is now.
+
+        Args:
+            model: The network, without the edit.
+            edit: What is changed.
+            info: Plain values that JSON takes, kept with the patch.
+
+        Returns:
+            The patch.
+        """
+        state = _state(model)
+        touched = {c.layer.weight: state[c.layer.weight].clone() for c in edit.changes}
+        write(touched, edit.changes, new=True)
+        for name, value in state.items():  # the same memory under another name, such as tied ones
+            for weight in list(touched):
+                if name not in touched and value.is_set_to(state[weight]):
+                    touched[name] = touched[weight]
+        return cls(
+            edit,
+            {name: tensor_hash(value) for name, value in state.items()},
+            {name: tensor_hash(value) for name, value in touched.items()},
+            dict(info or {}),
+        )
+
+    def apply(self, target: nn.Module | Mapping[str, Tensor]) -> bool:
+        """Write the new values.
+
+        Args:
+            target: The network the patch was made for, or its state dict; changed in place.
+
+        Returns:
+            Whether anything changed; a network that has the patch already stays as it is.
+
+        Raises:
+            StateError: If it is another network, or has other weights; nothing is changed then.
+        """
+        return self._write(target, new=True)
+
+    def revert(self, target: nn.Module | Mapping[str, Tensor]) -> bool:
+        """Write the old values back, bit for bit.
+
+        Args:
+            target: As of :meth:`apply`.
+
+        Returns:
+            Whether anything changed.
+
+        Raises:
+            StateError: As of :meth:`apply`.
+        """
+        return self._write(target, new=False)
+
+    def _write(self, target: nn.Module | Mapping[str, Tensor], *, new: bool) -> bool:
+        """Write one side of the edit where the other one is."""
+        state = _state(target)
+        found = self._side(state)
+        if found == (_PATCHED if new else _ORIGINAL):
+            return False
+        write(state, self.edit.changes, new=new)
+        return True
+
+    def _side(self, state: Mapping[str, Tensor]) -> str:
+        """Whether weights are those before or after the patch; an error where they are neither."""
+        missing = sorted(set(self.base) - set(state))
+        if missing:
+            raise StateError(
+                f"the patch is for a network with {len(self.base)} tensors, of which "
+                f"{len(missing)} are missing here, such as {missing[0]}; apply it to the network "
+                "it was made for."
+            )
+        for change in self.edit.changes:
+            weight = state[change.layer.weight]
+            size = change.layer.filters * change.layer.size
+            if weight.numel() != size or weight.dtype != change.old.dtype:
+                raise StateError(
+                    f"the patch needs {change.layer.weight} with {size} weights of "
+                    f"{change.old.dtype}, but here it has {weight.numel()} of {weight.dtype}; "
+                    "apply it to the network it was made for, in the same precision."
+                )
+        here = {name: tensor_hash(state[name]) for name in self.base}
+        others = [n for n in self.base if n not in self.patched and here[n] != self.base[n]]
+        sides = {
+            side: [name for name in self.patched if here[name] != known[name]]
+            for side, known in ((_ORIGINAL, self.base), (_PATCHED, self.patched))
+        }
+        for side, differing in sides.items():
+            if not others and not differing:
+                return side
+        odd = others or min(sides.values(), key=len)
+        raise StateError(
+            f"the weights are not those the patch was made for: {len(odd)} of {len(self.base)} "
+            f"tensors differ, such as {odd[0]}; apply it to the checkpoint it was made from (or "
+            "make a new one for this one)."
+        )
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Hash type, shape and bits of a tensor, the same on every device.
+
+    Args:
+        tensor: Any.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_patch(path: str | Path, patch: Patch) -> None:
+    """Write a patch, whole or not at all; the same patch gives the same bytes.
+
+    Args:
+        path: The file; missing folders are made, an old file is replaced.
+        patch: The patch.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {}
+    for change in patch.edit.changes:
+        name = change.layer.weight
+        layers[name] = asdict(change.layer)
+        tensors |= {
+            f"{name}/channels": change.channels.contiguous(),
+            f"{name}/old": change.old.contiguous(),
+            f"{name}/new": change.new.contiguous(),
+        }
+    header = {
+        "format": FORMAT,
+        "layers": layers,
+        "base": patch.base,
+        "patched": patch.patched,
+        "info": patch.info,
+    }
+    header["content"] = _content_hash(tensors, header)
+    data = save(tensors, {"salmon": json.dumps(header, sort_keys=True, allow_nan=False)})
+    write_atomically(Path(path), lambda file: file.write(data))
+
+
+def load_patch(path: str | Path) -> Patch:
+    """Read a patch back. Nothing in the file is executed.
+
+    Args:
+        path: A file that :func:`save_patch` wrote.
+
+    Returns:
+        The patch.
+
+    Raises:
+        StateError: If the file is missing, no patch, truncated, changed, or of another version.
+    """
+    path = Path(path)
+    try:
+        _check_size(path)
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("salmon")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(text) if text is not None else None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise StateError(
+            f"{path} cannot be read as a patch ({type(error).__name__}: {error}); a whole file "
+            "written by save_patch or 'salmon repair' is needed."
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else None
+        raise StateError(
+            f"{path} holds {found!r} but {FORMAT!r} is needed; it is no patch of ours."
+        )
+    try:
+        return _patch_of(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(
+            f"{path} is a damaged or changed patch ({error}); get it anew, or make it anew."
+        ) from error
+
+
+def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
+    """Check and assemble."""
+    if header.pop("content", None) != _content_hash(tensors, header):
+        raise InputError("its content does not match its checksum")
+    changes = []
+    for name, values in header["layers"].items():
+        layer = FilterLayer(**(values | {"parts": tuple(values["parts"])}))
+        channels, old, new = (tensors.pop(f"{name}/{part}") for part in ("channels", "old", "new"))
+        shape = (len(channels), layer.size)
+        if name != layer.weight or tuple(old.shape) != shape or tuple(new.shape) != shape:
+            raise InputError(f"the tensors of {name} do not fit its description")
+        rising = bool((channels.diff() > 0).all()) and channels.dtype == torch.int64
+        inside = len(channels) > 0 and int(channels[0]) >= 0 and int(channels[-1]) < layer.filters
+        if not rising or not inside or old.dtype != new.dtype:
+            raise InputError(f"the filters of {name} are not in order, or out of range")
+        changes.append(Change(layer, channels, old, new))
+    if tensors:
+        raise InputError(f"it holds tensors that nothing describes, such as {next(iter(tensors))}")
+    base, patched = header["base"], header["patched"]
+    if not {change.layer.weight for change in changes} <= set(patched) <= set(base):
+        raise InputError("its checksums do not belong to its tensors")
+    return Patch(Edit(tuple(changes)), base, patched, header["info"])
+
+
+def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Hash all that a patch holds."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True, allow_nan=False).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensor_hash(tensors[name])}".encode())
+    return digest.hexdigest()
+
+
+def _check_size(path: Path) -> None:
+    """Refuse files whose header alone would fill the memory."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if size > MAX_BYTES or not 0 < header <= min(MAX_HEADER_BYTES, size):
+        raise InputError(f"{size} bytes with a header of {header}")
+
+
+def _state(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by clean name; those of a module share its memory."""
+    items = target.state_dict() if isinstance(target, nn.Module) else target
+    return {clean_name(name): value for name, value in items.items() if isinstance(value, Tensor)}

@@ -1,0 +1,188 @@
+"""Samples in memory, and their disjoint stratified split into repair, guard and accept."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from salmon.errors import InputError
+from salmon.saliency import check_samples, take_rows
+
+PARTS = ("repair", "guard", "accept")
+
+Batch = tuple[Any, Tensor]
+"""Inputs, a tensor or nesting of tensors, and ``[N]`` class numbers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """Labelled samples on the CPU."""
+
+    inputs: Any  # nesting of tensors with N rows
+    targets: Tensor  # [N] int64 classes
+    ids: tuple[int | str, ...]  # [N]; equal ids are the same sample
+
+    def __len__(self) -> int:
+        """Number of samples.
+
+        Returns:
+            N.
+        """
+        return len(self.targets)
+
+    def take(self, rows: Tensor) -> "Samples":
+        """Select some.
+
+        Args:
+            rows: ``[M]`` numbers.
+
+        Returns:
+            Those samples, in that order.
+        """
+        return Samples(
+            take_rows(self.inputs, rows, len(self)),
+            self.targets[rows],
+            tuple(self.ids[row] for row in rows.tolist()),
+        )
+
+    def batches(self, size: int) -> Iterable[Batch]:
+        """Cut into batches.
+
+        Args:
+            size: Samples per batch.
+
+        Yields:
+            Inputs and targets.
+        """
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield take_rows(self.inputs, part, len(self)), self.targets[part]
+
+    @classmethod
+    def collect(
+        cls,
+        batches: Iterable[Any],
+        *,
+        unpack: Callable[[Any], Batch] | None = None,
+        ids: Callable[[Any], Sequence[int | str] | Tensor] | None = None,
+        most: int | None = None,
+        seed: int = 0,
+    ) -> "Samples":
+        """Take samples out of a loader.
+
+        Args:
+            batches: Such as a ``DataLoader``; it must not shuffle unless ``ids`` is given, since
+                samples are told apart by their position otherwise.
+            unpack: ``batch -> (inputs, targets)``; None takes batches that are such pairs.
+            ids: ``batch -> [N]`` numbers or names of its samples; None numbers them by position.
+            most: Keep at most so many, those with the smallest hashes of id and seed.
+            seed: Of that choice.
+
+        Returns:
+            The samples.
+
+        Raises:
+            InputError: If there are none, or their labels are no class numbers.
+        """
+        rows: list[tuple[bytes, Any, Tensor, int | str]] = []
+        seen = 0
+        for batch in batches:
+            inputs, targets = batch if unpack is None else unpack(batch)
+            count = check_samples(inputs, targets)
+            if targets.ndim != 1 or targets.is_floating_point():
+                raise InputError(
+                    f"targets are {targets.dtype} of shape {tuple(targets.shape)}; a repair needs "
+                    "one class number per sample."
+                )
+            inputs, targets = pytree.tree_map_only(
+                Tensor, lambda t: t.detach().cpu(), (inputs, targets)
+            )
+            positions = range(seen, seen + count)
+            names = list(positions) if ids is None else _plain(ids(batch), count)
+            seen += count
+            for i, name in enumerate(names):
+                one = take_rows(inputs, slice(i, i + 1), count)
+                rows.append((_hash(seed, name), one, targets[i : i + 1], name))
+            if most is not None and len(rows) > 2 * most:
+                rows = sorted(rows, key=lambda row: row[0])[:most]
+        if not rows:
+            raise InputError("the loader gave no samples; at least a few hundred are needed.")
+        if most is not None:
+            rows = sorted(rows, key=lambda row: row[0])[:most]
+        joined = pytree.tree_map(
+            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0], *(row[1] for row in rows)
+        )
+        return cls(joined, torch.cat([row[2] for row in rows]).long(), tuple(r[3] for r in rows))
+
+    def split(self, shares: Sequence[float], seed: int) -> dict[str, "Samples"]:
+        """Split by id, with the same shares of every class in all parts.
+
+        Args:
+            shares: Of :data:`PARTS`.
+            seed: Of the split; the part of a sample depends on the seed, its id and the ids of its
+                class.
+
+        Returns:
+            By part; no id is in two of them.
+        """
+        first: dict[int | str, int] = {}
+        for row, name in enumerate(self.ids):
+            first.setdefault(name, row)
+        by_class: dict[int, list[int | str]] = {}
+        for name, row in first.items():
+            by_class.setdefault(int(self.targets[row]), []).append(name)
+        part_of: dict[int | str, int] = {}
+        owed = torch.zeros(len(shares), dtype=torch.float64)  # so that small classes add up, too
+        for label in sorted(by_class):
+            names = sorted(by_class[label], key=lambda name: _hash(seed, name))
+            for name in names:
+                owed += torch.tensor(list(shares), dtype=torch.float64)
+                part = int(owed.argmax())
+                owed[part] -= 1
+                part_of[name] = part
+        parts = torch.tensor([part_of[name] for name in self.ids])
+        return {
+            name: self.take((parts == number).nonzero().squeeze(1))
+            for number, name in enumerate(PARTS)
+        }
+
+
+def check_sizes(parts: dict[str, Samples], least: int, what: str) -> None:
+    """Refuse splits with too few samples.
+
+    Args:
+        parts: The split.
+        least: Fewest samples of each part.
+        what: Name of the data, for the message.
+
+    Raises:
+        InputError: If a part is too small; it says how many samples are needed.
+    """
+    short = {name: len(part) for name, part in parts.items() if len(part) < least}
+    if short:
+        have = sum(len(part) for part in parts.values())
+        need = max(-(-least * have // max(1, count)) for count in short.values())
+        found = ", ".join(f"{count} in {name}" for name, count in short.items())
+        raise InputError(
+            f"the {what} data have {have} samples, of which only {found}; each part needs {least}, "
+            f"so about {need} samples in all. Bring more, or lower min_split."
+        )
+
+
+def _hash(seed: int, name: int | str) -> bytes:
+    """A uniform key that depends on the seed and an id only."""
+    return hashlib.blake2b(f"{seed}:{type(name).__name__}:{name}".encode(), digest_size=8).digest()
+
+
+def _plain(found: Sequence[int | str] | Tensor, count: int) -> list[int | str]:
+    """Ids as numbers or names."""
+    names = found.tolist() if isinstance(found, Tensor) else list(found)
+    if len(names) != count:
+        raise InputError(
+            f"ids gave {len(names)} ids for a batch of {count} samples; as many are needed."
+        )
+    return [name if isinstance(name, int) else str(name) for name in names]
