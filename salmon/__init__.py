@@ -4,6 +4,7 @@
 works on a plain ``torch.nn.Module`` and tensors.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from salmon import gpd
@@ -15,7 +16,8 @@ from salmon.saliency import Coverage, VerificationError, coverage, filter_salien
 from salmon.tails import Tails, fit_tails
 
 if TYPE_CHECKING:
-    from salmon.monitor import SaliencyMonitor
+    from salmon.monitor import RepairInTraining, SaliencyMonitor
+    from salmon.repairs import Patch, RepairSettings, Samples, edit_curves, repair
 
 __version__ = "0.1.0"
 
@@ -25,28 +27,43 @@ __all__ = [
     "FilterIndex",
     "FitStatus",
     "InputError",
+    "Patch",
     "Ranking",
+    "RepairInTraining",
+    "RepairSettings",
     "SaliencyMonitor",
     "SalmonError",
+    "Samples",
     "StateError",
     "TailFit",
     "Tails",
     "UnsupportedError",
     "VerificationError",
     "coverage",
+    "edit_curves",
     "filter_saliency",
     "fit_tails",
     "gpd",
     "group_shares",
     "rank_filters",
+    "repair",
     "verify",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the callback, and Lightning with it, only when it is asked for."""
-    if name == "SaliencyMonitor":
-        from salmon.monitor import SaliencyMonitor
+_LATER = {
+    "RepairInTraining": "salmon.monitor",
+    "SaliencyMonitor": "salmon.monitor",
+    "Patch": "salmon.repairs",
+    "RepairSettings": "salmon.repairs",
+    "Samples": "salmon.repairs",
+    "edit_curves": "salmon.repairs",
+    "repair": "salmon.repairs",
+}
 
-        return SaliencyMonitor
+
+def __getattr__(name: str) -> Any:
+    """Import the callback, and Lightning with it, and repairs only when they are asked for."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'salmon' has no attribute {name!r}")

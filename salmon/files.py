@@ -11,6 +11,9 @@ from typing import IO, Any
 
 from salmon.errors import InputError
 
+DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+"""What ``torch.load(weights_only=True)`` raises for files that are something else, or cut off."""
+
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """Write plain values as JSON.

@@ -1,7 +1,7 @@
-"""``salmon demo``: a real domain shift, from training to the table, in a few minutes on two cores.
+"""``salmon demo``: a real domain shift, from training to repair, in a few minutes on two cores.
 
 ResNet-18 learns MNIST digits; the monitor fits the tails on held-out MNIST images; then it
-diagnoses the same network on optical digits, with these fits.
+diagnoses the same network on optical digits, with these fits, and a repair is looked for.
 """
 
 import logging
@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
 from salmon.cli.digits import CLASSES, mnist_split, optical_digits
-from salmon.cli.table import print_table
+from salmon.cli.repair import print_outcome
+from salmon.cli.table import Progress, print_table
 from salmon.errors import InputError
 from salmon.monitor import Diagnosis, SaliencyMonitor
 from salmon.ranking import filter_shares, group_shares
+from salmon.repairs import RepairSettings, Samples, repair, write_outcome
 
 TRAINING_IMAGES = 4000
 BATCH = 256
@@ -120,13 +122,13 @@ def run_demo(settings: DemoSettings) -> Diagnosis:
     digits = optical_digits()
     if settings.images is not None:
         train, held_out, digits = (_first(s, settings.images) for s in (train, held_out, digits))
-    print(f"1/2  Training ResNet-18 on {len(train)} MNIST images; {len(held_out)} are held out.")
+    print(f"1/3  Training ResNet-18 on {len(train)} MNIST images; {len(held_out)} are held out.")
     model, monitor = DigitNet(), SaliencyMonitor()
     shuffled = DataLoader(train, BATCH, shuffle=True)
     trainer = _trainer(settings, "mnist", monitor, epochs=settings.epochs)
     trainer.fit(model, shuffled, DataLoader(held_out, BATCH))
     source = float(trainer.callback_metrics["accuracy"])
-    print(f"2/2  Diagnosing it on {len(digits)} optical digits, with the fits of the MNIST images.")
+    print(f"2/3  Diagnosing it on {len(digits)} optical digits, with the fits of the MNIST images.")
     judge = SaliencyMonitor(reference=monitor.last_fit(model))
     diagnoser = _trainer(settings, "optical-digits", judge)
     diagnoser.validate(model, DataLoader(digits, BATCH), verbose=False)
@@ -134,9 +136,30 @@ def run_demo(settings: DemoSettings) -> Diagnosis:
     diagnosis = judge.results["validation"]
     print(f"\nRight: {source:.1%} of the MNIST images, {target:.1%} of the optical digits.\n")
     print_shares(diagnosis)
+    _repair(model, digits, held_out, settings)
     seconds = time.perf_counter() - began
     print(f"\nDone in {seconds:.0f} s. To look closer: tensorboard --logdir {folder}")
     return diagnosis
+
+
+def _repair(
+    model: DigitNet, digits: TensorDataset, held_out: TensorDataset, settings: DemoSettings
+) -> None:
+    """Look for a repair on the optical digits that the MNIST images vouch for."""
+    print("\n3/3  Looking for a repair: one gradient step on some filters.")
+    new, reference = (Samples.collect(DataLoader(s, BATCH)) for s in (digits, held_out))
+    try:
+        with Progress(quiet=not settings.progress) as progress:
+            outcome = repair(
+                model, new, reference, RepairSettings(seed=settings.seed),
+                batch_size=BATCH, progress=progress,
+            )  # fmt: skip
+    except InputError as error:  # with --images
+        print(f"No repair: {error}")
+        return
+    write_outcome(settings.folder / "repair", outcome, {"model": "DigitNet"})
+    print_outcome(outcome)
+    print(f"Repair {outcome.status}: {outcome.reason}. Written: {settings.folder / 'repair'}")
 
 
 def print_shares(diagnosis: Diagnosis) -> None:

@@ -1,8 +1,56 @@
-"""Tables in a terminal: with rich where it is installed, plain text elsewhere."""
+"""Tables and progress in a terminal: with rich where it is installed, plain text elsewhere."""
 
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+
+class Progress:
+    """Progress of long work on standard error; silent where that is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            quiet: Show nothing.
+        """
+        self._bar: Any = None
+        self._tasks: dict[str, Any] = {}
+        if not quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> "Progress":
+        """Start.
+
+        Returns:
+            Itself, to be called with a stage and the numbers of finished and of all steps.
+        """
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show a stage.
+
+        Args:
+            stage: Its name.
+            done: Finished steps.
+            total: All steps.
+        """
+        if self._bar is None:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

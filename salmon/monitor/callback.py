@@ -16,9 +16,11 @@ from salmon.gpd import TailFit
 from salmon.monitor.bases import CallbackBase
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.monitor.context import check_trainer
-from salmon.monitor.measured_pass import MeasuredPass
+from salmon.monitor.measured_pass import MeasuredPass, guarded
+from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
+from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
 from salmon.tails import fit_from_state, fit_state
 
@@ -57,6 +59,7 @@ class SaliencyMonitor(CallbackBase):
         seed: int = 0,
         write_files: bool = True,
         strict: bool = False,
+        repair: RepairInTraining | None = None,
     ) -> None:
         """Set up; nothing is measured before the first validation.
 
@@ -84,6 +87,7 @@ class SaliencyMonitor(CallbackBase):
                 kept and ranked.
             seed: Of all random choices.
             write_files: Whether to write flagged samples and fits to disk.
+            repair: Look for a repair after fit, or after every validation; None does not.
             strict: Whether trouble with the data or the network raises; else it is logged and the
                 training goes on.
 
@@ -113,6 +117,9 @@ class SaliencyMonitor(CallbackBase):
         self.results: dict[str, Diagnosis] = {}
         """What the last measured pass of each kind found: ``"validation"``, ``"test"``; with
         several loaders ``"validation/loader1"`` and so on."""
+        self.outcome: Outcome | None = None
+        """Of the last repair."""
+        self._repair = repair
         self._finished: dict[str, int] = {}  # passes, by stage
         self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
         self._pass: MeasuredPass | None = None
@@ -204,6 +211,24 @@ class SaliencyMonitor(CallbackBase):
         """
         self._finish(trainer, pl_module, "test")
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for a repair, if asked to after validations.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        self._look_for_repair(trainer, pl_module, "validation")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for a repair, if asked to after fit.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The network.
+        """
+        self._look_for_repair(trainer, pl_module, "fit")
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
@@ -284,6 +309,13 @@ class SaliencyMonitor(CallbackBase):
         self._pass = None
         if number % self.settings.every_n_validations == 0:
             self._pass = MeasuredPass(self.settings, stage, number, pl_module, self._coverage)
+
+    def _look_for_repair(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
+        """Repair if this is the time for it; trouble is logged, unless ``strict``."""
+        if self._repair is None or self._repair.after != when or trainer.sanity_checking:
+            return
+        with guarded(self.settings, "could not look for a repair"):
+            self.outcome = repair_in_training(trainer, pl_module, self.settings, self._repair)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End a pass and keep what it found."""

@@ -90,6 +90,18 @@ def check_trainer(trainer: Trainer) -> None:
         )
 
 
+def rehearsal(trainer: Trainer) -> bool:
+    """Whether it is a fast_dev_run, in which Lightning's loggers and checkpoints are off, too.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        Whether nothing should be written.
+    """
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
 def forward_context(trainer: Trainer) -> AbstractContextManager[object]:
     """The trainer's autocast; float16 is left out, where gradients of 1e-8 would vanish.
 
@@ -142,7 +154,19 @@ def in_dataset_order(trainer: Trainer, loader: int) -> bool:
     Returns:
         False where it cannot be known.
     """
-    batches = getattr(_loader(trainer, loader), "batch_sampler", None)
+    return keeps_order(_loader(trainer, loader))
+
+
+def keeps_order(loader: Any) -> bool:
+    """Whether a loader gives the samples of its dataset in order.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+
+    Returns:
+        False where it cannot be known.
+    """
+    batches = getattr(loader, "batch_sampler", None)
     # The sampler of a loader with its own batch_sampler is a placeholder.
     return type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
 

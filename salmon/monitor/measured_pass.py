@@ -191,18 +191,33 @@ class MeasuredPass:
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """Turn trouble into a warning and end the pass, unless ``strict``."""
-        try:
-            yield
-        except Exception as error:
-            # Anything may come out of a user's forward, loss or logger; it must not end a training.
-            self._alive = False
-            if self._settings.strict:
+        with guarded(self._settings, what):
+            try:
+                yield
+            except Exception:
+                self._alive = False
                 raise
-            logger.warning(
-                "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
-                "pass; strict=True raises instead.", what, type(error).__name__, error,
-                exc_info=not isinstance(error, SalmonError),
-            )  # fmt: skip
+
+
+@contextmanager
+def guarded(settings: Settings, what: str) -> Iterator[None]:
+    """Turn trouble into a warning, unless ``strict``.
+
+    Args:
+        settings: Of the monitor.
+        what: What could not be done, for the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Anything may come out of a user's forward, loss or logger; it must not end a training.
+        if settings.strict:
+            raise
+        logger.warning(
+            "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
+            "pass; strict=True raises instead.", what, type(error).__name__, error,
+            exc_info=not isinstance(error, SalmonError),
+        )  # fmt: skip
 
 
 def _load_reference(settings: Settings, index: FilterIndex) -> TailFit | None:

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger
-from salmon.monitor.context import Clock
+from salmon.monitor.context import Clock, rehearsal
 from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
 from salmon.ranking import batch_flags, sample_flags
@@ -101,9 +101,16 @@ def write_outputs(
         write_depth_histograms(
             experiment, metric_scope(scope), rankings, index, trainer.global_step
         )
-    if settings.write_files and not _rehearsal(trainer) and trainer.log_dir is not None:
+    if settings.write_files and not rehearsal(trainer) and trainer.log_dir is not None:
+        context: dict[str, Any] = {
+            "stage": scope.partition("/")[0],
+            "loader": int(scope.partition("/loader")[2] or 0),
+            "pass": number,
+            "step": trainer.global_step,
+        }
         try:
-            _write_files(trainer, scope, number, diagnosis, settings.top_k)
+            folder = Path(str(trainer.log_dir)) / "salmon"
+            write_diagnosis(folder, scope, number, diagnosis, context, settings.top_k)
         except OSError as error:
             logger.warning(
                 "SaliencyMonitor could not write the flagged samples and fits of %s pass %d (%s); "
@@ -142,14 +149,9 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         )  # fmt: skip
 
 
-def _rehearsal(trainer: Trainer) -> bool:
-    """Whether it is a fast_dev_run, in which Lightning's loggers and checkpoints are off, too."""
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
 def _experiments(trainer: Trainer) -> list[Any]:
     """What the loggers write with; nothing in a fast_dev_run, whose loggers are dummies."""
-    if _rehearsal(trainer):
+    if rehearsal(trainer):
         return []
     return [getattr(each, "experiment", None) for each in trainer.loggers]
 
@@ -160,18 +162,28 @@ def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> 
     pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
 
 
-def _write_files(
-    trainer: Trainer, scope: str, number: int, diagnosis: Diagnosis, top_k: int
+def write_diagnosis(
+    folder: Path,
+    scope: str,
+    number: int,
+    diagnosis: Diagnosis,
+    context: dict[str, Any],
+    top_k: int,
 ) -> None:
-    """Write the flags of this pass, and its fits in place of the last ones."""
-    folder = Path(str(trainer.log_dir)) / "salmon"
+    """Write the flags of a pass, and its fits in place of the last ones.
+
+    Args:
+        folder: Where to; it is made if missing.
+        scope: Part of the names of the files.
+        number: Of the pass.
+        diagnosis: What it found.
+        context: Plain values added to every flag.
+        top_k: Filters per flagged batch.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
     name = scope.replace("/", "-")
-    context: dict[str, Any] = {
-        "stage": scope.partition("/")[0],
-        "loader": int(scope.partition("/loader")[2] or 0),
-        "pass": number,
-        "step": trainer.global_step,
-    }
     index, fit, mistakes = diagnosis.index, diagnosis.fit, diagnosis.mistakes
     if len(mistakes.sample):
         flags = (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from salmon.errors import StateError
-from salmon.files import write_atomically
+from salmon.files import DAMAGED, write_atomically
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 
@@ -43,7 +43,7 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
     """
     try:
         state = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+    except (*DAMAGED, pickle.UnpicklingError) as error:
         raise StateError(
             f"{path} cannot be read as a saved fit ({type(error).__name__}); a file written by "
             "save_fit, or the monitor's fit-*.pt, is needed."

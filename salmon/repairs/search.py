@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from salmon.repair.accept import broken_per_fixed, compare, loss_bound
-from salmon.repair.edit import Directions, Edit, edited
-from salmon.repair.evaluate import Predictions, predict
-from salmon.repair.plans import Plan, prefixes
-from salmon.repair.samples import Samples
-from salmon.repair.settings import RepairSettings
+from salmon.repairs.accept import broken_per_fixed, compare, loss_bound
+from salmon.repairs.edit import Directions, Edit, edited
+from salmon.repairs.evaluate import Predictions, predict
+from salmon.repairs.plans import Plan, prefixes
+from salmon.repairs.samples import Samples
+from salmon.repairs.settings import RepairSettings
 
 
 @dataclass(frozen=True, slots=True)

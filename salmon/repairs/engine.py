@@ -4,6 +4,7 @@ The splits: *repair* gives ranking and gradient, *guard* the search, *accept* th
 sample is in one of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import salmon.repair.plans as plans_of
+import salmon.repairs.plans as plans_of
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
-from salmon.gpd import TailFit
-from salmon.repair.accept import Comparison, Rule, compare, judge
-from salmon.repair.edit import Directions, Edit, edited
-from salmon.repair.evaluate import Predictions, predict, to_device
-from salmon.repair.gradient import mean_gradients, without_conflict
-from salmon.repair.patch import Patch
-from salmon.repair.plans import LAST_LINEAR, Plan, make_plan
-from salmon.repair.samples import PARTS, Samples, check_sizes
-from salmon.repair.search import Guard, Trial, best_trial, search
-from salmon.repair.settings import RepairSettings
-from salmon.saliency import filter_saliency
+from salmon.gpd import MIN_COUNT, TailFit
+from salmon.repairs.accept import Comparison, Rule, compare, judge
+from salmon.repairs.edit import Directions, Edit, edited
+from salmon.repairs.evaluate import Predictions, predict, to_device
+from salmon.repairs.gradient import mean_gradients, without_conflict
+from salmon.repairs.patch import Patch
+from salmon.repairs.plans import LAST_LINEAR, Plan, make_plan
+from salmon.repairs.samples import PARTS, Samples, check_sizes
+from salmon.repairs.search import Guard, Trial, best_trial, search
+from salmon.repairs.settings import RepairSettings
+from salmon.saliency import eval_mode, filter_saliency
 from salmon.tails import Tails, fit_tails
 
 ACCEPTED = "accepted"
@@ -201,8 +202,8 @@ def _fit(
     for profile in _profiles(model, samples, index, batch_size, "fit", say):
         tails.update(profile)
     fit = fit_tails(tails, settings.level)
-    if not bool(fit.usable.any()):
-        need = -(-10 * 10 // 1) if settings.level >= 0.9 else 50
+    if "pot" in settings.rankings and not bool(fit.usable.any()):
+        need = math.ceil(MIN_COUNT / (1 - settings.level) - 1e-9)  # 100 at level 0.9
         raise InputError(
             f"no filter could be fitted to {len(samples)} reference samples in the repair split; "
             f"at least about {need} are needed there. Bring more, or give fit=."
@@ -218,7 +219,8 @@ def _profiles(
     found = []
     for batch in samples.batches(batch_size):
         inputs, targets = to_device(batch, model)
-        found.append(filter_saliency(model, inputs, targets, index).cpu())
+        with eval_mode(model):
+            found.append(filter_saliency(model, inputs, targets, index).cpu())
         say(stage, min(len(found) * batch_size, len(samples)), len(samples))
     return found
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from salmon.repair.edit import Edit
-from salmon.repair.evaluate import Predictions
-from salmon.repair.settings import RepairSettings
+from salmon.repairs.edit import Edit
+from salmon.repairs.evaluate import Predictions
+from salmon.repairs.settings import RepairSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,9 @@ from xml.etree import ElementTree
 import torch
 
 from salmon.files import json_text, write_atomically
-from salmon.repair.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, Verdict
-from salmon.repair.figure import tradeoff_svg
-from salmon.repair.patch import save_patch
-from salmon.repair.search import Trial
+from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, Verdict
+from salmon.repairs.figure import tradeoff_svg
+from salmon.repairs.search import Trial
 
 SCHEMA = "salmon.repair/1"
 PATCH_NAME = "patch.safetensors"
@@ -42,7 +41,7 @@ def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | N
         "tradeoff.svg": tradeoff_svg(outcome.trials, outcome.settings.margin),
     }
     if outcome.patch is not None:
-        save_patch(folder / PATCH_NAME, outcome.patch)
+        outcome.patch.save(folder / PATCH_NAME)
     for name, text in texts.items():
         data = text.encode()
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from salmon.errors import UnsupportedError
 from salmon.filters import FilterIndex, filter_rows, weight_of_rows
-from salmon.repair.edit import parameters_by_name
-from salmon.repair.evaluate import to_device
-from salmon.repair.samples import Samples
+from salmon.repairs.edit import parameters_by_name
+from salmon.repairs.evaluate import to_device
+from salmon.repairs.samples import Samples
 from salmon.saliency import call_network, cross_entropy, eval_mode, gradients_on, keep_rng
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from salmon.errors import InputError, StateError
 from salmon.files import write_atomically
 from salmon.filters import FilterLayer, clean_name
-from salmon.repair.edit import Change, Edit, write
+from salmon.repairs.edit import Change, Edit, write
 
 FORMAT = "salmon.patch/1"
 MAX_BYTES = 1 << 34
@@ -66,6 +66,56 @@ class Patch:
             {name: tensor_hash(value) for name, value in touched.items()},
             dict(info or {}),
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write a file, whole or not at all; the same patch gives the same bytes.
+
+        Args:
+            path: The file; missing folders are made, an old file is replaced.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        data = _packed(self)
+        write_atomically(Path(path), lambda file: file.write(data))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Patch":
+        """Read a file back. Nothing in it is executed.
+
+        Args:
+            path: A file that :meth:`save` wrote.
+
+        Returns:
+            The patch.
+
+        Raises:
+            StateError: If the file is missing, no patch, truncated, changed, or of another
+                version.
+        """
+        path = Path(path)
+        try:
+            _check_size(path)
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("salmon")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = json.loads(text) if text is not None else None
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            raise StateError(
+                f"{path} cannot be read as a patch ({type(error).__name__}: {error}); a whole file "
+                "written by Patch.save or 'salmon repair' is needed."
+            ) from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            found = header.get("format") if isinstance(header, dict) else None
+            raise StateError(
+                f"{path} holds {found!r} but {FORMAT!r} is needed; it is no patch of ours."
+            )
+        try:
+            return _patch_of(header, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(
+                f"{path} is a damaged or changed patch ({error}); get it anew, or make it anew."
+            ) from error
 
     def apply(self, target: nn.Module | Mapping[str, Tensor]) -> bool:
         """Write the new values.
@@ -154,16 +204,8 @@ def tensor_hash(tensor: Tensor) -> str:
     return digest.hexdigest()
 
 
-def save_patch(path: str | Path, patch: Patch) -> None:
-    """Write a patch, whole or not at all; the same patch gives the same bytes.
-
-    Args:
-        path: The file; missing folders are made, an old file is replaced.
-        patch: The patch.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+def _packed(patch: Patch) -> bytes:
+    """The content of a file."""
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     for change in patch.edit.changes:
@@ -182,45 +224,7 @@ def save_patch(path: str | Path, patch: Patch) -> None:
         "info": patch.info,
     }
     header["content"] = _content_hash(tensors, header)
-    data = save(tensors, {"salmon": json.dumps(header, sort_keys=True, allow_nan=False)})
-    write_atomically(Path(path), lambda file: file.write(data))
-
-
-def load_patch(path: str | Path) -> Patch:
-    """Read a patch back. Nothing in the file is executed.
-
-    Args:
-        path: A file that :func:`save_patch` wrote.
-
-    Returns:
-        The patch.
-
-    Raises:
-        StateError: If the file is missing, no patch, truncated, changed, or of another version.
-    """
-    path = Path(path)
-    try:
-        _check_size(path)
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("salmon")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(text) if text is not None else None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise StateError(
-            f"{path} cannot be read as a patch ({type(error).__name__}: {error}); a whole file "
-            "written by save_patch or 'salmon repair' is needed."
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else None
-        raise StateError(
-            f"{path} holds {found!r} but {FORMAT!r} is needed; it is no patch of ours."
-        )
-    try:
-        return _patch_of(header, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StateError(
-            f"{path} is a damaged or changed patch ({error}); get it anew, or make it anew."
-        ) from error
+    return save(tensors, {"salmon": json.dumps(header, sort_keys=True, allow_nan=False)})
 
 
 def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from salmon.repair.samples import Samples
+from salmon.repairs.samples import Samples
 from salmon.saliency import call_network, check_labels, eval_mode, keep_rng, logits_of
 
 CALIBRATION_BINS = 15
@@ -40,6 +39,9 @@ class Predictions:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error over 15 bins of equal width; NaN without finite logits."""
+        # Imported here, since it takes longer than all else that the command line needs.
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
         finite = torch.isfinite(self.logits).all(1)
         if not bool(finite.any()):
             return float("nan")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.ranking import Ranking
-from salmon.repair.edit import Directions, edited
-from salmon.repair.evaluate import predict
-from salmon.repair.gradient import mean_gradients
-from salmon.repair.samples import Samples
+from salmon.repairs.edit import Directions, edited
+from salmon.repairs.evaluate import predict
+from salmon.repairs.gradient import mean_gradients
+from salmon.repairs.samples import Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from salmon.repair.search import Trial
+from salmon.repairs.search import Trial
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 640, 400, 64, 48, 16, 150
 # Okabe and Ito's colours, told apart by most colour-blind people.

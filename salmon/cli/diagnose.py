@@ -1,0 +1,124 @@
+"""``salmon diagnose``: flags, fits and a summary for a checkpoint, without a trainer."""
+
+from typing import Any
+
+import torch
+
+from salmon.cli.demo import print_shares
+from salmon.cli.job import Job, batch_ids, check_order, load_job
+from salmon.cli.settings import JobSettings
+from salmon.cli.table import Progress, print_table
+from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
+from salmon.filters import FilterIndex
+from salmon.gpd import TailFit
+from salmon.monitor import Diagnosis, Run, Settings, unpack_batch, write_diagnosis
+from salmon.ranking import filter_shares, group_shares
+from salmon.repairs import to_device
+from salmon.saliency import check_samples, measure
+from salmon.tails import load_fit
+
+SCHEMA = "salmon.diagnosis/1"
+_TOP_ROWS = 10
+
+
+def run_diagnose(job_settings: JobSettings, options: Any) -> int:
+    """Load, measure, rank, write, print.
+
+    Args:
+        job_settings: Model, data and checkpoint.
+        options: ``out``, ``force``, ``quiet``, ``fit``, ``level``, ``top_k``, ``seed``.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: If something does not fit.
+    """
+    check_new_folder(options.out, force=options.force)
+    settings = Settings(level=options.level, top_k=options.top_k, seed=options.seed)
+    job = load_job(job_settings)
+    index = FilterIndex.from_model(job.model)
+    fit = None if options.fit is None else load_fit(options.fit, index)
+    with Progress(quiet=options.quiet) as progress:
+        if fit is None and job.reference is not None:
+            fit = _measured(job, "reference", job.reference, index, settings, None, progress).fit
+        diagnosis = _measured(job, "new", job.new, index, settings, fit, progress)
+    context = {"stage": "diagnose", "loader": 0, "pass": 0, "step": 0}
+    summary = _summary(job, diagnosis, given=options.fit is not None)
+
+    def fill(folder: Any) -> None:
+        write_diagnosis(folder, "new", 0, diagnosis, context, settings.top_k)
+        text = f"{json_text(summary, indent=1)}\n".encode()
+        write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
+
+    publish_folder(options.out, fill, force=options.force)
+    if not options.quiet:
+        print_shares(diagnosis)
+        _print_top(diagnosis)
+    print(
+        f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
+        f"Written: {options.out}"
+    )
+    return 0
+
+
+def _measured(
+    job: Job, what: str, loader: Any, index: FilterIndex, settings: Settings,
+    fit: TailFit | None, progress: Progress,
+) -> Diagnosis:  # fmt: skip
+    """One pass over a loader."""
+    check_order(loader, what)
+    ids_of = batch_ids(loader)
+    run = Run(index, settings, reference=fit)
+    run.id_source = "position" if ids_of is None else "batch"
+    total = len(loader) if hasattr(loader, "__len__") else 0
+    for number, batch in enumerate(loader):
+        inputs, targets = to_device(unpack_batch(batch), job.model)
+        samples = check_samples(inputs, targets)
+        rows = run.choose(samples)
+        measurement = measure(job.model, inputs, targets, index=index)
+        ids = None if ids_of is None else ids_of(batch)
+        run.add(measurement, targets, rows, samples, number, ids)
+        progress(f"measuring {what} data", number + 1, max(total, number + 1))
+    return run.finish()
+
+
+def _summary(job: Job, diagnosis: Diagnosis, *, given: bool) -> dict[str, Any]:
+    """What diagnosis.json holds."""
+    index = diagnosis.index
+    return {
+        "schema": SCHEMA,
+        "model": job.name,
+        "samples": diagnosis.samples,
+        "misclassified": diagnosis.misclassified,
+        "dropped": diagnosis.dropped,
+        "tails": "given"
+        if given
+        else "reference data"
+        if job.reference is not None
+        else "new data",
+        "filters": len(index),
+        "share_of_filters": filter_shares(index),
+        "shares": {name: group_shares(r, index) for name, r in diagnosis.rankings.items()},
+        "fits": {status.label: n for status, n in diagnosis.fit.counts().items()},
+        "top": _top(diagnosis),
+    }
+
+
+def _top(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """The filters among the top-k of most mistakes."""
+    ranking, index = diagnosis.rankings["pot"], diagnosis.index
+    named = ranking.filters[ranking.filters >= 0]
+    counts = torch.bincount(named, minlength=len(index))
+    best = counts.sort(descending=True, stable=True).indices[:_TOP_ROWS].tolist()
+    return [
+        {"filter": index.label(k), "group": index.locate(k)[0].group, "mistakes": int(counts[k])}
+        for k in best
+        if counts[k]
+    ]
+
+
+def _print_top(diagnosis: Diagnosis) -> None:
+    """Print them."""
+    rows = [[row["filter"], row["group"], str(row["mistakes"])] for row in _top(diagnosis)]
+    print_table("\nFilters that most mistakes blame", ["filter", "group", "mistakes"], rows)

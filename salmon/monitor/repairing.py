@@ -1,0 +1,146 @@
+"""A repair inside a training: which loaders, when, and what becomes of the outcome."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+
+from salmon.errors import InputError
+from salmon.monitor.bases import logger
+from salmon.monitor.batches import ids_of_batch
+from salmon.monitor.context import keeps_order, rehearsal
+from salmon.monitor.settings import Settings
+from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
+from salmon.saliency import check_samples, keep_rng
+
+Loaders = Callable[[Trainer], tuple[Any, Any | None]]
+"""``trainer -> (loader of the new data, loader of the reference data or None)``."""
+
+
+def validation_loaders(trainer: Trainer) -> tuple[Any, Any | None]:
+    """Find new and reference data among the validation loaders.
+
+    Args:
+        trainer: After a validation.
+
+    Returns:
+        With one loader, that one as new data and none as reference; with several, the second as
+        new and the first as reference.
+
+    Raises:
+        InputError: If there is none.
+    """
+    found = trainer.val_dataloaders
+    if isinstance(found, Mapping):
+        found = list(found.values())
+    if isinstance(found, Sequence):
+        return (found[1], found[0]) if len(found) > 1 else (found[0], None)
+    if found is None:
+        raise InputError("the trainer has no validation loader; pass RepairInTraining(loaders=).")
+    return found, None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairInTraining:
+    """A repair that the monitor looks for by itself.
+
+    Attributes:
+        settings: Of the repair.
+        after: "fit", once at its end, or "validation", after every one.
+        apply: Whether an accepted repair changes the weights in memory; else it is only written.
+        loaders: Which data; the default takes validation loaders, see :func:`validation_loaders`.
+    """
+
+    settings: RepairSettings = field(default_factory=RepairSettings)
+    after: str = "fit"
+    apply: bool = False
+    loaders: Loaders = validation_loaders
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown time.
+
+        Raises:
+            InputError: If ``after`` is one.
+        """
+        if self.after not in ("fit", "validation"):
+            raise InputError(f"after is {self.after!r}; 'fit' or 'validation' is needed.")
+
+
+def repair_in_training(
+    trainer: Trainer, module: LightningModule, settings: Settings, wanted: RepairInTraining
+) -> Outcome:
+    """Look for a repair, write it beside the checkpoints, and say so in the log.
+
+    Args:
+        trainer: After a validation or fit.
+        module: Its network; changed only where ``wanted.apply`` and the repair is accepted.
+        settings: Of the monitor.
+        wanted: What to do.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        InputError: If the data do not fit.
+        OSError: If a file cannot be written.
+    """
+    with keep_rng():  # a loader draws a seed when it is iterated
+        new, reference = wanted.loaders(trainer)
+        outcome = repair(
+            module,
+            _samples(new, "new", settings, wanted.settings),
+            None if reference is None else _samples(
+                reference, "reference", settings, wanted.settings
+            ),
+            wanted.settings,
+            index=settings.build_index(module),
+        )  # fmt: skip
+    folder = _folder(trainer) / f"salmon-repair-{trainer.global_step:06d}"
+    if settings.write_files and not rehearsal(trainer):
+        write_outcome(folder, outcome, {"model": type(module).__name__})
+    verdict = outcome.verdict
+    gain = "" if verdict is None else (
+        f" On samples that nothing was chosen by: new data {100 * verdict.new.before:.1f} % to "
+        f"{100 * verdict.new.after:.1f} %, reference data {100 * verdict.reference.before:.1f} % "
+        f"to {100 * verdict.reference.after:.1f} %, by {verdict.trial.filters} filters."
+    )  # fmt: skip
+    logger.info(
+        "SaliencyMonitor, repair at step %d: %s (%s).%s Written: %s.",
+        trainer.global_step, outcome.status, outcome.reason, gain, folder,
+    )  # fmt: skip
+    if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
+        outcome.patch.apply(module)
+        logger.warning(
+            "SaliencyMonitor changed %d filters of the network in memory, as apply=True asks; the "
+            "optimizer's state belongs to the old weights.", outcome.patch.edit.filters,
+        )  # fmt: skip
+    return outcome
+
+
+def _samples(loader: Any, what: str, settings: Settings, wanted: RepairSettings) -> Samples:
+    """The samples of a loader."""
+
+    def ids(batch: Any) -> Any:
+        count = check_samples(*settings.unpack(batch))
+        return ids_of_batch(batch, count, settings.sample_ids)[0]
+
+    first = next(iter(loader), None)
+    named = first is not None and ids(first) is not None
+    if not named and hasattr(loader, "batch_sampler") and not keeps_order(loader):
+        raise InputError(
+            f"the loader of the {what} data does not keep the order of its dataset and its batches "
+            "hold no ids; use shuffle=False, sample_ids=, or mappings with an 'id'."
+        )
+    return Samples.collect(
+        loader, unpack=settings.unpack, ids=ids if named else None,
+        most=wanted.max_samples, seed=wanted.seed,
+    )  # fmt: skip
+
+
+def _folder(trainer: Trainer) -> Path:
+    """Where the checkpoints are, or the logs where there are none."""
+    callback = trainer.checkpoint_callback
+    folder = getattr(callback, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
+    return Path(str(folder))

@@ -1,0 +1,28 @@
+"""Repair: from misclassified samples to a small patch of weights that other data vouch for."""
+
+from salmon.repairs.curves import Curves, edit_curves
+from salmon.repairs.edit import Edit, edited
+from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
+from salmon.repairs.evaluate import to_device
+from salmon.repairs.patch import Patch
+from salmon.repairs.report import COLUMNS, comparison_rows, write_outcome
+from salmon.repairs.samples import Samples
+from salmon.repairs.settings import RepairSettings
+
+__all__ = [
+    "ACCEPTED",
+    "COLUMNS",
+    "NOTHING_TO_REPAIR",
+    "Curves",
+    "Edit",
+    "Outcome",
+    "Patch",
+    "RepairSettings",
+    "Samples",
+    "comparison_rows",
+    "edit_curves",
+    "edited",
+    "repair",
+    "to_device",
+    "write_outcome",
+]

@@ -1,0 +1,70 @@
+"""A LightningCLI project, as a user has it; the tests of the command line copy it."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tests.shifts import dataset, layers
+
+
+class Squares(LightningDataModule):
+    def __init__(self, samples: int = 400, shifted: bool = True, shuffle: bool = False) -> None:
+        super().__init__()
+        self.samples, self.shifted, self.shuffle = samples, shifted, shuffle
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(dataset(self.samples, 1, shifted=False), 64)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        new = dataset(self.samples, 2, shifted=self.shifted)
+        return DataLoader(new, 64, shuffle=self.shuffle)
+
+
+class Net(LightningModule):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.net = layers(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("right", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+
+def loaders() -> dict[str, Any]:
+    """What ``--data`` may name instead of a data module."""
+    data = Squares()
+    return {"new": data.test_dataloader(), "reference": data.val_dataloader()}
+
+
+def broken() -> nn.Module:
+    raise ZeroDivisionError("in the user's own code")
+
+
+CONFIG = """\
+seed_everything: 0
+trainer:
+  max_epochs: 3
+model:
+  class_path: tests.project_of_a_user.Net
+  init_args:
+    width: 16
+data:
+  class_path: tests.project_of_a_user.Squares
+  init_args:
+    samples: 400
+repair:
+  shares: [0.07]
+  rankings: [pot, all]
+  steps: [normalised]
+"""

@@ -1,0 +1,282 @@
+"""``salmon diagnose``, ``repair``, ``apply`` and ``revert``, as a person or a CI job types them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+
+from salmon import Patch
+from salmon.cli import main
+from tests.project_of_a_user import CONFIG, Net
+from tests.shifts import trained
+
+ROOT = Path(__file__).parent.parent
+SALMON = Path(sys.executable).parent / "salmon"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a config and a checkpoint that a trainer wrote."""
+    module = Net()
+    module.net.load_state_dict(trained().state_dict())
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    return tmp_path
+
+
+GIVEN = ("--config", "config.yaml", "--ckpt_path", "last.ckpt")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    found = torch.load(path, weights_only=True)["state_dict"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_repair_from_config_to_patched_checkpoint(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["repair", *GIVEN, "--out", "out", "--write_checkpoint"]) == 0
+    shown = capsys.readouterr().out
+    assert "Repair accepted: every rule passed. Written: out" in shown
+    assert "passed  reference accuracy" in shown
+    names = {path.name for path in (project / "out").iterdir()}
+    assert names == {
+        "report.json", "report.md", "junit.xml", "tradeoff.svg", "patch.safetensors",
+        "repaired.ckpt",
+    }  # fmt: skip
+    report = json.loads((project / "out" / "report.json").read_text())
+    assert report["settings"]["shares"] == [0.07]  # of the config's own section
+    assert {trial["ranking"] for trial in report["trials"]} == {"pot", "all"}
+    patch = ("--patch", "out/patch.safetensors")
+    assert main(["apply", *patch, "--ckpt_path", "last.ckpt", "--out", "new.ckpt"]) == 0
+    repaired, applied = weights(project / "out" / "repaired.ckpt"), weights(project / "new.ckpt")
+    before = weights(project / "last.ckpt")
+    assert all(torch.equal(repaired[name], applied[name]) for name in before)
+    assert not all(torch.equal(before[name], applied[name]) for name in before)
+    whole = torch.load(project / "new.ckpt", weights_only=True)
+    assert whole["salmon"]["optimizer_states"] == "stale"
+    assert main(["apply", *patch, "--ckpt_path", "new.ckpt", "--out", "twice.ckpt"]) == 0
+    assert main(["revert", *patch, "--ckpt_path", "twice.ckpt", "--out", "old.ckpt"]) == 0
+    reverted = weights(project / "old.ckpt")
+    assert all(torch.equal(before[name], reverted[name]) for name in before)
+    assert "was applied already" in capsys.readouterr().out
+
+
+def test_names_do_instead_of_a_config(project: Path) -> None:
+    names = ("--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders")
+    few = ("--repair.rankings", "[pot]", "--repair.shares", "[0.07]", "--repair.rates", "[0.1]")
+    code = main(["repair", *names, *GIVEN[2:], "--quiet", "--out", "out", "--seed", "3", *few])
+    report = json.loads((project / "out" / "report.json").read_text())
+    assert code == {"accepted": 0, "not accepted": 1}[report["status"]]
+    assert report["settings"]["seed"] == 3
+    assert report["settings"]["rates"] == [0.1]
+
+
+def test_a_refused_repair_exits_with_1_and_leaves_its_reports(project: Path) -> None:
+    bound = ("--repair.max_relative_change", "1e-6")
+    assert main(["repair", *GIVEN, "--quiet", "--out", "out", *bound]) == 1
+    assert not (project / "out" / "patch.safetensors").exists()
+    suite = ElementTree.parse(project / "out" / "junit.xml").getroot()
+    assert suite.get("failures") == "1"
+
+
+def test_nothing_to_repair_exits_with_0(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unshifted = (project / "config.yaml").read_text().replace("samples: 400", "shifted: false")
+    (project / "config.yaml").write_text(unshifted)
+    assert main(["repair", *GIVEN, "--out", "out"]) == 0
+    assert "nothing to repair: no new sample is misclassified" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(project.iterdir())
+    assert main(["repair", *GIVEN, "--out", "out", "--dry-run"]) == 0
+    assert "Net: 48 filters, 400 new and 400 reference samples" in capsys.readouterr().out
+    assert sorted(project.iterdir()) == before
+
+
+def test_the_same_seed_gives_the_same_bytes(project: Path) -> None:
+    for name in ("one", "other"):
+        main(["repair", *GIVEN, "--quiet", "--out", name, "--seed", "1"])
+    for path in sorted((project / "one").iterdir()):
+        assert path.read_bytes() == (project / "other" / path.name).read_bytes()
+
+
+def test_output_is_not_overwritten_without_force(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "out").mkdir()
+    (project / "out" / "precious").write_text("data")
+    assert main(["repair", *GIVEN, "--out", "out"]) == 2
+    assert "out already exists; a new or empty folder is needed" in capsys.readouterr().err
+    assert main(["repair", *GIVEN, "--quiet", "--out", "out", "--force"]) == 0
+    assert not (project / "out" / "precious").exists()
+    patch = ("--patch", "out/patch.safetensors", "--ckpt_path", "last.ckpt")
+    assert main(["apply", *patch, "--out", "last.ckpt"]) == 2
+    assert main(["apply", *patch, "--out", "last.ckpt", "--force"]) == 0
+
+
+def test_a_diagnosis_writes_flags_fits_and_a_summary(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["diagnose", *GIVEN, "--out", "out"]) == 0
+    shown = capsys.readouterr().out
+    assert "Filters that most mistakes blame" in shown
+    summary = json.loads((project / "out" / "diagnosis.json").read_text())
+    assert summary["tails"] == "reference data"
+    flags = (project / "out" / "flagged-new-000000.jsonl").read_text().splitlines()
+    samples = [line for line in map(json.loads, flags) if line["kind"] == "sample"]
+    assert len(samples) == summary["misclassified"] > 50
+    assert sum(summary["shares"]["pot"].values()) == pytest.approx(1)
+    # The fits of one diagnosis serve another one, and a repair.
+    given = ("--fit", "out/fit-new.pt", "--reference", "none")
+    assert main(["diagnose", *GIVEN, "--quiet", "--out", "again", *given]) == 0
+    again = json.loads((project / "again" / "diagnosis.json").read_text())
+    assert (again["tails"], again["shares"]) == ("given", summary["shares"])
+    assert main(["repair", *GIVEN, "--quiet", "--out", "fixed", *given[:2]]) == 0
+    assert json.loads((project / "fixed" / "report.json").read_text())["fit_was_given"]
+
+
+PATCHED = ("--ckpt_path", "last.ckpt", "--out", "new.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["repair"], "no model is given; use --config with a model section"),
+        (["repair", "--config", "no.yaml"], "config no.yaml cannot be read"),
+        (["repair", "--model", "nowhere:Net", "--data", "x:y"], "cannot be imported"),
+        (["repair", "--model", "Net"], "package.module:name is needed"),
+        (["repair", "--model", "os:sep"], "a class or function is needed"),
+        (["repair", "--config", "config.yaml", "--ckpt_path", "no.ckpt"], "No such file"),
+        (["repair", "--config", "config.yaml", "--ckpt_path", "config.yaml"], "cannot be read"),
+        (["repair", *GIVEN, "--new", "val"], "new and reference are both 'val'"),
+        (["repair", *GIVEN, "--new", "train"], "'test' or 'val'"),
+        (["repair", *GIVEN, "--repair.margin", "-1"], "margin is -1.0"),
+        (["repair", *GIVEN, "--batch_size", "0"], "batch_size is 0"),
+        (["repair", *GIVEN, "--fit", "last.ckpt"], "last.ckpt holds"),
+        (["repair", "--config", "config.yaml", "--write_checkpoint"], "needs --ckpt_path"),
+        (["diagnose", *GIVEN, "--level", "2"], "level is 2.0"),
+        (["apply", "--patch", "last.ckpt", *PATCHED], "cannot be read as a patch"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("salmon: ")
+    assert len(error.strip().splitlines()) == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("width: 16", "width: wide", "the model section does not fit Net"),
+        ("width: 16", "width: 8", "checkpoint last.ckpt does not fit Net"),
+        ("  class_path: tests.project_of_a_user.Net\n", "", "has no class_path"),
+        ("project_of_a_user.Net", "project_of_a_user.loaders", "is no LightningModule"),
+        ("samples: 400", "samples: 40", "the new data have 40 samples"),
+        ("samples: 400", "shuffle: true", "does not keep the order of its dataset"),
+        ("shares: [0.07]", "shares: [7]", "shares is (7,)"),
+        (CONFIG, "- 1", "is no mapping"),
+        (CONFIG, "a: [", "cannot be read"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, message: str
+) -> None:
+    (project / "config.yaml").write_text(CONFIG.replace(old, new))
+    assert main(["repair", *GIVEN, "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (project / "out").exists()
+
+
+def test_errors_of_the_users_code_are_no_refusals(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (
+        "--model",
+        "tests.project_of_a_user:broken",
+        "--data",
+        "tests.project_of_a_user:loaders",
+    )
+    assert main(["repair", *names]) == 2
+    assert "ZeroDivisionError: in the user's own code" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_holds_objects_is_not_unpickled(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = torch.load("last.ckpt", weights_only=True)
+    torch.save(found | {"path": Path("x")}, "objects.ckpt")
+    given = ("--config", "config.yaml", "--ckpt_path", "objects.ckpt", "--dry-run")
+    assert main(["repair", *given]) == 2
+    assert "--weights_only false" in capsys.readouterr().err
+    assert main(["repair", *given, "--weights_only", "false"]) == 0
+
+
+def test_the_shell_script_for_ci_runs(project: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{SALMON.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_STEP_SUMMARY": str(project / "summary.md"),
+    }
+    script: list[str] = [str(ROOT / "examples" / "ci" / "repair.sh"), "config.yaml", "last.ckpt"]
+    done = subprocess.run(
+        [*script, "out"], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (project / "out" / "repaired.ckpt").exists()
+    assert (project / "summary.md").read_text().startswith("# Repair: accepted")
+    done = subprocess.run(
+        [*script, "out"], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+
+
+@pytest.mark.slow
+def test_a_killed_repair_leaves_nothing_or_everything(project: Path) -> None:
+    command = [str(SALMON), "repair", *GIVEN, "--quiet", "--out", "out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL)
+    while not (project / "out").exists() and process.poll() is None:
+        time.sleep(0.01)
+    whole = time.perf_counter() - began
+    assert process.wait() == 0
+    complete = sorted(path.name for path in (project / "out").iterdir())
+    chance = random.Random(0)
+    left = 0
+    for turn in range(8):
+        out = project / f"out{turn}"
+        process = subprocess.Popen(
+            [*command[:-1], str(out)], cwd=project, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        # Most of the kills fall into the end, where files are written.
+        time.sleep(whole * (chance.random() if turn < 2 else 0.9 + 0.15 * chance.random()))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():
+            left += 1
+            assert sorted(path.name for path in out.iterdir()) == complete
+            Patch.load(out / "patch.safetensors")
+    assert left < 8

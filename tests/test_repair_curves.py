@@ -1,0 +1,113 @@
+"""Pruning and fine-tuning curves against a network computed by hand and a loop of autograd."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from salmon import (
+    FilterIndex,
+    InputError,
+    Ranking,
+    Samples,
+    Tails,
+    edit_curves,
+    filter_saliency,
+    fit_tails,
+    rank_filters,
+)
+from salmon.repairs.evaluate import predict
+from tests.shifts import some, trained
+
+
+def ranking_of(filters: list[list[int]]) -> Ranking:
+    numbers = torch.tensor(filters)
+    nothing = torch.full(numbers.shape, torch.nan, dtype=torch.float64)
+    return Ranking(
+        method="pot", filters=numbers, score=nothing, saliency=nothing, log_p=nothing, z=nothing,
+        ranked=(numbers >= 0).sum(1),
+    )  # fmt: skip
+
+
+class ByHand(nn.Module):
+    """Two filters of one weight each; logits are the filtered pixel: [w0 x, w1 x]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1, bias=False)
+        nn.init.constant_(self.conv.weight, 1.0)
+        self.conv.weight.data[0] = 2.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.conv(x).flatten(1))
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def test_curves_of_a_network_computed_by_hand() -> None:
+    # x = 1, true class 1: logits (2, 1), so class 0 is predicted with confidence s(1).
+    network = ByHand().eval()
+    index = FilterIndex.from_model(network)
+    samples = Samples(torch.ones(1, 1, 1, 1), torch.tensor([1]), (0,))
+    ranking = ranking_of([[0, 1]])
+    pruned = edit_curves(network, samples, ranking, index, edit="prune")
+    # Without filter 0 the logits are (0, 1), without both (0, 0).
+    expected = [0.0, sigmoid(-1) - sigmoid(1), 0.5 - sigmoid(1)]
+    assert pruned.filters == (0, 1, 2)
+    assert pruned.predicted_change.tolist() == pytest.approx(expected, rel=1e-6)
+    assert pruned.target_change.tolist() == pytest.approx([-e for e in expected], rel=1e-6)
+    assert pruned.corrected.tolist() == [0, 1, 0]
+    # dL/dw0 = p0 = s(1), dL/dw1 = -p0.
+    tuned = edit_curves(network, samples, ranking, index, rate=0.5)
+    p0 = sigmoid(1)
+    after = [sigmoid(1), sigmoid(1 - 0.5 * p0), sigmoid(1 - p0)]
+    assert tuned.predicted_change.tolist() == pytest.approx([a - p0 for a in after], rel=1e-6)
+    normalised = edit_curves(network, samples, ranking, index, edit="normalised", rate=0.5)
+    # Steps of half of each weight: logits (1, 1), then (1, 1.5).
+    after = [sigmoid(1), 0.5, sigmoid(-0.5)]
+    assert normalised.predicted_change.tolist() == pytest.approx([a - p0 for a in after], rel=1e-6)
+    assert float(network.conv.weight.detach()[0]) == 2.0
+
+
+def test_curves_are_those_of_a_loop_with_autograd() -> None:
+    network, reference = trained().double(), some(200, 1, shifted=False)
+    new = some(40, 2, shifted=True)
+    new = Samples(new.inputs.double(), new.targets, new.ids)
+    wrong = new.take((~predict(network, new, 64).right).nonzero().squeeze(1))
+    index = FilterIndex.from_model(network)
+    tails = Tails(len(index))
+    tails.update(filter_saliency(network, reference.inputs.double(), reference.targets, index))
+    profile = filter_saliency(network, wrong.inputs, wrong.targets, index)
+    ranking = rank_filters(profile, fit_tails(tails), "pot", top_k=6)
+    found = edit_curves(network, wrong, ranking, index, rate=0.05, counts=(2, 6))
+    for row in range(len(wrong)):
+        for column, count in ((1, 2), (2, 6)):
+            copy = trained().double()
+            x, y = wrong.inputs[row : row + 1], wrong.targets[row : row + 1]
+            logits = copy(x)
+            first = int(logits.argmax())
+            before = logits.softmax(1)[0].detach()
+            weights = [copy.get_parameter(layer.weight) for layer in index.layers]
+            gradients = torch.autograd.grad(nn.functional.cross_entropy(logits, y), weights)
+            with torch.no_grad():
+                for number in ranking.filters[row, :count].tolist():
+                    if number >= 0:
+                        layer = int(index.layer_of[number])
+                        channel = number - index.starts[layer]
+                        weights[layer][channel] -= 0.05 * gradients[layer][channel]
+                after = copy(x).softmax(1)[0]
+            change = float(after[first] - before[first])
+            assert float(found.each_predicted[row, column]) == pytest.approx(change, abs=1e-9)
+            assert bool(found.each_corrected[row, column]) == bool(after.argmax() == y)
+
+
+def test_arguments_that_do_not_fit_are_refused() -> None:
+    network, samples = trained(), some(2, 0, shifted=True)
+    index = FilterIndex.from_model(network)
+    with pytest.raises(InputError, match="'step', 'normalised' or 'prune'"):
+        edit_curves(network, samples, ranking_of([[0], [1]]), index, edit="shrink")
+    with pytest.raises(InputError, match="2 samples and rankings of 1"):
+        edit_curves(network, samples, ranking_of([[0]]), index)
