@@ -1,0 +1,114 @@
+"""Repairs that the monitor looks for by itself, in a real trainer."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from salmon import InputError, Patch, RepairInTraining, RepairSettings, SaliencyMonitor
+from tests.project_of_a_user import Net
+from tests.shifts import dataset, trained
+
+FEW = RepairSettings(rankings=("all",), rates=(0.01, 0.03), steps=("normalised",))
+
+
+def module() -> Net:
+    made = Net()
+    made.net.load_state_dict(trained().state_dict())
+    return made
+
+
+def loaders(*, shuffle: bool = False) -> list[DataLoader[Any]]:
+    return [
+        DataLoader(dataset(300, 1, shifted=False), 64),
+        DataLoader(dataset(300, 2, shifted=True), 64, shuffle=shuffle),
+    ]
+
+
+def fit(folder: Path, *callbacks: Any, validation: Any = None, **options: Any) -> Net:
+    torch.manual_seed(0)
+    net = module()
+    trainer = Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+    train = DataLoader(dataset(128, 0, shifted=False), 64, shuffle=True)
+    trainer.fit(net, train, loaders() if validation is None else validation)
+    return net
+
+
+def weights(net: Net) -> list[torch.Tensor]:
+    return [value.clone() for value in net.state_dict().values()]
+
+
+@pytest.mark.parametrize("after", ["fit", "validation"])
+def test_a_repair_is_looked_for_and_the_training_goes_on_unchanged(
+    tmp_path: Path, log: pytest.LogCaptureFixture, after: str
+) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints")
+    monitor = SaliencyMonitor(repair=RepairInTraining(settings=FEW, after=after))
+    with log.at_level(logging.INFO):
+        net = fit(tmp_path / "with", monitor, checkpoints)
+    plain = fit(tmp_path / "without")
+    assert all(torch.equal(a, b) for a, b in zip(weights(net), weights(plain), strict=True))
+    folder = tmp_path / "checkpoints" / "salmon-repair-000002"
+    report = json.loads((folder / "report.json").read_text())
+    assert monitor.outcome is not None
+    assert monitor.outcome.status == report["status"] == "accepted"
+    assert "repair at step 2: accepted" in log.text
+    assert not report["new_data_serves_as_reference"]
+    # The patch fits the network as it is now, and the checkpoint beside it.
+    assert Patch.load(folder / "patch.safetensors").apply(net)
+    (path,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    state = torch.load(path, weights_only=True)["state_dict"]
+    assert Patch.load(folder / "patch.safetensors").apply(state)
+
+
+def test_weights_change_only_when_asked_to(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    monitor = SaliencyMonitor(repair=RepairInTraining(settings=FEW, apply=True))
+    net = fit(tmp_path / "with", monitor)
+    plain = fit(tmp_path / "without")
+    assert not all(torch.equal(a, b) for a, b in zip(weights(net), weights(plain), strict=True))
+    assert monitor.outcome is not None
+    assert monitor.outcome.patch is not None
+    assert not monitor.outcome.patch.apply(net)  # it is on already
+    assert "changed 48 filters of the network in memory" in log.text
+
+
+def test_one_loader_serves_as_both(tmp_path: Path) -> None:
+    monitor = SaliencyMonitor(repair=RepairInTraining(settings=FEW))
+    fit(tmp_path, monitor, validation=loaders()[1])
+    assert monitor.outcome is not None
+    assert monitor.outcome.shared
+
+
+@pytest.mark.filterwarnings("ignore:.*sampler has shuffling enabled:UserWarning")
+def test_trouble_is_said_and_the_training_goes_on(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    shuffled = loaders(shuffle=True)
+    monitor = SaliencyMonitor(repair=RepairInTraining(settings=FEW))
+    fit(tmp_path / "a", monitor, validation=shuffled)
+    assert monitor.outcome is None
+    assert "could not look for a repair" in log.text
+    assert "does not keep the order of its dataset" in log.text
+    strict = SaliencyMonitor(repair=RepairInTraining(settings=FEW), strict=True)
+    with pytest.raises(InputError, match="does not keep the order"):
+        fit(tmp_path / "b", strict, validation=shuffled)
+    with pytest.raises(InputError, match="'fit' or 'validation' is needed"):
+        RepairInTraining(after="lunch")
+
+
+def test_other_loaders_can_be_chosen_and_nothing_is_written_in_a_rehearsal(tmp_path: Path) -> None:
+    wanted = RepairInTraining(settings=FEW, loaders=lambda _: (loaders()[1], None))
+    monitor = SaliencyMonitor(repair=wanted)
+    fit(tmp_path, monitor, fast_dev_run=True)
+    assert monitor.outcome is not None
+    assert monitor.outcome.sizes["new"]["repair"] == 120
+    assert not list(tmp_path.rglob("report.json"))
