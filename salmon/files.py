@@ -1,5 +1,6 @@
-"""Writing files and folders whole or not at all, and JSON that any reader takes."""
+"""Files and folders that appear whole or not at all, JSON that any reader takes, and checksums."""
 
+import hashlib
 import json
 import math
 import os
@@ -8,6 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
+
+import torch
+from torch import Tensor
 
 from salmon.errors import InputError
 
@@ -121,3 +125,18 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """Hash type, shape and bits of a tensor, the same on every device.
+
+    Args:
+        tensor: Any.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -107,7 +107,7 @@ def test_curves_are_those_of_a_loop_with_autograd() -> None:
 def test_arguments_that_do_not_fit_are_refused() -> None:
     network, samples = trained(), some(2, 0, shifted=True)
     index = FilterIndex.from_model(network)
-    with pytest.raises(InputError, match="'step', 'normalised' or 'prune'"):
+    with pytest.raises(InputError, match="one of plain, normalised, prune"):
         edit_curves(network, samples, ranking_of([[0], [1]]), index, edit="shrink")
     with pytest.raises(InputError, match="2 samples and rankings of 1"):
         edit_curves(network, samples, ranking_of([[0]]), index)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from salmon import FilterIndex, InputError, RepairSettings, Samples, repair
+from salmon import FilterIndex, InputError, RepairSettings, Samples, Tails, fit_tails, repair
 from salmon.repairs import write_outcome
 from salmon.repairs.engine import ACCEPTED, NOT_ACCEPTED, NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.evaluate import predict
@@ -102,6 +102,30 @@ def test_groups_and_given_fits_are_taken(outcome: Outcome) -> None:
     assert {trial.ranking for trial in found.trials} == {"group:depth1of2"}
     with pytest.raises(InputError, match="names no group of this network; it has depth1of2"):
         repair(trained(), some(300, 2, shifted=True), None, replace(FEW, rankings=("group:conv9",)))
+
+
+def test_pruning_is_tried_where_it_is_allowed() -> None:
+    settings = replace(FEW, steps=("prune",), max_relative_change=1.0)
+    found = repair(trained(), some(300, 2, shifted=True), some(300, 1, shifted=False), settings)
+    assert {(trial.step, trial.rate) for trial in found.trials} == {("prune", 0.0)}
+    assert {trial.relative_change for trial in found.trials} == {1.0}
+
+
+def test_patches_say_what_they_were_made_with(outcome: Outcome) -> None:
+    assert outcome.patch is not None
+    info = outcome.patch.info
+    assert info["settings"]["seed"] == 0
+    assert info["data"]["new"] == some(600, 2, shifted=True).fingerprint()
+    assert info["data"]["new"] != some(600, 3, shifted=True).fingerprint()
+    assert info["new"]["fixed"] > info["new"]["broken"]
+    assert set(info["versions"]) == {"torch"}
+
+
+def test_fits_of_another_network_are_refused() -> None:
+    tails = Tails(3)
+    tails.update(torch.rand(200, 3))
+    with pytest.raises(InputError, match="fit has 3 filters but this network has 48"):
+        repair(trained(), some(300, 2, shifted=True), None, FEW, fit=fit_tails(tails))
 
 
 def test_too_few_data_are_refused() -> None:

@@ -212,21 +212,11 @@ class SaliencyMonitor(CallbackBase):
         self._finish(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for a repair, if asked to after validations.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Look for a repair, if asked to after validations."""
         self._look_for_repair(trainer, pl_module, "validation")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for a repair, if asked to after fit.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Look for a repair, if asked to after fit."""
         self._look_for_repair(trainer, pl_module, "fit")
 
     def on_exception(

@@ -39,7 +39,7 @@ def edit_curves(
     ranking: Ranking,
     index: FilterIndex,
     *,
-    edit: str = "step",
+    edit: str = "plain",
     rate: float = 0.001,
     counts: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -51,7 +51,7 @@ def edit_curves(
         samples: M misclassified samples.
         ranking: Of the same samples, with K filters each.
         index: The filters of the ranking.
-        edit: ``"step"`` for one plain gradient step, ``"normalised"`` for one of equal relative
+        edit: ``"plain"`` for one gradient step, ``"normalised"`` for one of equal relative
             size on each filter, ``"prune"`` for zeros.
         rate: Learning rate of a step.
         counts: Numbers of filters to look at; None looks at 1 to K. A sample with fewer ranked
@@ -65,8 +65,6 @@ def edit_curves(
         InputError: If samples and ranking differ in number, there are none, or ``edit`` is
             unknown.
     """
-    if edit not in ("step", "normalised", "prune"):
-        raise InputError(f"edit is {edit!r}; 'step', 'normalised' or 'prune' is needed.")
     if len(samples) != len(ranking.filters) or len(samples) == 0:
         raise InputError(
             f"there are {len(samples)} samples and rankings of {len(ranking.filters)}; as many, "
@@ -84,12 +82,7 @@ def edit_curves(
         first = int(predict(model, one, 1).logits.argmax())
         for column, count in enumerate(steps):
             chosen = order[:count]
-            trial = (
-                directions.prune(chosen)
-                if edit == "prune"
-                else directions.step(chosen, rate, normalised=edit == "normalised")
-            )
-            with edited(model, trial):
+            with edited(model, directions.edit(chosen, edit, rate)):
                 found = predict(model, one, 1)
             confidence[row, column] = found.logits.softmax(1)[0, [first, int(one.targets)]]
             corrected[row, column] = found.right[0]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from salmon.errors import InputError
 from salmon.filters import FilterIndex, FilterLayer, clean_name, filter_rows, weight_of_rows
 
+KINDS = ("plain", "normalised", "prune")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
@@ -105,6 +107,26 @@ class Directions:
             new = (wide - rate * scale * gradient).to(old.dtype)
             changes.append(Change(layer, channels, old, new))
         return Edit(tuple(changes))
+
+    def edit(self, filters: Sequence[int] | Tensor, kind: str, rate: float) -> Edit:
+        """Make an edit of a named kind.
+
+        Args:
+            filters: Numbers in the index, in any order.
+            kind: One of :data:`KINDS`.
+            rate: Learning rate of a step; pruning has none.
+
+        Returns:
+            The edit.
+
+        Raises:
+            InputError: If the kind is unknown.
+        """
+        if kind not in KINDS:
+            raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
+        if kind == "prune":
+            return self.prune(filters)
+        return self.step(filters, rate, normalised=kind == "normalised")
 
     def prune(self, filters: Sequence[int] | Tensor) -> Edit:
         """Set some filters to zero.

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import salmon.repairs.plans as plans_of
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.gpd import MIN_COUNT, TailFit
@@ -21,7 +20,7 @@ from salmon.repairs.edit import Directions, Edit, edited
 from salmon.repairs.evaluate import Predictions, predict, to_device
 from salmon.repairs.gradient import mean_gradients, without_conflict
 from salmon.repairs.patch import Patch
-from salmon.repairs.plans import LAST_LINEAR, Plan, make_plan
+from salmon.repairs.plans import LAST_LINEAR, Plan, last_linear_index, make_plan
 from salmon.repairs.samples import PARTS, Samples, check_sizes
 from salmon.repairs.search import Guard, Trial, best_trial, search
 from salmon.repairs.settings import RepairSettings
@@ -115,6 +114,11 @@ def repair(
     settings = settings or RepairSettings()
     say = progress or (lambda _stage, _done, _all: None)
     index = index or FilterIndex.from_model(model)
+    if fit is not None and fit.threshold.numel() != len(index):
+        raise InputError(
+            f"fit has {fit.threshold.numel()} filters but this network has {len(index)}; use the "
+            "network and the index it was made with."
+        )
     shared = reference is None
     on_new = _split(model, new, settings, "new", batch_size)
     on_reference = on_new if reference is None else _split(
@@ -158,9 +162,8 @@ def repair(
 
     def verdict_of(trial: Trial) -> tuple[Verdict, Edit]:
         plan = next(plan for plan in plans if plan.ranking == trial.ranking)
-        edit = directions[trial.ranking].step(
-            plan.order[: trial.filters], trial.rate, normalised=trial.step == "normalised"
-        )
+        filters = plan.order[: trial.filters]
+        edit = directions[trial.ranking].edit(filters, trial.step, trial.rate)
         return _verdict(model, trial, edit, on_new, on_reference, settings, batch_size), edit
 
     winner = best_trial(trials)
@@ -175,7 +178,17 @@ def repair(
     failed = [rule.name for rule in verdict.rules if not rule.passed]
     patch = None
     if verdict.accepted:
-        info = {"settings": asdict(settings), "trial": asdict(winner)}
+        info = {
+            "settings": asdict(settings),
+            "trial": asdict(winner),
+            "new": asdict(verdict.new),
+            "reference": asdict(verdict.reference),
+            "data": {
+                "new": new.fingerprint(),
+                "reference": None if reference is None else reference.fingerprint(),
+            },
+            "versions": {"torch": str(torch.__version__)},
+        }
         patch = Patch.make(model, edit, info)
     return Outcome(
         status=ACCEPTED if verdict.accepted else NOT_ACCEPTED,
@@ -232,7 +245,7 @@ def _prepare(
     """Plans of all rankings, and for each the steps of its filters."""
     profile = torch.cat(_profiles(model, wrong, index, batch_size, "rank", say))
     indices = dict.fromkeys(settings.rankings, index)
-    last = plans_of.last_linear_index(model) if LAST_LINEAR in settings.rankings else None
+    last = last_linear_index(model) if LAST_LINEAR in settings.rankings else None
     if last is not None:
         indices[LAST_LINEAR] = last
     plans, steps = [], {}

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from salmon.errors import InputError, StateError
-from salmon.files import write_atomically
+from salmon.files import tensor_hash, write_atomically
 from salmon.filters import FilterLayer, clean_name
 from salmon.repairs.edit import Change, Edit, write
 
@@ -187,21 +187,6 @@ class Patch:
             f"tensors differ, such as {odd[0]}; apply it to the checkpoint it was made from (or "
             "make a new one for this one)."
         )
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """Hash type, shape and bits of a tensor, the same on every device.
-
-    Args:
-        tensor: Any.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
-    digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _packed(patch: Patch) -> bytes:

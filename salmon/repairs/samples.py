@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
+from salmon.files import tensor_hash
 from salmon.saliency import check_samples, take_rows
 
 PARTS = ("repair", "guard", "accept")
@@ -48,6 +49,17 @@ class Samples:
             self.targets[rows],
             tuple(self.ids[row] for row in rows.tolist()),
         )
+
+    def fingerprint(self) -> str:
+        """Hash the samples, to tell later which data a patch was made with.
+
+        Returns:
+            SHA-256 of ids, classes and inputs, in hexadecimal.
+        """
+        digest = hashlib.sha256(repr(self.ids).encode())
+        for leaf in pytree.tree_leaves((self.targets, self.inputs)):
+            digest.update((tensor_hash(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())
+        return digest.hexdigest()
 
     def batches(self, size: int) -> Iterable[Batch]:
         """Cut into batches.

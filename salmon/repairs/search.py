@@ -23,8 +23,8 @@ class Trial:
 
     ranking: str
     filters: int
-    step: str  # "normalised" or "plain"
-    rate: float
+    step: str  # "normalised", "plain" or "prune"
+    rate: float  # 0 of "prune"
     gain: float  # accuracy won on the new data
     lost: float  # accuracy lost on the reference data
     fixed: int  # new samples
@@ -74,9 +74,8 @@ def search(
     ]
     trials = []
     for number, (plan, filters, step) in enumerate(lines):
-        normalised = step == "normalised"
-        for rate in sorted(settings.rates if normalised else settings.plain_rates):
-            edit = directions[plan.ranking].step(filters, rate, normalised=normalised)
+        for rate in sorted(settings.rates_of(step)):
+            edit = directions[plan.ranking].edit(filters, step, rate)
             trials.append(_trial(model, plan, step, rate, edit, guard, settings, batch_size))
             # Larger steps lose more, so that the rest of this line cannot win.
             if trials[-1].lost > 2 * max(settings.margin, 0.01):

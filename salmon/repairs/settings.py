@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from salmon.errors import InputError
+from salmon.repairs.edit import KINDS
 
 RANKINGS = ("pot", "zscore", "magnitude", "random", "all", "last_linear")
 
@@ -16,7 +17,8 @@ class RepairSettings:
             "all" (every filter) and "last_linear" (all rows of the last linear layer).
         shares: Shares of all filters that are tried, best-ranked first.
         steps: "normalised" gives every filter the same relative change, "plain" subtracts the
-            gradient times the rate.
+            gradient times the rate, "prune" sets filters to zero (a relative change of 1, which
+            max_relative_change has to allow).
         rates: Learning rates of normalised steps: relative change of each touched filter.
         plain_rates: Learning rates of plain steps.
         gradient: Samples whose mean gradient is followed: "all" new ones, the right ones included,
@@ -73,6 +75,17 @@ class RepairSettings:
         self._check_choices()
         self._check_numbers()
 
+    def rates_of(self, step: str) -> tuple[float, ...]:
+        """Rates to try.
+
+        Args:
+            step: One of :attr:`steps`.
+
+        Returns:
+            Those of the step; a single 0 for "prune".
+        """
+        return {"normalised": self.rates, "plain": self.plain_rates, "prune": (0.0,)}[step]
+
     def _check_choices(self) -> None:
         """Refuse unknown names."""
         for name in ("rankings", "steps", "shares"):
@@ -84,8 +97,8 @@ class RepairSettings:
                 f"rankings holds {unknown}; some of {', '.join(RANKINGS)} or group:<name> are "
                 "needed."
             )
-        if set(self.steps) - {"normalised", "plain"}:
-            raise InputError(f"steps is {self.steps}; 'normalised', 'plain' or both are needed.")
+        if set(self.steps) - set(KINDS):
+            raise InputError(f"steps is {self.steps}; some of {', '.join(KINDS)} are needed.")
         if self.gradient not in ("wrong", "all"):
             raise InputError(f"gradient is {self.gradient!r}; 'wrong' or 'all' is needed.")
 
