@@ -24,7 +24,7 @@ def test_imports_point_down_the_layers() -> None:
 def test_the_public_names_are_there() -> None:
     expected = {
         "FilterIndex", "SaliencyMonitor", "TailFit", "Tails", "filter_saliency", "fit_tails",
-        "gpd", "rank_filters",
+        "gpd", "rank_filters", "repair", "Patch", "RepairSettings", "edit_curves",
     }  # fmt: skip
     assert expected <= set(salmon.__all__)
     for name in salmon.__all__:
@@ -34,7 +34,8 @@ def test_the_public_names_are_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["errors", "files", "filters", "gpd", "saliency", "tails", "ranking", "views"]
+    "module",
+    ["errors", "files", "filters", "gpd", "saliency", "tails", "ranking", "views", "repairs"],
 )
 def test_what_lies_below_the_monitor_runs_without_lightning(module: str) -> None:
     code = (

@@ -25,9 +25,7 @@ class Plan:
 
     ranking: str
     index: FilterIndex
-    order: (
-        Tensor  # [n] int64 filter numbers, first ones first; those that are not ranked are absent
-    )
+    order: Tensor  # [n] int64 filter numbers, first ones first, without those not ranked
 
     def first(self, share: float) -> Tensor:
         """The first filters.
