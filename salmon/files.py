@@ -85,7 +85,11 @@ def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool 
         if folder.exists():
             old = part.with_suffix(".old")
             folder.replace(old)
-            part.replace(folder)
+            try:
+                part.replace(folder)
+            except BaseException:
+                old.replace(folder)
+                raise
             shutil.rmtree(old)
         else:
             part.replace(folder)

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from safetensors.torch import load_file, save_file
 
 from salmon import Patch
 from salmon.cli import main
@@ -75,8 +76,26 @@ def test_a_repair_from_config_to_patched_checkpoint(
     assert main(["apply", *patch, "--ckpt_path", "new.ckpt", "--out", "twice.ckpt"]) == 0
     assert main(["revert", *patch, "--ckpt_path", "twice.ckpt", "--out", "old.ckpt"]) == 0
     reverted = weights(project / "old.ckpt")
+    # The optimizer's state fits these weights again.
+    assert "salmon" not in torch.load(project / "old.ckpt", weights_only=True)
     assert all(torch.equal(before[name], reverted[name]) for name in before)
     assert "was applied already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["state.pt", "state.safetensors"])
+def test_a_plain_state_dict_stays_one(project: Path, name: str) -> None:
+    state = weights(project / "last.ckpt")
+    if name.endswith("safetensors"):
+        save_file(state, name)
+    else:
+        torch.save(state, name)
+    given = ("--config", "config.yaml", "--ckpt_path", name)
+    assert main(["repair", *given, "--quiet", "--out", "out"]) == 0
+    patch = ("--patch", "out/patch.safetensors", "--ckpt_path", name)
+    assert main(["apply", *patch, "--out", f"new-{name}"]) == 0
+    found = load_file(f"new-{name}") if name.endswith("safetensors") else torch.load(f"new-{name}")
+    Net().load_state_dict(found)
+    assert not all(torch.equal(found[key], state[key]) for key in state)
 
 
 def test_names_do_instead_of_a_config(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ def test_weights_change_only_when_asked_to(tmp_path: Path, log: pytest.LogCaptur
     assert monitor.outcome.patch is not None
     assert not monitor.outcome.patch.apply(net)  # it is on already
     assert "changed 48 filters of the network in memory" in log.text
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+def test_no_patch_of_an_earlier_look_at_the_same_step_stays(tmp_path: Path) -> None:
+    for settings, accepted in ((FEW, True), (replace(FEW, max_relative_change=0.0), False)):
+        monitor = SaliencyMonitor(repair=RepairInTraining(settings=settings))
+        fit(tmp_path, monitor, ModelCheckpoint(tmp_path / "checkpoints"))
+        folder = tmp_path / "checkpoints" / "salmon-repair-000002"
+        assert (folder / "patch.safetensors").exists() == accepted
 
 
 def test_one_loader_serves_as_both(tmp_path: Path) -> None:

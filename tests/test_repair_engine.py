@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from salmon import FilterIndex, InputError, RepairSettings, Samples, Tails, fit_tails, repair
+from salmon import (
+    FilterIndex,
+    InputError,
+    RepairSettings,
+    Samples,
+    Tails,
+    filter_saliency,
+    fit_tails,
+    repair,
+)
 from salmon.repairs import write_outcome
 from salmon.repairs.engine import ACCEPTED, NOT_ACCEPTED, NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.evaluate import predict
@@ -99,7 +108,7 @@ def test_nothing_wrong_is_nothing_to_repair() -> None:
     labels[elsewhere] = (labels[elsewhere] + 1) % 4
     found = repair(network, Samples(clean.inputs, labels, clean.ids), clean, FEW)
     assert found.status == NOT_ACCEPTED
-    assert "repair split" in found.reason or "guard split" in found.reason
+    assert "no sample of the repair split is misclassified" in found.reason
 
 
 def test_without_reference_data_the_report_says_so() -> None:
@@ -108,12 +117,25 @@ def test_without_reference_data_the_report_says_so() -> None:
     assert found.sizes["new"] == found.sizes["reference"]
 
 
-def test_groups_and_given_fits_are_taken(outcome: Outcome) -> None:
+def test_groups_and_given_fits_are_taken() -> None:
     settings = replace(FEW, rankings=("group:depth1of2",))
     found = repair(trained(), some(300, 2, shifted=True), some(300, 1, shifted=False), settings)
     assert {trial.ranking for trial in found.trials} == {"group:depth1of2"}
+    network, reference = trained(), some(300, 1, shifted=False)
+    index = FilterIndex.from_model(network)
+    tails = Tails(len(index))
+    tails.update(filter_saliency(network, reference.inputs, reference.targets, index))
+    found = repair(network, some(300, 2, shifted=True), reference, FEW, fit=fit_tails(tails))
+    assert found.given_fit
+    assert {trial.ranking for trial in found.trials} == {"pot", "all"}
     with pytest.raises(InputError, match="names no group of this network; it has depth1of2"):
         repair(trained(), some(300, 2, shifted=True), None, replace(FEW, rankings=("group:conv9",)))
+
+
+def test_a_share_of_one_takes_every_ranked_filter() -> None:
+    settings = replace(FEW, rankings=("magnitude",), shares=(1.0,))
+    found = repair(trained(), some(300, 2, shifted=True), some(300, 1, shifted=False), settings)
+    assert {trial.filters for trial in found.trials} == {48}
 
 
 def test_pruning_is_tried_where_it_is_allowed() -> None:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,21 @@ STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
 
 
-def read_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What a file held."""
+
+    content: dict[str, Any]  # all of it
+    plain: bool  # whether that is the state dict itself
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        found: dict[str, Tensor] = self.content if self.plain else self.content["state_dict"]
+        return found
+
+
+def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
     """Read a checkpoint.
 
     Args:
@@ -25,14 +40,14 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         weights_only: Whether it may hold nothing but tensors and plain values.
 
     Returns:
-        Its content, always with the entry ``state_dict``.
+        Its content.
 
     Raises:
         StateError: If it is missing, damaged, or holds objects although ``weights_only``.
     """
     try:
         if path.suffix == ".safetensors":
-            return {"state_dict": load_file(path)}
+            return Checkpoint(load_file(path), plain=True)
         found = torch.load(path, map_location="cpu", weights_only=weights_only)
     except pickle.UnpicklingError as error:
         hint = ""
@@ -46,13 +61,13 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> dict[str, Any]:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StateError(f"checkpoint {path} cannot be read ({line}).") from error
     if isinstance(found, dict) and isinstance(found.get("state_dict"), Mapping):
-        return found
+        return Checkpoint(found, plain=False)
     if isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values()):
-        return {"state_dict": found}
+        return Checkpoint(found, plain=True)
     raise StateError(f"checkpoint {path} holds no state_dict; one of Lightning or torch is needed.")
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, *, source: str) -> None:
     """Load the weights of a checkpoint into a network.
 
     Args:
@@ -64,7 +79,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str
         StateError: If names or shapes differ.
     """
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise StateError(
@@ -72,23 +87,27 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, source: str
         ) from error
 
 
-def write_checkpoint(path: Path, checkpoint: Mapping[str, Any], note: Mapping[str, Any]) -> None:
-    """Write a changed checkpoint in the format of its name, and say that it was changed.
+def write_checkpoint(path: Path, checkpoint: Checkpoint, *, repaired: bool) -> None:
+    """Write a checkpoint back in the form it had.
 
     Args:
-        path: Ending in ``.safetensors`` for that format.
+        path: Ending in ``.safetensors`` for a state dict in that format.
         checkpoint: As of :func:`read_checkpoint`, with changed weights.
-        note: What was changed; plain values.
+        repaired: Whether a patch is on. A checkpoint of Lightning is then marked, since its
+            optimizer state belongs to the weights without the patch; a state dict has none.
 
     Raises:
         OSError: If it cannot be written.
     """
     if path.suffix == ".safetensors":
-        data = save(dict(checkpoint["state_dict"]), {STALE: str(dict(note))})
+        data = save(dict(checkpoint.state_dict))
         write_atomically(path, lambda file: file.write(data))
         return
-    marked = dict(checkpoint) | {STALE: {"optimizer_states": "stale"} | dict(note)}
-    write_atomically(path, lambda file: torch.save(marked, file))
+    content = checkpoint.content
+    if not checkpoint.plain:
+        content = {name: value for name, value in content.items() if name != STALE}
+        content |= {STALE: {"patch": "applied", "optimizer_states": "stale"}} if repaired else {}
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def check_new_file(path: Path, *, force: bool) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from salmon.cli.checkpoints import load_weights, read_checkpoint
+from salmon.cli.checkpoints import Checkpoint, load_weights, read_checkpoint
 from salmon.cli.settings import JobSettings, config_sections
 from salmon.errors import InputError
 from salmon.monitor import ids_of_batch, keeps_order, unpack_batch
@@ -31,7 +31,7 @@ class Job:
 
     model: nn.Module  # in eval mode, on its device
     name: str  # of its class
-    checkpoint: dict[str, Any] | None
+    checkpoint: Checkpoint | None
     new: Any  # loader
     reference: Any | None
 

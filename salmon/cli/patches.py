@@ -26,9 +26,9 @@ def run_patch(settings: PatchSettings, *, new: bool, force: bool) -> bool:
     check_new_file(out, force=force)
     patch = Patch.load(settings.patch)
     checkpoint = read_checkpoint(Path(settings.ckpt_path), weights_only=settings.weights_only)
-    state = checkpoint["state_dict"]
+    state = checkpoint.state_dict
     changed = patch.apply(state) if new else patch.revert(state)
-    write_checkpoint(out, checkpoint, {"patch": "applied" if new else "reverted"})
+    write_checkpoint(out, checkpoint, repaired=new)
     verb = "applied" if new else "reverted"
     what = f"{verb}: {patch.edit.filters} filters" if changed else f"was {verb} already"
     print(f"The patch {what}. Written: {out}")

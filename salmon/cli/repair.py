@@ -90,5 +90,5 @@ def _write(folder: Path, outcome: Outcome, job: Job, *, write_whole: bool) -> No
     """All files of the output folder."""
     write_outcome(folder, outcome, {"model": job.name})
     if write_whole and outcome.patch is not None and job.checkpoint is not None:
-        outcome.patch.apply(job.checkpoint["state_dict"])
-        write_checkpoint(folder / "repaired.ckpt", job.checkpoint, {"patch": "applied"})
+        outcome.patch.apply(job.checkpoint.state_dict)
+        write_checkpoint(folder / "repaired.ckpt", job.checkpoint, repaired=True)

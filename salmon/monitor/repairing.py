@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from salmon.errors import InputError
+from salmon.files import publish_folder
 from salmon.monitor.bases import logger
 from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.context import keeps_order, rehearsal
@@ -98,8 +99,13 @@ def repair_in_training(
             index=settings.build_index(module),
         )  # fmt: skip
     folder = _folder(trainer) / f"salmon-repair-{trainer.global_step:06d}"
-    if settings.write_files and not rehearsal(trainer):
-        write_outcome(folder, outcome, {"model": type(module).__name__})
+    written = settings.write_files and not rehearsal(trainer)
+    if written:  # as a whole, so that no patch of an earlier look at this step stays behind
+        publish_folder(
+            folder,
+            lambda part: write_outcome(part, outcome, {"model": type(module).__name__}),
+            force=True,
+        )
     verdict = outcome.verdict
     gain = "" if verdict is None else (
         f" On samples that nothing was chosen by: new data {100 * verdict.new.before:.1f} % to "
@@ -107,8 +113,9 @@ def repair_in_training(
         f"to {100 * verdict.reference.after:.1f} %, by {verdict.trial.filters} filters."
     )  # fmt: skip
     logger.info(
-        "SaliencyMonitor, repair at step %d: %s (%s).%s Written: %s.",
-        trainer.global_step, outcome.status, outcome.reason, gain, folder,
+        "SaliencyMonitor, repair at step %d: %s (%s).%s %s",
+        trainer.global_step, outcome.status, outcome.reason, gain,
+        f"Written: {folder}." if written else "Nothing was written.",
     )  # fmt: skip
     if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
         outcome.patch.apply(module)

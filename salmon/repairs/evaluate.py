@@ -32,11 +32,6 @@ class Predictions:
         return float(self.right.double().mean())
 
     @property
-    def losses(self) -> Tensor:
-        """``[N]`` cross-entropies."""
-        return nn.functional.cross_entropy(self.logits, self.targets, reduction="none")
-
-    @property
     def calibration_error(self) -> float:
         """Expected calibration error over 15 bins of equal width; NaN without finite logits."""
         # Imported here, since it takes longer than all else that the command line needs.
@@ -52,17 +47,6 @@ class Predictions:
             n_bins=CALIBRATION_BINS,
         )
         return float(error)
-
-    def take(self, rows: Tensor) -> "Predictions":
-        """Select samples.
-
-        Args:
-            rows: ``[M]`` numbers or ``[N]`` bool.
-
-        Returns:
-            Their predictions.
-        """
-        return Predictions(self.logits[rows], self.targets[rows])
 
 
 def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:

@@ -124,5 +124,5 @@ def prefixes(plan: Plan, shares: Sequence[float]) -> list[Tensor]:
         return []
     if plan.ranking in ("all", LAST_LINEAR):
         return [plan.order]
-    sets = {len(plan.first(share)): plan.first(share) for share in sorted(shares) if share < 1}
+    sets = {len(plan.first(share)): plan.first(share) for share in sorted(shares)}
     return list(sets.values())

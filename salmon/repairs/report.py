@@ -174,7 +174,8 @@ def comparison_text(outcome: Outcome) -> str:
     note = (
         "Accuracy on the accept splits; p is McNemar's exact one-sided test of fixed against "
         "broken new samples. Each rival is its best trial on the guard splits with as many filters "
-        f"(of {outcome.filters}); \"all\" and \"last_linear\" have sizes of their own."
+        f"(of {outcome.filters}), or with any number where it was not tried with as many; "
+        '"all" and "last_linear" have sizes of their own.'
     )  # fmt: skip
     return f"{_table(COLUMNS, comparison_rows(outcome))}\n\n{note}"
 
