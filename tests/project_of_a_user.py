@@ -47,6 +47,10 @@ def loaders() -> dict[str, Any]:
     return {"new": data.test_dataloader(), "reference": data.val_dataloader()}
 
 
+def once() -> dict[str, Any]:
+    return {"new": (batch for batch in Squares().test_dataloader())}
+
+
 def broken() -> nn.Module:
     raise ZeroDivisionError("in the user's own code")
 

@@ -228,6 +228,14 @@ def test_configs_that_do_not_fit_are_refused(
     assert not (project / "out").exists()
 
 
+def test_data_that_can_be_read_only_once_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:once")
+    assert main(["repair", *names]) == 2
+    assert "the new data are a generator, which can be read only once" in capsys.readouterr().err
+
+
 def test_errors_of_the_users_code_are_no_refusals(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

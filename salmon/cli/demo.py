@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
+from salmon.cli.diagnose import print_shares
 from salmon.cli.digits import CLASSES, mnist_split, optical_digits
 from salmon.cli.repair import print_outcome
-from salmon.cli.table import Progress, print_table
+from salmon.cli.table import Progress
 from salmon.errors import InputError
 from salmon.monitor import Diagnosis, SaliencyMonitor
-from salmon.ranking import filter_shares, group_shares
 from salmon.repairs import RepairSettings, Samples, repair, write_outcome
 
 TRAINING_IMAGES = 4000
@@ -160,26 +160,6 @@ def _repair(
     write_outcome(settings.folder / "repair", outcome, {"model": "DigitNet"})
     print_outcome(outcome)
     print(f"Repair {outcome.status}: {outcome.reason}. Written: {settings.folder / 'repair'}")
-
-
-def print_shares(diagnosis: Diagnosis) -> None:
-    """Print the shares of the groups among the top filters, as in the paper's table 1.
-
-    Args:
-        diagnosis: With the rankings of both methods.
-    """
-    index, rankings = diagnosis.index, diagnosis.rankings
-    everyone = filter_shares(index)
-    by_method = {method: group_shares(ranking, index) for method, ranking in rankings.items()}
-    columns = [by_method["zscore"], by_method["pot"], everyone]
-    rows = [[group, *(f"{100 * c[group]:.1f}" for c in columns)] for group in index.groups]
-    top_k = rankings["pot"].filters.shape[1]
-    print_table(
-        f"Share of each group among the top-{top_k} filters of {len(diagnosis.mistakes.sample)} "
-        "misclassified images, in %",
-        ["group", "z-score", "POT", "of all filters"],
-        rows,
-    )
 
 
 def _trainer(

@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 
-from salmon.cli.demo import print_shares
-from salmon.cli.job import Job, batch_ids, check_order, load_job
+from salmon.cli.job import Job, load_job
 from salmon.cli.settings import JobSettings
 from salmon.cli.table import Progress, print_table
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.monitor import Diagnosis, Run, Settings, unpack_batch, write_diagnosis
+from salmon.monitor import Diagnosis, Run, Settings, batch_ids, unpack_batch, write_diagnosis
 from salmon.ranking import filter_shares, group_shares
 from salmon.repairs import to_device
 from salmon.saliency import check_samples, measure
@@ -62,13 +61,32 @@ def run_diagnose(job_settings: JobSettings, options: Any) -> int:
     return 0
 
 
+def print_shares(diagnosis: Diagnosis) -> None:
+    """Print the shares of the groups among the top filters, as in the paper's table 1.
+
+    Args:
+        diagnosis: With the rankings of both methods.
+    """
+    index, rankings = diagnosis.index, diagnosis.rankings
+    everyone = filter_shares(index)
+    by_method = {method: group_shares(ranking, index) for method, ranking in rankings.items()}
+    columns = [by_method["zscore"], by_method["pot"], everyone]
+    rows = [[group, *(f"{100 * c[group]:.1f}" for c in columns)] for group in index.groups]
+    top_k = rankings["pot"].filters.shape[1]
+    print_table(
+        f"Share of each group among the top-{top_k} filters of {len(diagnosis.mistakes.sample)} "
+        "misclassified images, in %",
+        ["group", "z-score", "POT", "of all filters"],
+        rows,
+    )
+
+
 def _measured(
     job: Job, what: str, loader: Any, index: FilterIndex, settings: Settings,
     fit: TailFit | None, progress: Progress,
 ) -> Diagnosis:  # fmt: skip
     """One pass over a loader."""
-    check_order(loader, what)
-    ids_of = batch_ids(loader)
+    ids_of = batch_ids(loader, what)
     run = Run(index, settings, reference=fit)
     run.id_source = "position" if ids_of is None else "batch"
     total = len(loader) if hasattr(loader, "__len__") else 0
@@ -86,17 +104,15 @@ def _measured(
 def _summary(job: Job, diagnosis: Diagnosis, *, given: bool) -> dict[str, Any]:
     """What diagnosis.json holds."""
     index = diagnosis.index
+    tails = "reference data" if job.reference is not None else "new data"
+    tails = "given" if given else tails
     return {
         "schema": SCHEMA,
         "model": job.name,
         "samples": diagnosis.samples,
         "misclassified": diagnosis.misclassified,
         "dropped": diagnosis.dropped,
-        "tails": "given"
-        if given
-        else "reference data"
-        if job.reference is not None
-        else "new data",
+        "tails": tails,
         "filters": len(index),
         "share_of_filters": filter_shares(index),
         "shares": {name: group_shares(r, index) for name, r in diagnosis.rankings.items()},

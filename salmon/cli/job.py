@@ -15,14 +15,10 @@ from typing import Any
 import jsonargparse
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from salmon.cli.checkpoints import Checkpoint, load_weights, read_checkpoint
 from salmon.cli.settings import JobSettings, config_sections
 from salmon.errors import InputError
-from salmon.monitor import ids_of_batch, keeps_order, unpack_batch
-from salmon.repairs import Samples
-from salmon.saliency import check_samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,59 +64,6 @@ def load_job(settings: JobSettings) -> Job:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).eval()
     return Job(model, type(model).__name__, checkpoint, new, reference)
-
-
-def collect(loader: Any, what: str, most: int, seed: int) -> Samples:
-    """Take the samples out of a loader.
-
-    Args:
-        loader: Such as a ``DataLoader``.
-        what: Name of the data, for messages.
-        most: Samples at most.
-        seed: Of their choice.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: If the loader shuffles and its batches hold no ids, or gives no samples.
-    """
-    check_order(loader, what)
-    return Samples.collect(loader, unpack=unpack_batch, ids=batch_ids(loader), most=most, seed=seed)
-
-
-def batch_ids(loader: Any) -> Any:
-    """How to find the ids in the batches of a loader.
-
-    Args:
-        loader: Whose first batch is looked at.
-
-    Returns:
-        A function, or None where batches hold no ids.
-    """
-
-    def find(batch: Any) -> Any:
-        return ids_of_batch(batch, check_samples(*unpack_batch(batch)), None)[0]
-
-    first = next(iter(loader), None)
-    return None if first is None or find(first) is None else find
-
-
-def check_order(loader: Any, what: str) -> None:
-    """Refuse loaders whose samples could not be found again.
-
-    Args:
-        loader: Such as a ``DataLoader``.
-        what: Name of the data, for the message.
-
-    Raises:
-        InputError: If the loader shuffles and its batches hold no ids.
-    """
-    if isinstance(loader, DataLoader) and not keeps_order(loader) and batch_ids(loader) is None:
-        raise InputError(
-            f"the loader of the {what} data does not keep the order of its dataset and its batches "
-            "hold no ids; use shuffle=False, or batches that are mappings with an 'id'."
-        )
 
 
 def _bases(base: type) -> tuple[type, ...]:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from salmon.cli.checkpoints import write_checkpoint
-from salmon.cli.job import Job, collect, load_job
+from salmon.cli.job import Job, load_job
 from salmon.cli.settings import JobSettings
 from salmon.cli.table import Progress, print_table
 from salmon.errors import InputError
 from salmon.files import check_new_folder, publish_folder
 from salmon.filters import FilterIndex
+from salmon.monitor import collect_samples
 from salmon.repairs import (
     ACCEPTED,
     COLUMNS,
@@ -44,10 +45,11 @@ def run_repair(job_settings: JobSettings, settings: RepairSettings, options: Any
     job = load_job(job_settings)
     if options.write_checkpoint and job.checkpoint is None:
         raise InputError("--write_checkpoint needs --ckpt_path, the checkpoint to be repaired.")
-    new = collect(job.new, "new", settings.max_samples, settings.seed)
+    most, seed = settings.max_samples, settings.seed
+    new = collect_samples(job.new, "new", most=most, seed=seed)
     reference = None
     if job.reference is not None:
-        reference = collect(job.reference, "reference", settings.max_samples, settings.seed)
+        reference = collect_samples(job.reference, "reference", most=most, seed=seed)
     index = FilterIndex.from_model(job.model)
     fit = None if options.fit is None else load_fit(options.fit, index)
     if options.dry_run:

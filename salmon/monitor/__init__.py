@@ -1,8 +1,8 @@
 """The Lightning callback; the only part of the package that knows Lightning."""
 
-from salmon.monitor.batches import ids_of_batch, unpack_batch
+from salmon.monitor.batches import unpack_batch
 from salmon.monitor.callback import SaliencyMonitor
-from salmon.monitor.context import keeps_order
+from salmon.monitor.loaders import batch_ids, collect_samples
 from salmon.monitor.output import write_diagnosis
 from salmon.monitor.repairing import RepairInTraining
 from salmon.monitor.run import Diagnosis, Run
@@ -14,8 +14,8 @@ __all__ = [
     "Run",
     "SaliencyMonitor",
     "Settings",
-    "ids_of_batch",
-    "keeps_order",
+    "batch_ids",
+    "collect_samples",
     "unpack_batch",
     "write_diagnosis",
 ]

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler
 
 from salmon.errors import UnsupportedError
+from salmon.monitor.loaders import keeps_order
 
 
 class Clock:
@@ -155,20 +156,6 @@ def in_dataset_order(trainer: Trainer, loader: int) -> bool:
         False where it cannot be known.
     """
     return keeps_order(_loader(trainer, loader))
-
-
-def keeps_order(loader: Any) -> bool:
-    """Whether a loader gives the samples of its dataset in order.
-
-    Args:
-        loader: Such as a ``DataLoader``.
-
-    Returns:
-        False where it cannot be known.
-    """
-    batches = getattr(loader, "batch_sampler", None)
-    # The sampler of a loader with its own batch_sampler is a placeholder.
-    return type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
 
 
 def loader_count(trainer: Trainer) -> int:

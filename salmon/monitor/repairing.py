@@ -10,11 +10,11 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.errors import InputError
 from salmon.files import publish_folder
 from salmon.monitor.bases import logger
-from salmon.monitor.batches import ids_of_batch
-from salmon.monitor.context import keeps_order, rehearsal
+from salmon.monitor.context import rehearsal
+from salmon.monitor.loaders import collect_samples
 from salmon.monitor.settings import Settings
 from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
-from salmon.saliency import check_samples, keep_rng
+from salmon.saliency import keep_rng
 
 Loaders = Callable[[Trainer], tuple[Any, Any | None]]
 """``trainer -> (loader of the new data, loader of the reference data or None)``."""
@@ -128,21 +128,9 @@ def repair_in_training(
 
 def _samples(loader: Any, what: str, settings: Settings, wanted: RepairSettings) -> Samples:
     """The samples of a loader."""
-
-    def ids(batch: Any) -> Any:
-        count = check_samples(*settings.unpack(batch))
-        return ids_of_batch(batch, count, settings.sample_ids)[0]
-
-    first = next(iter(loader), None)
-    named = first is not None and ids(first) is not None
-    if not named and hasattr(loader, "batch_sampler") and not keeps_order(loader):
-        raise InputError(
-            f"the loader of the {what} data does not keep the order of its dataset and its batches "
-            "hold no ids; use shuffle=False, sample_ids=, or mappings with an 'id'."
-        )
-    return Samples.collect(
-        loader, unpack=settings.unpack, ids=ids if named else None,
-        most=wanted.max_samples, seed=wanted.seed,
+    return collect_samples(
+        loader, what, most=wanted.max_samples, seed=wanted.seed,
+        unpack=settings.unpack, function=settings.sample_ids,
     )  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+"""Samples out of a loader, each with a number or name to find it again by."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from salmon.errors import InputError
+from salmon.monitor.batches import SampleIds, Unpack, ids_of_batch, unpack_batch
+from salmon.repairs import Samples
+from salmon.saliency import check_samples
+
+BatchIds = Callable[[Any], list[int | str]]
+"""``batch -> [N]`` ids of its samples."""
+
+
+def keeps_order(loader: Any) -> bool:
+    """Whether a loader gives the samples of its dataset in order.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+
+    Returns:
+        False where it cannot be known.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    # The sampler of a loader with its own batch_sampler is a placeholder.
+    return type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
+
+
+def batch_ids(
+    loader: Any, what: str, *, unpack: Unpack = unpack_batch, function: SampleIds | None = None
+) -> BatchIds | None:
+    """How to find the ids in the batches of a loader, whose first batch is looked at.
+
+    Args:
+        loader: Such as a ``DataLoader``, or a list of batches.
+        what: Name of the data, for messages.
+        unpack: ``batch -> (inputs, targets)``.
+        function: The user's own ids, if any.
+
+    Returns:
+        A function; None where batches hold no ids, so that the position has to do.
+
+    Raises:
+        InputError: If the loader can be read only once, or shuffles and gives no ids.
+    """
+    if isinstance(loader, Iterator):
+        raise InputError(
+            f"the {what} data are a {type(loader).__name__}, which can be read only once; a "
+            "DataLoader or a list of batches is needed."
+        )
+
+    def find(batch: Any) -> Any:
+        return ids_of_batch(batch, check_samples(*unpack(batch)), function)[0]
+
+    first = next(iter(loader), None)
+    if first is not None and find(first) is not None:
+        return find
+    if hasattr(loader, "batch_sampler") and not keeps_order(loader):
+        raise InputError(
+            f"the loader of the {what} data does not keep the order of its dataset and its batches "
+            "hold no ids; use shuffle=False, or batches that are mappings with an 'id' (in the "
+            "monitor also sample_ids=)."
+        )
+    return None
+
+
+def collect_samples(
+    loader: Any, what: str, *, most: int, seed: int,
+    unpack: Unpack = unpack_batch, function: SampleIds | None = None,
+) -> Samples:  # fmt: skip
+    """Take the samples out of a loader.
+
+    Args:
+        loader: As of :func:`batch_ids`, like the other arguments.
+        what: Name of the data, for messages.
+        most: Samples at most.
+        seed: Of their choice.
+        unpack: ``batch -> (inputs, targets)``.
+        function: The user's own ids, if any.
+
+    Returns:
+        The samples.
+
+    Raises:
+        InputError: If their ids cannot be known, or there are none.
+    """
+    ids = batch_ids(loader, what, unpack=unpack, function=function)
+    return Samples.collect(loader, unpack=unpack, ids=ids, most=most, seed=seed)
