@@ -18,6 +18,7 @@ from salmon.tails import Tails, fit_tails
 if TYPE_CHECKING:
     from salmon.monitor import RepairInTraining, SaliencyMonitor
     from salmon.repairs import Patch, RepairSettings, Samples, edit_curves, repair
+    from salmon.views import ViewSettings
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Tails",
     "UnsupportedError",
     "VerificationError",
+    "ViewSettings",
     "coverage",
     "edit_curves",
     "filter_saliency",
@@ -59,6 +61,7 @@ _LATER = {
     "Samples": "salmon.repairs",
     "edit_curves": "salmon.repairs",
     "repair": "salmon.repairs",
+    "ViewSettings": "salmon.views",
 }
 
 

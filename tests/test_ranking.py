@@ -36,7 +36,7 @@ def hand_fit(
         xi=xi, sigma=ones if sigma is None else sigma, xi_se=ones, sigma_se=ones,
         log_likelihood=ones,
         status=torch.tensor(status or [FitStatus.OK] * f, dtype=torch.int8),
-        mean=0.5 * ones, std=0.25 * ones,
+        mean=0.5 * ones, std=0.25 * ones, ad_p=0.5 * ones,
     )  # fmt: skip
 
 

@@ -2,19 +2,28 @@
 
 from typing import Any
 
-import torch
-
 from salmon.cli.job import Job, load_job
 from salmon.cli.settings import JobSettings
 from salmon.cli.table import Progress, print_table
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.monitor import Diagnosis, Run, Settings, batch_ids, unpack_batch, write_diagnosis
-from salmon.ranking import filter_shares, group_shares
+from salmon.monitor import (
+    Diagnosis,
+    Run,
+    Settings,
+    batch_ids,
+    class_names,
+    flagged_images,
+    normalisation,
+    unpack_batch,
+    write_diagnosis,
+)
+from salmon.ranking import filter_shares, group_shares, most_blamed
 from salmon.repairs import to_device
 from salmon.saliency import check_samples, measure
 from salmon.tails import load_fit
+from salmon.views import PAIR_COLUMNS, PassRecord, pair_rows, record_pass
 
 SCHEMA = "salmon.diagnosis/1"
 _TOP_ROWS = 10
@@ -40,20 +49,27 @@ def run_diagnose(job_settings: JobSettings, options: Any) -> int:
     fit = None if options.fit is None else load_fit(options.fit, index)
     with Progress(quiet=options.quiet) as progress:
         if fit is None and job.reference is not None:
-            fit = _measured(job, "reference", job.reference, index, settings, None, progress).fit
-        diagnosis = _measured(job, "new", job.new, index, settings, fit, progress)
-    context = {"stage": "diagnose", "loader": 0, "pass": 0, "step": 0}
+            known = _measured(job, "reference", job.reference, index, settings, None, progress)
+            fit = known.finish().fit
+        run = _measured(job, "new", job.new, index, settings, fit, progress)
+        diagnosis = run.finish()
+    classes = class_names(job.new, settings.views)
+    images = flagged_images(
+        job.model, diagnosis, run.worst, settings,
+        classes=classes, normalisation=normalisation(job.new, settings.views),
+    )  # fmt: skip
+    record = record_pass(diagnosis, stage="diagnose", given_fit=fit is not None, classes=classes)
     summary = _summary(job, diagnosis, given=options.fit is not None)
 
     def fill(folder: Any) -> None:
-        write_diagnosis(folder, "new", 0, diagnosis, context, settings.top_k)
+        write_diagnosis(folder, "new", diagnosis, record, images)
         text = f"{json_text(summary, indent=1)}\n".encode()
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
 
     publish_folder(options.out, fill, force=options.force)
     if not options.quiet:
         print_shares(diagnosis)
-        _print_top(diagnosis)
+        _print_top(record)
     print(
         f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
         f"Written: {options.out}"
@@ -84,7 +100,7 @@ def print_shares(diagnosis: Diagnosis) -> None:
 def _measured(
     job: Job, what: str, loader: Any, index: FilterIndex, settings: Settings,
     fit: TailFit | None, progress: Progress,
-) -> Diagnosis:  # fmt: skip
+) -> Run:  # fmt: skip
     """One pass over a loader."""
     ids_of = batch_ids(loader, what)
     run = Run(index, settings, reference=fit)
@@ -96,9 +112,9 @@ def _measured(
         rows = run.choose(samples)
         measurement = measure(job.model, inputs, targets, index=index)
         ids = None if ids_of is None else ids_of(batch)
-        run.add(measurement, targets, rows, samples, number, ids)
+        run.add(measurement, targets, rows, samples, number, ids, inputs)
         progress(f"measuring {what} data", number + 1, max(total, number + 1))
-    return run.finish()
+    return run
 
 
 def _summary(job: Job, diagnosis: Diagnosis, *, given: bool) -> dict[str, Any]:
@@ -123,18 +139,16 @@ def _summary(job: Job, diagnosis: Diagnosis, *, given: bool) -> dict[str, Any]:
 
 def _top(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     """The filters among the top-k of most mistakes."""
-    ranking, index = diagnosis.rankings["pot"], diagnosis.index
-    named = ranking.filters[ranking.filters >= 0]
-    counts = torch.bincount(named, minlength=len(index))
-    best = counts.sort(descending=True, stable=True).indices[:_TOP_ROWS].tolist()
+    index, blame = diagnosis.index, most_blamed(diagnosis.rankings["pot"], _TOP_ROWS)
     return [
-        {"filter": index.label(k), "group": index.locate(k)[0].group, "mistakes": int(counts[k])}
-        for k in best
-        if counts[k]
+        {"filter": index.label(k), "group": index.locate(k)[0].group, "mistakes": mistakes}
+        for k, mistakes in zip(blame.filters.tolist(), blame.mistakes.tolist(), strict=True)
     ]
 
 
-def _print_top(diagnosis: Diagnosis) -> None:
-    """Print them."""
-    rows = [[row["filter"], row["group"], str(row["mistakes"])] for row in _top(diagnosis)]
-    print_table("\nFilters that most mistakes blame", ["filter", "group", "mistakes"], rows)
+def _print_top(record: PassRecord) -> None:
+    """Print the filters that are blamed most, and the classes that are confused most."""
+    filters = [[row.label, row.group, str(row.mistakes)] for row in record.filters[:_TOP_ROWS]]
+    print_table("\nFilters that most mistakes blame", ["filter", "group", "mistakes"], filters)
+    pairs = pair_rows(record)[:_TOP_ROWS]
+    print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)

@@ -177,6 +177,21 @@ def _patch(options: Namespace, *, new: bool) -> int:
     return OK
 
 
+def _report_arguments(parser: ArgumentParser) -> None:
+    """Of ``salmon report``."""
+    parser.add_argument("run", type=str, help="folder of a logger or diagnosis, or one above them")
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page")
+    parser.add_argument("--force", action="store_true", help="replace the file --out")
+    parser.add_argument("--quiet", action="store_true", help="one line only")
+
+
+def _report(options: Namespace) -> int:
+    """Run ``salmon report``."""
+    from salmon.cli.report import run_report
+
+    return run_report(options)
+
+
 _Fill = Callable[[ArgumentParser], None]
 _Run = Callable[[Namespace], int]
 _COMMANDS: dict[str, tuple[str, _Fill, _Run]] = {
@@ -187,6 +202,7 @@ _COMMANDS: dict[str, tuple[str, _Fill, _Run]] = {
     ),
     "diagnose": ("Find the filters behind a network's mistakes.", _diagnose_arguments, _diagnose),
     "repair": ("Look for a repair, judge it, write a patch.", _repair_arguments, _repair),
+    "report": ("Make one page of the files of a run.", _report_arguments, _report),
     "apply": ("Put a patch on a checkpoint.", _patch_arguments, lambda o: _patch(o, new=True)),
     "revert": ("Take a patch off a checkpoint.", _patch_arguments, lambda o: _patch(o, new=False)),
 }

@@ -15,13 +15,10 @@ class Progress:
         Args:
             quiet: Show nothing.
         """
-        self._bar: Any = None
-        self._tasks: dict[str, Any] = {}
-        if not quiet and sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
-            from rich.console import Console
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(console=Console(stderr=True), transient=True)
+        self._bars: _RichBars | _PlainBars | None = None
+        if not quiet and sys.stderr.isatty():
+            rich = importlib.util.find_spec("rich") is not None
+            self._bars = _RichBars() if rich else _PlainBars()
 
     def __enter__(self) -> "Progress":
         """Start.
@@ -29,14 +26,12 @@ class Progress:
         Returns:
             Itself, to be called with a stage and the numbers of finished and of all steps.
         """
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show a stage.
@@ -46,11 +41,55 @@ class Progress:
             done: Finished steps.
             total: All steps.
         """
-        if self._bar is None:
-            return
+        if self._bars is not None:
+            self._bars.show(stage, done, total)
+
+
+class _RichBars:
+    """A bar per stage, drawn by rich."""
+
+    def __init__(self) -> None:
+        """Start."""
+        from rich.console import Console
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of a stage."""
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        self._bars.stop()
+
+
+class _PlainBars:
+    """One bar at a time, drawn by tqdm, which Lightning brings along."""
+
+    def __init__(self) -> None:
+        """Start without a bar."""
+        self._bar: Any = None
+        self._stage = ""
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar, or begin that of another stage."""
+        if stage != self._stage:
+            from tqdm import tqdm
+
+            self.close()
+            self._bar, self._stage = tqdm(desc=stage, total=total, leave=False), stage
+        self._bar.total, self._bar.n = total, done
+        self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from salmon.errors import StateError
 
+CONSTANT_BELOW = 1e-12
+"""A filter whose std is below this share of its mean counts as constant: its z-score uses 1."""
+
 
 class FitStatus(IntEnum):
     """Why a filter has, or has not, a fitted tail. Only the first three are ranked."""
@@ -41,6 +44,7 @@ class TailFit:
     sigma_se: Tensor
     log_likelihood: Tensor  # of the N_k excesses
     status: Tensor  # int8, FitStatus
+    ad_p: Tensor  # p-value of the Anderson-Darling test of the fit; NaN where it does not apply
     mean: Tensor  # of all samples, for the z-score
     std: Tensor  # with n - 1
     top: int  # k, excesses per filter before ties with the threshold were removed
@@ -54,6 +58,11 @@ class TailFit:
     def usable(self) -> Tensor:
         """``[F]`` bool: filters with a fitted tail."""
         return self.status <= FitStatus.BOUNDARY
+
+    @property
+    def scale(self) -> Tensor:
+        """``[F]`` std, 1 where a filter is constant: the unit of the z-score."""
+        return torch.where(self.std <= CONSTANT_BELOW * self.mean.abs(), 1.0, self.std)
 
     def counts(self) -> dict[FitStatus, int]:
         """Count the filters of each status.

@@ -2,11 +2,14 @@
 
 from salmon.monitor.batches import unpack_batch
 from salmon.monitor.callback import SaliencyMonitor
+from salmon.monitor.facts import class_names, normalisation
+from salmon.monitor.imaging import flagged_images
 from salmon.monitor.loaders import batch_ids, collect_samples
 from salmon.monitor.output import write_diagnosis
 from salmon.monitor.repairing import RepairInTraining
-from salmon.monitor.run import Diagnosis, Run
+from salmon.monitor.run import Run
 from salmon.monitor.settings import Settings
+from salmon.ranking import Diagnosis
 
 __all__ = [
     "Diagnosis",
@@ -15,7 +18,10 @@ __all__ = [
     "SaliencyMonitor",
     "Settings",
     "batch_ids",
+    "class_names",
     "collect_samples",
+    "flagged_images",
+    "normalisation",
     "unpack_batch",
     "write_diagnosis",
 ]

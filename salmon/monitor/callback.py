@@ -15,16 +15,19 @@ from salmon.errors import InputError, StateError
 from salmon.gpd import TailFit
 from salmon.monitor.bases import CallbackBase
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
-from salmon.monitor.context import check_trainer
-from salmon.monitor.measured_pass import MeasuredPass, guarded
+from salmon.monitor.context import check_trainer, guarded
+from salmon.monitor.measured_pass import MeasuredPass
+from salmon.monitor.memory import ViewMemory
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
-from salmon.monitor.run import Diagnosis
 from salmon.monitor.settings import Settings
+from salmon.ranking import Diagnosis
 from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
 from salmon.tails import fit_from_state, fit_state
+from salmon.views import ViewSettings
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+_READABLE = (1, STATE_VERSION)  # the first had no views
 
 
 class SaliencyMonitor(CallbackBase):
@@ -58,6 +61,7 @@ class SaliencyMonitor(CallbackBase):
         memory_mb: int = 256,
         seed: int = 0,
         write_files: bool = True,
+        views: ViewSettings | None = None,
         strict: bool = False,
         repair: RepairInTraining | None = None,
     ) -> None:
@@ -86,7 +90,8 @@ class SaliencyMonitor(CallbackBase):
             memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is
                 kept and ranked.
             seed: Of all random choices.
-            write_files: Whether to write flagged samples and fits to disk.
+            write_files: Whether to write flagged samples, fits and what the report is made of.
+            views: What is shown, and how; None takes the defaults of ``salmon.ViewSettings``.
             repair: Look for a repair after fit, or after every validation; None does not.
             strict: Whether trouble with the data or the network raises; else it is logged and the
                 training goes on.
@@ -112,6 +117,7 @@ class SaliencyMonitor(CallbackBase):
             memory_mb=memory_mb,
             seed=seed,
             write_files=write_files,
+            views=views or ViewSettings(),
             strict=strict,
         )
         self.results: dict[str, Diagnosis] = {}
@@ -124,6 +130,7 @@ class SaliencyMonitor(CallbackBase):
         self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
         self._pass: MeasuredPass | None = None
         self._coverage: Coverage | None = None  # last announced
+        self._memory = ViewMemory()
 
     @property
     def state_key(self) -> str:
@@ -251,6 +258,7 @@ class SaliencyMonitor(CallbackBase):
             "version": STATE_VERSION,
             "finished": dict(self._finished),
             "fits": dict(self._fits),
+            "views": self._memory.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -262,7 +270,7 @@ class SaliencyMonitor(CallbackBase):
         Raises:
             StateError: If it is of another version.
         """
-        if state_dict.get("version") != STATE_VERSION:
+        if state_dict.get("version") not in _READABLE:
             raise StateError(
                 f"the checkpoint holds SaliencyMonitor state of version "
                 f"{state_dict.get('version')!r} but {STATE_VERSION} is needed; resume without the "
@@ -270,6 +278,8 @@ class SaliencyMonitor(CallbackBase):
             )
         self._finished = dict(state_dict["finished"])
         self._fits = dict(state_dict["fits"])
+        if "views" in state_dict:
+            self._memory.load_state_dict(state_dict["views"])
 
     def last_fit(self, model: nn.Module, scope: str = "validation") -> TailFit:
         """Hand out the fits of the last measured pass, also after a resume.
@@ -298,7 +308,9 @@ class SaliencyMonitor(CallbackBase):
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
-            self._pass = MeasuredPass(self.settings, stage, number, pl_module, self._coverage)
+            self._pass = MeasuredPass(
+                self.settings, stage, number, pl_module, self._coverage, self._memory
+            )
 
     def _look_for_repair(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         """Repair if this is the time for it; trouble is logged, unless ``strict``."""

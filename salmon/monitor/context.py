@@ -9,8 +9,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import BatchSampler
 
-from salmon.errors import UnsupportedError
+from salmon.errors import SalmonError, UnsupportedError
+from salmon.monitor.bases import logger
 from salmon.monitor.loaders import keeps_order
+from salmon.monitor.settings import Settings
 
 
 class Clock:
@@ -19,13 +21,19 @@ class Clock:
     def __init__(self) -> None:
         """Start."""
         self._born = time.perf_counter()
-        self._entered = 0.0
-        self.busy = 0.0
+        self._entered: float | None = None
+        self._spent = 0.0
 
     @property
     def total(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._born
+
+    @property
+    def busy(self) -> float:
+        """Seconds spent inside the context, the running ones too."""
+        running = 0.0 if self._entered is None else time.perf_counter() - self._entered
+        return self._spent + running
 
     @property
     def share(self) -> float:
@@ -38,7 +46,7 @@ class Clock:
 
     def __exit__(self, *exception: object) -> None:
         """Stop counting as busy."""
-        self.busy += time.perf_counter() - self._entered
+        self._spent, self._entered = self.busy, None
 
 
 @contextmanager
@@ -131,7 +139,7 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     """
     testing = trainer.testing
     batches = (trainer.num_test_batches if testing else trainer.num_val_batches)[loader]
-    one = _loader(trainer, loader)
+    one = loader_of(trainer, loader)
     # Batches made by the dataset itself, or by a sampler of the user's own, are of any size.
     own = type(getattr(one, "batch_sampler", None)) is not BatchSampler
     try:
@@ -155,7 +163,7 @@ def in_dataset_order(trainer: Trainer, loader: int) -> bool:
     Returns:
         False where it cannot be known.
     """
-    return keeps_order(_loader(trainer, loader))
+    return keeps_order(loader_of(trainer, loader))
 
 
 def loader_count(trainer: Trainer) -> int:
@@ -170,9 +178,38 @@ def loader_count(trainer: Trainer) -> int:
     return len(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
 
 
-def _loader(trainer: Trainer, number: int) -> Any:
-    """One of the loaders of the running stage, in the order Lightning runs them."""
+def loader_of(trainer: Trainer, number: int) -> Any:
+    """One of the loaders of the running stage, in the order Lightning runs them.
+
+    Args:
+        trainer: The trainer, in validation or test.
+        number: Of the loader.
+
+    Returns:
+        The loader.
+    """
     loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     return loaders[number] if isinstance(loaders, Sequence) else loaders
+
+
+@contextmanager
+def guarded(settings: Settings, what: str) -> Iterator[None]:
+    """Turn trouble into a warning, unless ``strict``.
+
+    Args:
+        settings: Of the monitor.
+        what: What could not be done, for the message.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Anything may come out of a user's forward, loss or logger; it must not end a training.
+        if settings.strict:
+            raise
+        logger.warning(
+            "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
+            "pass; strict=True raises instead.", what, type(error).__name__, error,
+            exc_info=not isinstance(error, SalmonError),
+        )  # fmt: skip

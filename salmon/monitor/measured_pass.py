@@ -7,29 +7,31 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-from salmon.errors import InputError, SalmonError, StateError
+from salmon.errors import InputError, StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.bases import logger
 from salmon.monitor.batches import ids_of_batch
+from salmon.monitor.conclusion import Conclusion
 from salmon.monitor.context import (
     Clock,
     expected_samples,
     forward_context,
+    guarded,
     in_dataset_order,
     loader_count,
     muted,
     ordinary_tensors,
 )
+from salmon.monitor.memory import ViewMemory
 from salmon.monitor.output import (
     announce_coverage,
     log_cost,
-    log_metrics,
     log_summary,
-    write_outputs,
 )
-from salmon.monitor.run import Diagnosis, Run, lenient_cross_entropy
+from salmon.monitor.run import Run, lenient_cross_entropy
 from salmon.monitor.settings import Settings
+from salmon.ranking import Diagnosis
 from salmon.saliency import (
     Coverage,
     check_samples,
@@ -51,6 +53,7 @@ class MeasuredPass:
         number: int,
         model: LightningModule,
         coverage: Coverage | None = None,
+        memory: ViewMemory | None = None,
     ) -> None:
         """Index the filters and read the reference.
 
@@ -60,12 +63,14 @@ class MeasuredPass:
             number: Of the pass, counted per stage from 0.
             model: The network.
             coverage: What was last announced as measured; another one will be announced.
+            memory: What the views know of the passes before; updated.
         """
         self.coverage = coverage
         self._settings = settings
         self._stage = stage
         self._number = number
         self._clock = Clock()
+        self._conclusion = Conclusion(settings, number, self._clock, memory or ViewMemory())
         self._runs: dict[int, Run] = {}
         self._skipped = 0
         self._alive = False
@@ -123,7 +128,7 @@ class MeasuredPass:
             self._announce(trainer, model, measurement.methods)
             if ids is not None:
                 run.id_source = source
-            run.add(measurement, targets, rows, samples, number, ids)
+            run.add(measurement, targets, rows, samples, number, ids, inputs)
 
     def finish(self, trainer: Trainer, model: LightningModule) -> dict[str, Diagnosis]:
         """Fit, rank, log and write.
@@ -147,12 +152,10 @@ class MeasuredPass:
                 break
             scope = f"{self._stage}/loader{loader}" if several else self._stage
             with self._guarded(f"could not finish {scope}"), self._clock, ordinary_tensors():
-                found[scope] = run.finish()
-                log_metrics(model, scope, found[scope])
-                write_outputs(trainer, scope, self._number, found[scope], self._settings)
+                found[scope] = self._conclusion.conclude(trainer, model, scope, loader, run)
         if found and self._alive:
             with self._guarded("could not log its cost"):
-                log_cost(model, self._stage, self._clock)
+                log_cost(model, self._stage, self._clock, self._conclusion.clock)
         for scope, diagnosis in found.items():
             log_summary(scope, self._number, diagnosis, self._clock, self._skipped)
         return found
@@ -197,27 +200,6 @@ class MeasuredPass:
             except Exception:
                 self._alive = False
                 raise
-
-
-@contextmanager
-def guarded(settings: Settings, what: str) -> Iterator[None]:
-    """Turn trouble into a warning, unless ``strict``.
-
-    Args:
-        settings: Of the monitor.
-        what: What could not be done, for the message.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Anything may come out of a user's forward, loss or logger; it must not end a training.
-        if settings.strict:
-            raise
-        logger.warning(
-            "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
-            "pass; strict=True raises instead.", what, type(error).__name__, error,
-            exc_info=not isinstance(error, SalmonError),
-        )  # fmt: skip
 
 
 def _load_reference(settings: Settings, index: FilterIndex) -> TailFit | None:

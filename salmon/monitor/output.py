@@ -1,4 +1,4 @@
-"""What a pass leaves behind: metrics, histograms, files and a line in the log."""
+"""What a pass leaves behind: metrics, files and a line in the log."""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,12 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger
 from salmon.monitor.context import Clock, rehearsal
-from salmon.monitor.run import Diagnosis
+from salmon.monitor.imaging import FlaggedImages
 from salmon.monitor.settings import Settings
-from salmon.ranking import batch_flags, sample_flags
+from salmon.ranking import Diagnosis, batch_flags, group_shares, sample_flags
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
-from salmon.views import (
-    TEXT_ROWS,
-    fit_metrics,
-    share_metrics,
-    write_depth_histograms,
-    write_text,
-)
+from salmon.views import TEXT_ROWS, Board, PassRecord, pass_metrics, write_pass, write_pictures
 
 
 def metric_scope(scope: str) -> str:
@@ -38,21 +32,15 @@ def metric_scope(scope: str) -> str:
     )
 
 
-def log_metrics(model: LightningModule, scope: str, diagnosis: Diagnosis) -> None:
+def log_metrics(model: LightningModule, scope: str, record: PassRecord) -> None:
     """Log the numbers of a pass through ``self.log``, where EarlyStopping and others see them.
 
     Args:
         model: The network.
         scope: A key of the monitor's results.
-        diagnosis: What the pass found.
+        record: The pass.
     """
-    metrics: dict[str, float] = {
-        "samples": float(diagnosis.samples),
-        "dropped": float(diagnosis.dropped),
-        "misclassified": float(diagnosis.misclassified),
-    }
-    metrics |= share_metrics(diagnosis.rankings, diagnosis.index) | fit_metrics(diagnosis.fit)
-    _log(model, metric_scope(scope), metrics)
+    _log(model, metric_scope(scope), pass_metrics(record))
 
 
 def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
@@ -64,58 +52,61 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
         coverage: Of the network.
     """
     logger.info("SaliencyMonitor: %s.", coverage.summary())
-    for experiment in _experiments(trainer):
-        write_text(
-            experiment,
+    for board in boards(trainer):
+        board.text(
             f"{metric_scope(scope)}/coverage",
             f"{coverage.summary()}\n\n{coverage.markdown(TEXT_ROWS)}",
             trainer.global_step,
         )
 
 
-def log_cost(model: LightningModule, stage: str, clock: Clock) -> None:
+def log_cost(model: LightningModule, stage: str, clock: Clock, views: Clock) -> None:
     """Log the seconds that the monitor took, and their share of the pass.
 
     Args:
         model: The network.
         stage: ``"validation"`` or ``"test"``.
         clock: Of the pass.
+        views: Of the part of it that views took.
     """
-    _log(model, metric_scope(stage), {"cost/seconds": clock.busy, "cost/share": clock.share})
+    costs = {"seconds": clock.busy, "share": clock.share, "views_seconds": views.busy}
+    metrics = {f"cost/{name}": value for name, value in costs.items()}
+    _log(model, metric_scope(stage), metrics)
 
 
-def write_outputs(
-    trainer: Trainer, scope: str, number: int, diagnosis: Diagnosis, settings: Settings
-) -> None:
-    """Write histograms and files.
+def pass_context(trainer: Trainer, scope: str, number: int) -> dict[str, Any]:
+    """Which pass it is, for records and flags.
 
     Args:
         trainer: The trainer.
         scope: A key of the monitor's results.
         number: Of the pass, counted per stage from 0.
-        diagnosis: What it found.
-        settings: Of the monitor.
+
+    Returns:
+        Plain values.
     """
-    rankings, index = diagnosis.rankings, diagnosis.index
-    for experiment in _experiments(trainer):
-        write_depth_histograms(
-            experiment, metric_scope(scope), rankings, index, trainer.global_step
-        )
-    if settings.write_files and not rehearsal(trainer) and trainer.log_dir is not None:
-        context: dict[str, Any] = {
-            "stage": scope.partition("/")[0],
-            "loader": int(scope.partition("/loader")[2] or 0),
-            "pass": number,
-            "step": trainer.global_step,
-        }
-        try:
-            folder = Path(str(trainer.log_dir)) / "salmon"
-            write_diagnosis(folder, scope, number, diagnosis, context, settings.top_k)
-        except OSError as error:
-            logger.warning(
-                "SaliencyMonitor could not write the flagged samples and fits of %s pass %d (%s); "
-                "its metrics are logged all the same.", scope, number, error,
-            )  # fmt: skip
+    return {
+        "stage": scope.partition("/")[0],
+        "loader": int(scope.partition("/loader")[2] or 0),
+        "number": number,
+        "step": trainer.global_step,
+    }
+
+
+def folder_of(trainer: Trainer, settings: Settings) -> Path | None:
+    """The folder for files.
+
+    Args:
+        trainer: The trainer.
+        settings: Of the monitor.
+
+    Returns:
+        ``salmon`` beside the logger's files, which need not exist; None where nothing is to be
+        written.
+    """
+    if not settings.write_files or rehearsal(trainer) or trainer.log_dir is None:
+        return None
+    return Path(str(trainer.log_dir)) / "salmon"
 
 
 def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, skipped: int) -> None:
@@ -129,8 +120,9 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         skipped: Batches left out.
     """
     kept = len(diagnosis.mistakes.sample)
-    shares = share_metrics({"pot": diagnosis.rankings["pot"]}, diagnosis.index)
-    spread = ", ".join(f"{name.rpartition('/')[2]} {100 * x:.0f} %" for name, x in shares.items())
+    shares = group_shares(diagnosis.rankings["pot"], diagnosis.index)
+    known = {name: share for name, share in shares.items() if share == share}  # not NaN
+    spread = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
     part = f" (profiles of {kept} of {diagnosis.misclassified} kept within memory_mb)"
     logger.info(
         "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Top filters by POT: %s. "
@@ -149,11 +141,16 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         )  # fmt: skip
 
 
-def _experiments(trainer: Trainer) -> list[Any]:
-    """What the loggers write with; nothing in a fast_dev_run, whose loggers are dummies."""
-    if rehearsal(trainer):
-        return []
-    return [getattr(each, "experiment", None) for each in trainer.loggers]
+def boards(trainer: Trainer) -> list[Board]:
+    """Where views are put up.
+
+    Args:
+        trainer: The trainer.
+
+    Returns:
+        One per logger; none in a fast_dev_run, whose loggers are dummies.
+    """
+    return [] if rehearsal(trainer) else [Board(each) for each in trainer.loggers]
 
 
 def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> None:
@@ -165,26 +162,27 @@ def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> 
 def write_diagnosis(
     folder: Path,
     scope: str,
-    number: int,
     diagnosis: Diagnosis,
-    context: dict[str, Any],
-    top_k: int,
+    record: PassRecord,
+    images: FlaggedImages,
 ) -> None:
-    """Write the flags of a pass, and its fits in place of the last ones.
+    """Write the flags and the record of a pass, and its fits and images in place of the last ones.
 
     Args:
         folder: Where to; it is made if missing.
         scope: Part of the names of the files.
-        number: Of the pass.
-        diagnosis: What it found.
-        context: Plain values added to every flag.
-        top_k: Filters per flagged batch.
+        diagnosis: What the pass found.
+        record: The same in plain values.
+        images: Of its mistakes.
 
     Raises:
         OSError: If a file cannot be written.
     """
-    name = scope.replace("/", "-")
+    name, number = scope.replace("/", "-"), record.number
     index, fit, mistakes = diagnosis.index, diagnosis.fit, diagnosis.mistakes
+    context = {
+        "stage": record.stage, "loader": record.loader, "pass": number, "step": record.step,
+    }  # fmt: skip
     if len(mistakes.sample):
         flags = (
             *(
@@ -193,9 +191,13 @@ def write_diagnosis(
                     mistakes, diagnosis.rankings["pot"], index, fit, diagnosis.ids
                 )
             ),
-            *batch_flags(mistakes, diagnosis.profile, index, fit, top_k),
+            *batch_flags(mistakes, diagnosis.profile, index, fit, record.top_k),
         )
         lines = (f"{json_text(flag | context)}\n".encode() for flag in flags)
         path = folder / f"flagged-{name}-{number:06d}.jsonl"
         write_atomically(path, lambda file: file.writelines(lines))
+    if images.pictures or images.thumbnails:
+        path = folder / f"pictures-{name}.jsonl"
+        write_pictures(path, number, images.pictures, images.thumbnails)
     save_fit(folder / f"fit-{name}.pt", fit, index)
+    write_pass(folder / f"pass-{name}-{number:06d}.json", record)

@@ -14,30 +14,14 @@ from torch import Tensor
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.settings import Settings
-from salmon.ranking import Mistakes, Ranking, Reservoir, rank_filters
+from salmon.monitor.worst import Glimpse, WorstSamples
+from salmon.ranking import Diagnosis, Mistakes, Reservoir, rank_filters
 from salmon.saliency import Measurement, logits_of
-from salmon.tails import Tails, fit_tails
+from salmon.tails import Tails, example_excesses, fit_tails
 
 METHODS = ("pot", "zscore")
 BYTES_PER_MB = 2**20
 PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Diagnosis:
-    """What one pass found. Tensors are on the CPU."""
-
-    index: FilterIndex
-    fit: TailFit  # from these samples, or the given reference
-    samples: int  # measured
-    dropped: int  # of these, without a finite profile
-    unlabelled: int  # of these, with a class number out of range
-    misclassified: int
-    mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
-    ids: list[int | str]  # [M] of them
-    id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
-    profile: Tensor  # [M, F] their saliency
-    rankings: dict[str, Ranking]  # by method, of the kept mistakes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +34,12 @@ class _Batch:
     ids: list[int | str] | None
     wrong: Tensor
     columns: dict[str, Tensor]  # those of Mistakes
+    glimpse: Glimpse | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        return self.profile.nbytes + (0 if self.glimpse is None else self.glimpse.nbytes)
 
 
 class Run:
@@ -85,6 +75,9 @@ class Run:
         self._reservoir: Reservoir | None = None  # made when the type of the profiles is known
         self._mistakes: list[Mistakes] = []
         self._pending: list[_Batch] = []
+        views = settings.views
+        self.worst = WorstSamples(views.pictures, views.thumbnails)
+        """The worst mistakes, with what the network got."""
         self._ids: dict[int, int | str] = {}  # of mistakes, by position
         self.id_source = "position"
         """Where the ids of samples come from: position, sampler, batch or function."""
@@ -120,6 +113,7 @@ class Run:
         samples: int,
         batch: int,
         ids: Sequence[int | str] | None = None,
+        inputs: Any = None,
     ) -> None:
         """Take up the measurement of a batch.
 
@@ -130,6 +124,7 @@ class Run:
             samples: N, the size of the whole batch.
             batch: Its number in the loader.
             ids: ``[N]`` of the samples of the whole batch, where they are known.
+            inputs: Of the chosen samples, if some are to be looked at later.
         """
         profile = measurement.profile
         if self._tails is not None:
@@ -141,13 +136,17 @@ class Run:
         finite = torch.isfinite(profile).all(1)
         self._dropped = self._dropped.to(finite.device) + (~finite).sum()
         self._unlabelled = self._unlabelled.to(finite.device) + (~labelled).sum()
+        wrong = (predicted != classes) & labelled
+        glimpse = None
+        if inputs is not None:
+            glimpse = self.worst.look(inputs, targets, measurement.losses, wrong)
         self._pending.append(
             _Batch(
                 profile=profile,
                 numbers=rows + (self._seen - samples),
                 batch=batch,
                 ids=None if ids is None else [ids[row] for row in rows.tolist()],
-                wrong=(predicted != classes) & labelled,
+                wrong=wrong,
                 columns={
                     "target": classes,
                     "predicted": predicted,
@@ -155,9 +154,10 @@ class Run:
                     "confidence_predicted": _pick(confidence, predicted),
                     "loss": measurement.losses.double(),
                 },
+                glimpse=glimpse,
             )
         )
-        held = sum(one.profile.nbytes for one in self._pending)
+        held = sum(one.nbytes for one in self._pending)
         if held >= PENDING_MB * BYTES_PER_MB:
             self._collect()
 
@@ -181,6 +181,8 @@ class Run:
                 room = self._settings.memory_mb * BYTES_PER_MB // size
                 self._reservoir = Reservoir(max(1, room), width, self._settings.seed)
             self._reservoir.offer(numbers, one.profile[wrong].cpu())
+            if one.glimpse is not None:
+                self.worst.keep(one.glimpse, one.numbers)
         self._pending.clear()
 
     def finish(self) -> Diagnosis:
@@ -190,9 +192,10 @@ class Run:
             The diagnosis.
         """
         self._collect()
-        fit = self._reference
+        fit, excesses = self._reference, {}
         if self._tails is not None:
             fit = fit_tails(self._tails, self._settings.level)
+            excesses = example_excesses(self._tails, fit)
         assert fit is not None
         every = Mistakes.join(self._mistakes)
         reservoir = self._reservoir or Reservoir(1, len(self._index), self._settings.seed)
@@ -215,6 +218,7 @@ class Run:
             id_source=self.id_source,
             profile=profile,
             rankings=rankings,
+            excesses=excesses,
         )
 
 

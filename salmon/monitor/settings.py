@@ -1,7 +1,7 @@
 """The monitor's arguments, checked once. ``SaliencyMonitor`` documents each."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +11,7 @@ from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.saliency import Loss
+from salmon.views import ViewSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Settings:
     memory_mb: int = 256
     seed: int = 0
     write_files: bool = True
+    views: ViewSettings = field(default_factory=ViewSettings)
     strict: bool = False
 
     def __post_init__(self) -> None:

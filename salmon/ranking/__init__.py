@@ -1,5 +1,7 @@
 """Rankings of filters for samples and batches, and their spread over the network."""
 
+from salmon.ranking.blame import Blame, Confusion, confusions, most_blamed
+from salmon.ranking.diagnosis import Diagnosis
 from salmon.ranking.flags import SCHEMA, Mistakes, batch_flags, sample_flags
 from salmon.ranking.methods import (
     LOG_P_FLOOR,
@@ -19,14 +21,19 @@ __all__ = [
     "LOG_P_FLOOR",
     "METHODS",
     "SCHEMA",
+    "Blame",
+    "Confusion",
+    "Diagnosis",
     "Mistakes",
     "Ranking",
     "Reservoir",
     "batch_flags",
+    "confusions",
     "filter_shares",
     "group_shares",
     "layer_counts",
     "log_tail_probability",
+    "most_blamed",
     "rank_filters",
     "sample_flags",
     "sum_over_samples",

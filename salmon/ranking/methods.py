@@ -17,9 +17,6 @@ from salmon.ranking.record import Ranking
 LOG_P_FLOOR = -700.0
 """Smallest log-probability reported; saliency past the end point of a tail gets it."""
 
-CONSTANT_BELOW = 1e-12
-"""A filter whose std is below this share of its mean counts as constant: its z-score uses 1."""
-
 METHODS = ("pot", "zscore", "magnitude", "random", "group:<name>")
 
 _BLOCK_ELEMENTS = 1 << 24
@@ -156,8 +153,7 @@ def _log_p(values: Tensor, fit: TailFit, filters: Tensor) -> Tensor:
 
 def _z(values: Tensor, fit: TailFit, filters: Tensor | slice) -> Tensor:
     """z-scores of values of the given filters."""
-    mean, std = fit.mean[filters], fit.std[filters]
-    return (values - mean) / torch.where(std <= CONSTANT_BELOW * mean.abs(), 1.0, std)
+    return (values - fit.mean[filters]) / fit.scale[filters]
 
 
 def _group_mask(method: str, index: FilterIndex | None, filters: int) -> Tensor | None:

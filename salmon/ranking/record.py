@@ -1,6 +1,6 @@
 """The ranked filters of samples, and what is known of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,3 +24,15 @@ class Ranking:
     def p(self) -> Tensor:
         """Tail probability, in (0, rate]; NaN below the threshold."""
         return self.log_p.exp()
+
+    def take(self, rows: Tensor) -> "Ranking":
+        """Select some samples.
+
+        Args:
+            rows: ``[M]`` row numbers.
+
+        Returns:
+            The ranking of these samples, in the order of ``rows``.
+        """
+        tensors = ("filters", "score", "saliency", "log_p", "z", "ranked")
+        return replace(self, **{name: getattr(self, name)[rows] for name in tensors})

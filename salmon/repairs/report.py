@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import torch
 
 from salmon.files import json_text, write_atomically
+from salmon.markdown import cell, markdown_table
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, Verdict
 from salmon.repairs.figure import tradeoff_svg
 from salmon.repairs.search import Trial
@@ -104,13 +105,13 @@ def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
     parts = [
         f"# Repair: {outcome.status}",
         f"{outcome.reason[:1].upper()}{outcome.reason[1:]}.",
-        *(f"- {_cell(name)}: {_cell(value)}" for name, value in (context or {}).items()),
+        *(f"- {cell(name)}: {cell(value)}" for name, value in (context or {}).items()),
         _data_text(outcome),
     ]
     if outcome.verdict is not None:
         parts += [
             "## Rules, on samples that nothing was chosen by",
-            _table(
+            markdown_table(
                 ["rule", "", "what was found"],
                 [[r.name, "passed" if r.passed else "**failed**", r.text]
                  for r in outcome.verdict.rules],
@@ -177,7 +178,7 @@ def comparison_text(outcome: Outcome) -> str:
         f"(of {outcome.filters}), or with any number where it was not tried with as many; "
         '"all" and "last_linear" have sizes of their own.'
     )  # fmt: skip
-    return f"{_table(COLUMNS, comparison_rows(outcome))}\n\n{note}"
+    return f"{markdown_table(COLUMNS, comparison_rows(outcome))}\n\n{note}"
 
 
 def junit(outcome: Outcome) -> str:
@@ -224,7 +225,7 @@ def _data_text(outcome: Outcome) -> str:
         )
     if outcome.given_fit:
         notes.append("The tails were given, not fitted to the repair split of the reference data.")
-    table = _table(["samples", *parts, "right before"], rows)
+    table = markdown_table(["samples", *parts, "right before"], rows)
     return "\n\n".join(
         [table, " ".join(notes) + f" Splits by id, stratified, seed {outcome.settings.seed}."]
     )
@@ -243,16 +244,4 @@ def _trials_text(trials: tuple[Trial, ...]) -> str:
         for t in list(best.values())[:_TRIAL_ROWS]
     ]  # fmt: skip
     names = ["ranking", "filters", "step", "rate", "new, points", "reference, points", "allowed"]
-    return f"{len(trials)} trials; the best rate of each line:\n\n{_table(names, rows)}"
-
-
-def _table(names: list[str] | tuple[str, ...], rows: list[list[str]]) -> str:
-    """A markdown table."""
-    lines = [names, ["---"] * len(names), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """Text that cannot break out of its cell."""
-    text = str(value).replace("\n", " ").replace("|", "\\|")
-    return text.replace("<", "&lt;")
+    return f"{len(trials)} trials; the best rate of each line:\n\n{markdown_table(names, rows)}"

@@ -3,6 +3,7 @@
 from salmon.saliency.backward import Layouts
 from salmon.saliency.coverage import Coverage, coverage, coverage_of
 from salmon.saliency.halves import take_rows
+from salmon.saliency.input_map import input_saliency, map_of_image
 from salmon.saliency.losses import Loss, check_labels, check_samples, cross_entropy, logits_of
 from salmon.saliency.profile import (
     Measurement,
@@ -30,8 +31,10 @@ __all__ = [
     "eval_mode",
     "filter_saliency",
     "gradients_on",
+    "input_saliency",
     "keep_rng",
     "logits_of",
+    "map_of_image",
     "measure",
     "take_rows",
     "verify",

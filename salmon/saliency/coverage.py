@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from salmon.filters import UNITS, FilterIndex, clean_name, discover
+from salmon.markdown import markdown_table
 from salmon.saliency.losses import Loss
 from salmon.saliency.profile import measure
 
@@ -64,15 +65,16 @@ class Coverage:
             plain = {"holds no filters": 2, "fast": 1}
             order = sorted(range(len(rows)), key=lambda i: plain.get(rows[i].how, 0))
             rows = tuple(rows[i] for i in sorted(order[:most]))
-        lines = ["| parameter | shape | filters | how |", "|---|---|---|---|"]
-        lines += [
-            f"| {row.parameter} | {'x'.join(map(str, row.shape))} | {row.filters or ''} "
-            f"| {row.how} |"
-            for row in rows
-        ]
-        if len(rows) < len(self.rows):
-            lines += ["", f"({len(self.rows) - len(rows)} more rows are not shown.)"]
-        return "\n".join(lines)
+        table = markdown_table(
+            ("parameter", "shape", "filters", "how"),
+            [
+                (row.parameter, "x".join(map(str, row.shape)), row.filters or "", row.how)
+                for row in rows
+            ],
+        )
+        if len(rows) == len(self.rows):
+            return table
+        return f"{table}\n\n({len(self.rows) - len(rows)} more rows are not shown.)"
 
     def __str__(self) -> str:
         """Show summary and table.

@@ -3,8 +3,12 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+
+# The code that the decorator puts around any backward.
+_ONCE = torch.autograd.function.once_differentiable(lambda _ctx: None).__code__
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +109,46 @@ def sources(tensor: Tensor, caught: Collection[Node], watched: Mapping[int, int]
             found[watched[id(leaf)]] = None
         stack.extend(child for child, _ in node.next_functions if child is not None)
     return list(found)
+
+
+def once_differentiable(total: Tensor, leaves: Collection[int]) -> list[str]:
+    """Find functions whose backward is run for the leaves, but must not be differentiated itself.
+
+    Autograd does not always refuse to: it leaves out what goes through them, or takes it for
+    constant.
+
+    Args:
+        total: The loss.
+        leaves: Ids of the tensors that it will be differentiated by.
+
+    Returns:
+        Names of ``torch.autograd.Function`` classes, each once.
+    """
+    found: dict[str, None] = {}
+    leads: dict[Node, bool] = {}  # node -> a leaf lies behind it
+    stack = [] if total.grad_fn is None else [(total.grad_fn, False)]
+    while stack:
+        node, children_done = stack.pop()
+        if not children_done and node in leads:
+            continue
+        children = [child for child, _ in node.next_functions if child is not None]
+        if not children_done:
+            leads[node] = id(getattr(node, "variable", None)) in leaves
+            stack.append((node, True))
+            stack += [(child, False) for child in children if child not in leads]
+            continue
+        leads[node] = leads[node] or any(leads[child] for child in children)
+        own: object = getattr(node, "_forward_cls", None)
+        once = any(_is_once(getattr(own, name, None)) for name in ("backward", "vjp"))
+        if once and leads[node]:
+            found[getattr(own, "__name__", node.name())] = None
+    return list(found)
+
+
+def _is_once(backward: object) -> bool:
+    """Whether the decorator is among those of a backward."""
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _ONCE:
+            return True
+        backward = getattr(backward, "__wrapped__", None)
+    return False

@@ -7,8 +7,7 @@ so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes st
 """
 
 import logging
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, clean_name
+from salmon.filters import FilterIndex, clean_name, filter_rows
 from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
 from salmon.saliency.halves import is_out_of_memory, join_outputs, take_rows
 from salmon.saliency.losses import Loss, check_losses, check_samples, cross_entropy
-from salmon.saliency.trace import gradients_on, keep_rng
+from salmon.saliency.trace import eagerly, gradients_on, keep_rng, usable_in_graph
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +157,11 @@ def _measure(
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
     # Inside Trainer.validate batches are inference tensors, which no graph may keep.
-    inputs, targets = pytree.tree_map_only(Tensor, _usable_in_graph, (inputs, targets))
+    inputs, targets = pytree.tree_map_only(Tensor, usable_in_graph, (inputs, targets))
     catcher = Catcher(parameters, samples)
     with torch.inference_mode(mode=False), keep_rng(), gradients_on(parameters):
         try:
-            with torch.enable_grad(), _eagerly(), forward_context(), catcher:
+            with torch.enable_grad(), eagerly(), forward_context(), catcher:
                 output = call_network(model, inputs)
                 losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
                 check_losses(losses, samples)
@@ -245,13 +244,25 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]
     return weights
 
 
-def _eagerly() -> AbstractContextManager[object]:
-    """Run compiled networks uncompiled: compiled code would pass by the catcher unseen."""
-    # Asking for the stance imports the compiler, which takes seconds; without it, no need.
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
+def profile_row(
+    gradients: Sequence[Tensor | None], weights: Sequence[IndexedWeight], index: FilterIndex
+) -> Tensor:
+    """The profile of one sample by its definition, from whole gradients.
+
+    Args:
+        gradients: ``[L]`` gradients of the sample's loss; None where a weight has no influence.
+        weights: ``[L]`` the weights, in index order.
+        index: The filters.
+
+    Returns:
+        ``[F]`` mean ``|gradient|``, at least float32; differentiable where the gradients are.
+    """
+    parts = []
+    for layer, weight, gradient in zip(index.layers, weights, gradients, strict=True):
+        full = torch.zeros_like(weight.parameter) if gradient is None else gradient
+        sizes = filter_rows(full, layer).abs()
+        parts.append(sizes.mean(1, dtype=torch.promote_types(sizes.dtype, torch.float32)))
+    return torch.cat(parts)
 
 
 def call_network(model: nn.Module, inputs: Any) -> Any:
@@ -269,9 +280,3 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, tuple | list):
         return model(*inputs)
     return model(inputs)
-
-
-def _usable_in_graph(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may keep."""
-    with torch.inference_mode(mode=False):
-        return tensor.clone() if tensor.is_inference() else tensor.detach()

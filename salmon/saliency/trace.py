@@ -1,8 +1,13 @@
-"""Leaving no trace: random states and module modes as they were, on exceptions too."""
+"""Leaving no trace, and running whatever the caller has switched on.
+
+Random states, module modes and frozen parameters are as they were afterwards, on exceptions too.
+Compiled networks run uncompiled, and inference tensors become ordinary ones.
+"""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -61,3 +66,31 @@ def eval_mode(model: nn.Module) -> Iterator[bool]:
     finally:
         for module in training:
             module.training = True
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Run compiled networks uncompiled.
+
+    Compiled code would pass by the catcher unseen, and cannot be differentiated twice.
+
+    Returns:
+        A context for the forward.
+    """
+    # Asking for the stance imports the compiler, which takes seconds; without it, no need.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def usable_in_graph(tensor: Tensor) -> Tensor:
+    """Make a tensor that autograd may keep.
+
+    Args:
+        tensor: Perhaps made under ``torch.inference_mode``.
+
+    Returns:
+        The tensor without a graph, copied if need be.
+    """
+    with torch.inference_mode(mode=False):
+        return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -5,7 +5,6 @@ any two runs with other batch sizes differ by 1e-3 or so.
 """
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError, SalmonError
 from salmon.filters import FilterIndex
+from salmon.saliency.halves import take_rows
 from salmon.saliency.losses import Loss, cross_entropy
-from salmon.saliency.profile import call_network, indexed_weights, measure
-from salmon.saliency.reduce import channel_sums
+from salmon.saliency.profile import call_network, indexed_weights, measure, profile_row
 from salmon.saliency.trace import gradients_on, keep_rng
 
 
@@ -94,19 +93,8 @@ def _one_by_one(
     rows = []
     with keep_rng(), gradients_on(parameters), torch.enable_grad():
         for i in range(len(targets)):
-            part = slice(i, i + 1)
-            one = pytree.tree_map_only(Tensor, partial(_one_row, i, len(targets)), inputs)
-            value = loss(call_network(model, one), targets[part]).sum()
+            one, target = take_rows((inputs, targets), slice(i, i + 1), len(targets))
+            value = loss(call_network(model, one), target).sum()
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
-            row = []
-            for layer, weight, grad in zip(index.layers, weights, grads, strict=True):
-                full = torch.zeros_like(weight.parameter) if grad is None else grad
-                sums = channel_sums(full.abs().unsqueeze(0), weight.groups)
-                row.append(sums.unflatten(1, (layer.filters, layer.rows)).sum(2) / layer.size)
-            rows.append(torch.cat(row, 1))
-    return torch.cat(rows)
-
-
-def _one_row(i: int, samples: int, tensor: Tensor) -> Tensor:
-    """Sample i of a tensor that has one row per sample."""
-    return tensor[i : i + 1] if tensor.ndim and len(tensor) == samples else tensor
+            rows.append(profile_row(grads, weights, index))
+    return torch.stack(rows)

@@ -11,7 +11,7 @@ from salmon.files import DAMAGED, write_atomically
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 
-FORMAT = "salmon.fit/1"
+FORMAT = "salmon.fit/2"
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:

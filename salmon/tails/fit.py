@@ -45,7 +45,7 @@ def fit_tails(
         _fit_block(rows, k, min_exceedances)
         for rows in largest.split(max(1, _BLOCK_ELEMENTS // max(1, largest.shape[1])))
     ]
-    threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status = (
+    threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status, ad_p = (
         torch.cat(column) for column in zip(*parts, strict=True)
     )
     fit = TailFit(
@@ -61,6 +61,7 @@ def fit_tails(
         sigma_se=sigma_se,
         log_likelihood=likelihood,
         status=status,
+        ad_p=ad_p,
         mean=tails.mean.cpu(),
         std=tails.std.cpu(),
         top=k,
@@ -72,6 +73,28 @@ def fit_tails(
             n, level, tails.capacity, fit.effective_level, level,
         )  # fmt: skip
     return fit
+
+
+def example_excesses(tails: Tails, fit: TailFit) -> dict[int, Tensor]:
+    """Find the filters with the best, the median and the worst fit, and what was fitted.
+
+    Args:
+        tails: The stream.
+        fit: Its fits.
+
+    Returns:
+        Rising excesses by filter number, in that order; fewer than three where fewer fits could be
+        tested.
+    """
+    tested = (~torch.isnan(fit.ad_p)).nonzero().squeeze(1)
+    order = tested[fit.ad_p[tested].argsort(descending=True, stable=True)]
+    places = dict.fromkeys([0, len(order) // 2, len(order) - 1]) if len(order) else {}
+    filters = order[list(places)]
+    largest = tails.largest(filters).cpu().double()
+    return {
+        number: (row[: fit.exceedances[number]] - fit.threshold[number]).flip(0)
+        for number, row in zip(filters.tolist(), largest, strict=True)
+    }
 
 
 def exceedance_count(samples: int, level: float, capacity: int) -> int:
@@ -106,4 +129,5 @@ def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> tuple[Tensor, .
     status = torch.where(tied, int(gpd.FitStatus.DEGENERATE), fit.status).to(torch.int8)
     xi_se, sigma_se = gpd.standard_errors(excess, fit.xi, fit.sigma)
     count, xi, sigma, likelihood = fit.count, fit.xi, fit.sigma, fit.log_likelihood
-    return threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status
+    ad_p = gpd.goodness_p(gpd.anderson_darling(excess, xi, sigma), xi)
+    return threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status, ad_p

@@ -121,14 +121,20 @@ class Tails:
         )
         self._dropped += other._dropped.to(device)
 
-    def largest(self) -> Tensor:
+    def largest(self, filters: Tensor | None = None) -> Tensor:
         """Hand out the kept values.
 
+        Args:
+            filters: ``[K]`` numbers of those wanted; None wants all.
+
         Returns:
-            ``[F, min(n, C)]``, each row in descending order, in the type of the profiles.
+            ``[F, min(n, C)]``, or with K rows, each in descending order, in the type of the
+            profiles.
         """
         width = min(self.samples, self.capacity)
         columns = self._buffer[:, 1:]
+        if filters is not None:
+            columns = columns[filters.to(columns.device)]
         if columns.device.type == "cpu":  # NumPy sorts without keeping track of positions
             rising = torch.from_numpy(np.sort(columns.numpy(), axis=1))
         else:

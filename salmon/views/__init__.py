@@ -1,12 +1,37 @@
-"""What people look at: scalars and TensorBoard histograms."""
+"""What people look at: numbers, charts, tables, flagged images, and a report that travels."""
 
-from salmon.views.scalars import fit_metrics, share_metrics
-from salmon.views.tensorboard import TEXT_ROWS, write_depth_histograms, write_text
+from salmon.views.board import Board
+from salmon.views.files import write_pass, write_pictures
+from salmon.views.history import History
+from salmon.views.layout import add_layout
+from salmon.views.pictures import Normalisation, Picture, Thumbnail, guess_normalisation
+from salmon.views.publish import TEXT_ROWS, publish
+from salmon.views.record import PassRecord, record_pass
+from salmon.views.report import gather, write_report
+from salmon.views.scalars import pass_metrics
+from salmon.views.settings import ViewSettings
+from salmon.views.tables import PAIR_COLUMNS, mistakes_by_filter, p_text, pair_rows
 
 __all__ = [
+    "PAIR_COLUMNS",
     "TEXT_ROWS",
-    "fit_metrics",
-    "share_metrics",
-    "write_depth_histograms",
-    "write_text",
+    "Board",
+    "History",
+    "Normalisation",
+    "PassRecord",
+    "Picture",
+    "Thumbnail",
+    "ViewSettings",
+    "add_layout",
+    "gather",
+    "guess_normalisation",
+    "mistakes_by_filter",
+    "p_text",
+    "pair_rows",
+    "pass_metrics",
+    "publish",
+    "record_pass",
+    "write_pass",
+    "write_pictures",
+    "write_report",
 ]

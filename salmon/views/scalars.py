@@ -1,37 +1,38 @@
-"""The numbers of a diagnosis under their names: ``salmon/<view>/<method>/<group>``."""
+"""The numbers of a pass under their names: ``salmon/<view>/<method>/<group>``."""
 
-from collections.abc import Mapping
-
-from salmon.filters import FilterIndex
-from salmon.gpd import TailFit
-from salmon.ranking import Ranking, group_shares
+from salmon.views.history import History
+from salmon.views.record import PassRecord
 
 
-def share_metrics(rankings: Mapping[str, Ranking], index: FilterIndex) -> dict[str, float]:
-    """Share of every group among the top filters, per method.
+def pass_metrics(record: PassRecord) -> dict[str, float]:
+    """Everything about a pass that is one number.
 
     Args:
-        rankings: By method.
-        index: The filters.
+        record: The pass.
 
     Returns:
-        ``share/<method>/<group>`` in ``[0, 1]``; nothing for a method that ranked no filter.
+        Numbers of samples; ``share/<method>/<group>`` in ``[0, 1]`` for methods that ranked any
+        filter, and ``share/difference/<group>``, POT minus z-score, where both did;
+        ``fits/<status>``; ``doubtful``, the share of doubtful fits, where fits could be tested.
     """
-    return {
-        f"share/{method}/{group}": share
-        for method, ranking in rankings.items()
-        if bool((ranking.filters >= 0).any())
-        for group, share in group_shares(ranking, index).items()
+    metrics = {
+        "samples": float(record.samples),
+        "dropped": float(record.dropped),
+        "misclassified": float(record.misclassified),
     }
-
-
-def fit_metrics(fit: TailFit) -> dict[str, float]:
-    """Number of filters per fit status.
-
-    Args:
-        fit: The fits.
-
-    Returns:
-        ``fits/<status>``.
-    """
-    return {f"fits/{status.label}": float(count) for status, count in fit.counts().items()}
+    history = History.start(record)
+    shares = {
+        method: history.group_shares(method)[0].tolist()
+        for method, counts in record.counts.items()
+        if sum(counts)
+    }
+    if {"pot", "zscore"} <= set(shares):
+        pairs = zip(shares["pot"], shares["zscore"], strict=True)
+        shares["difference"] = [pot - zscore for pot, zscore in pairs]
+    for method, values in shares.items():
+        for group, share in zip(history.groups, values, strict=True):
+            metrics[f"share/{method}/{group}"] = share
+    metrics |= {f"fits/{status}": float(count) for status, count in record.fits.items()}
+    if record.doubtful is not None:
+        metrics["doubtful"] = record.doubtful
+    return metrics

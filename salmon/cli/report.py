@@ -1,0 +1,31 @@
+"""``salmon report``: the files of runs as one page."""
+
+from pathlib import Path
+from typing import Any
+
+from salmon.cli.checkpoints import check_new_file
+from salmon.views import gather, write_report
+
+
+def run_report(options: Any) -> int:
+    """Read, draw, write.
+
+    Args:
+        options: ``run``, ``out``, ``force``, ``quiet``.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: If there is no run, or the output exists.
+        StateError: If a file cannot be read.
+    """
+    folder, out = Path(options.run), Path(options.out)
+    check_new_file(out, force=options.force)
+    sections = gather(folder)
+    write_report(out, sections, f"salmon: {folder.resolve().name}")
+    if not options.quiet:
+        names = ", ".join(section.name for section in sections)
+        print(f"{len(sections)} sections ({names}).")
+    print(f"Written: {out} ({out.stat().st_size / 1024:.0f} KiB)")
+    return 0

@@ -1,0 +1,121 @@
+"""The end of a pass: fit and rank, then log, write and show what was found."""
+
+from functools import partial
+
+from pytorch_lightning import LightningModule, Trainer
+
+from salmon.monitor.bases import logger
+from salmon.monitor.context import Clock, forward_context, guarded, loader_of, muted
+from salmon.monitor.facts import class_names, normalisation
+from salmon.monitor.imaging import FlaggedImages, flagged_images
+from salmon.monitor.memory import ViewMemory
+from salmon.monitor.output import (
+    boards,
+    folder_of,
+    log_metrics,
+    metric_scope,
+    pass_context,
+    write_diagnosis,
+)
+from salmon.monitor.run import Run
+from salmon.monitor.settings import Settings
+from salmon.ranking import Diagnosis
+from salmon.views import PassRecord, add_layout, publish, record_pass
+
+
+class Conclusion:
+    """Of one pass, loader by loader. What cannot be written or shown costs nothing else."""
+
+    def __init__(
+        self, settings: Settings, number: int, measuring: Clock, memory: ViewMemory
+    ) -> None:
+        """Prepare.
+
+        Args:
+            settings: Of the monitor.
+            number: Of the pass.
+            measuring: Of the pass.
+            memory: What the views know of the passes before; updated.
+        """
+        self.clock = Clock()
+        """Of pictures and views."""
+        self._settings = settings
+        self._number = number
+        self._measuring = measuring
+        self._memory = memory
+
+    def conclude(
+        self, trainer: Trainer, model: LightningModule, scope: str, loader: int, run: Run
+    ) -> Diagnosis:
+        """Conclude the run of one loader.
+
+        Args:
+            trainer: The trainer.
+            model: The network.
+            scope: A key of the monitor's results.
+            loader: The loader's number.
+            run: What was measured.
+
+        Returns:
+            What it found.
+        """
+        settings, data = self._settings, loader_of(trainer, loader)
+        diagnosis = run.finish()
+        classes = class_names(data, settings.views)
+        record = record_pass(
+            diagnosis,
+            **pass_context(trainer, scope, self._number),
+            given_fit=settings.reference is not None,
+            seconds=self._measuring.busy,
+            share=self._measuring.share,
+            classes=classes,
+        )
+        log_metrics(model, scope, record)
+        images = FlaggedImages()
+        with guarded(settings, "could not picture the mistakes"), self.clock, muted(model):
+            images = flagged_images(
+                model, diagnosis, run.worst, settings,
+                classes=classes, normalisation=normalisation(data, settings.views),
+                forward_context=partial(forward_context, trainer),
+            )  # fmt: skip
+        self._write(trainer, scope, diagnosis, record, images)
+        with guarded(settings, "could not show its views"), self.clock:
+            self._show(trainer, scope, record, images)
+        return diagnosis
+
+    def _write(
+        self, trainer: Trainer, scope: str, diagnosis: Diagnosis, record: PassRecord,
+        images: FlaggedImages,
+    ) -> None:  # fmt: skip
+        """Write the files."""
+        folder = folder_of(trainer, self._settings)
+        if folder is None:
+            return
+        try:
+            write_diagnosis(folder, scope, diagnosis, record, images)
+        except OSError as error:
+            logger.warning(
+                "SaliencyMonitor could not write the flagged samples and fits of %s pass %d (%s); "
+                "its metrics are logged all the same.", scope, record.number, error,
+            )  # fmt: skip
+
+    def _show(
+        self, trainer: Trainer, scope: str, record: PassRecord, images: FlaggedImages
+    ) -> None:
+        """Put charts, tables and pictures up."""
+        history, before = self._memory.take(scope, record)
+        views, found, tags = self._settings.views, boards(trainer), metric_scope(scope)
+        for board in found if views.layout else ():
+            run = (str(getattr(board.experiment, "log_dir", "")), tags)
+            if run not in self._memory.laid_out:
+                self._memory.laid_out.add(run)
+                if add_layout(board.experiment, [tags]) == "joined":
+                    logger.info(
+                        "SaliencyMonitor put its charts behind the custom scalars that this run "
+                        "has; ViewSettings(layout=False) leaves them out."
+                    )
+        publish(
+            found, tags, record, history,
+            before=before, pictures=images.pictures, figures=views.figures,
+            shown=self._memory.shown,
+        )  # fmt: skip

@@ -1,0 +1,91 @@
+"""What a data set tells about itself: names of its classes, and how its images were normalised."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from salmon.views import Normalisation, ViewSettings
+
+_DEEP = 6  # data sets inside data sets, transforms inside transforms
+
+
+def class_names(loader: Any, settings: ViewSettings) -> list[str] | None:
+    """Find the names of the classes.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+        settings: Whose names go first.
+
+    Returns:
+        By class number; None where nobody knows them.
+    """
+    if settings.class_names is not None:
+        return [str(name) for name in settings.class_names]
+    for data in _datasets(loader):
+        names = getattr(data, "classes", None)
+        if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
+
+
+def normalisation(loader: Any, settings: ViewSettings) -> Normalisation | None:
+    """Find how images were normalised.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+        settings: Whose numbers go first.
+
+    Returns:
+        The normalisation; None where it has to be guessed from the images.
+    """
+    if settings.mean is not None and settings.std is not None:
+        return Normalisation(mean=settings.mean, std=settings.std)
+    for data in _datasets(loader):
+        for name in ("transform", "transforms"):
+            for step in _steps(getattr(data, name, None), _DEEP):
+                mean, std = _numbers(step, "mean"), _numbers(step, "std")
+                if type(step).__name__ == "Normalize" and mean and std and len(mean) == len(std):
+                    return Normalisation(mean=mean, std=std)
+    return None
+
+
+def _datasets(loader: Any) -> Iterator[Any]:
+    """The data set of a loader, and those it is made of."""
+    waiting = [getattr(loader, "dataset", None)]
+    for _ in range(_DEEP):
+        data = waiting.pop(0) if waiting else None
+        if data is None:
+            continue
+        yield data
+        inner = getattr(data, "datasets", None)  # of a ConcatDataset
+        waiting += list(inner) if isinstance(inner, list | tuple) else []
+        waiting.append(getattr(data, "dataset", None))  # of a Subset
+
+
+def _steps(transform: Any, deep: int) -> Iterator[Any]:
+    """A transform and those it is made of."""
+    if transform is None or isinstance(transform, str) or deep == 0:
+        return
+    yield transform
+    if isinstance(transform, Mapping):
+        inner = list(transform.values())
+    elif isinstance(transform, list | tuple | nn.Sequential):
+        inner = list(transform)
+    else:
+        inner = [getattr(transform, name, None) for name in ("transforms", "transform")]
+    for each in inner:
+        yield from _steps(each, deep - 1)
+
+
+def _numbers(step: Any, name: str) -> list[float]:
+    """Mean or std of a step, one or three numbers; else nothing."""
+    value: Any = getattr(step, name, None)
+    if isinstance(value, Tensor):
+        value = value.flatten().tolist()
+    if isinstance(value, int | float):
+        value = [value]
+    good = isinstance(value, Sequence) and len(value) in (1, 3)
+    if not good or not all(isinstance(each, int | float) for each in value):
+        return []
+    return [float(each) for each in value]

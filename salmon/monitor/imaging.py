@@ -1,0 +1,143 @@
+"""From the worst mistakes of a pass to pictures with captions, maps and thumbnails."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from salmon.errors import SalmonError
+from salmon.monitor.bases import logger
+from salmon.monitor.settings import Settings
+from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
+from salmon.ranking import Diagnosis
+from salmon.repairs import to_device
+from salmon.saliency import eval_mode, input_saliency, map_of_image
+from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation, p_text
+
+MAP_FILTERS = 10
+"""Filters boosted for a map, as many as Levin et al. take."""
+
+_NAMED = 3  # filters in a caption
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlaggedImages:
+    """What is to be seen of the mistakes of a pass, worst first."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    thumbnails: list[Thumbnail] = field(default_factory=list)
+
+
+def flagged_images(
+    model: nn.Module,
+    diagnosis: Diagnosis,
+    worst: WorstSamples,
+    settings: Settings,
+    *,
+    classes: Sequence[str] | None = None,
+    normalisation: Normalisation | None = None,
+    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> FlaggedImages:
+    """Make pictures of the worst mistakes.
+
+    Args:
+        model: The network.
+        diagnosis: Of the pass.
+        worst: Its worst mistakes.
+        settings: Of the monitor.
+        classes: Names of the classes, where they are known.
+        normalisation: Of the images; None guesses it.
+        forward_context: Makes a context around a forward, such as that of autocast.
+
+    Returns:
+        Pictures and thumbnails; none where inputs hold no images.
+    """
+    small = worst.thumbnails
+    if not small:
+        return FlaggedImages()
+    normalisation = normalisation or guess_normalisation(list(small.values()))
+    rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
+    pictures, with_maps = [], settings.views.maps
+    for place, one in enumerate(worst.pictures, 1):
+        images, row = find_images(one.inputs), rows.get(one.sample)
+        if images is None or row is None:  # a profile left out within memory_mb
+            continue
+        heat = None
+        if with_maps:
+            try:
+                heat = _map(model, one, diagnosis, row, settings, forward_context)
+            except (SalmonError, RuntimeError) as error:
+                with_maps = False
+                logger.warning(
+                    "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
+                    type(error).__name__, error,
+                )  # fmt: skip
+        pictures.append(
+            Picture(
+                sample=one.sample,
+                id=diagnosis.ids[row],
+                pixels=normalisation.pixels(images[0]),
+                heat=heat,
+                caption=_caption(place, diagnosis, row, classes, mapped=heat is not None),
+            )
+        )
+    thumbnails = [
+        Thumbnail(sample=number, pixels=normalisation.pixels(image))
+        for number, image in list(small.items())[: settings.views.thumbnails]
+    ]
+    return FlaggedImages(pictures, thumbnails)
+
+
+def _map(
+    model: nn.Module,
+    one: WorstSample,
+    diagnosis: Diagnosis,
+    row: int,
+    settings: Settings,
+    forward_context: Callable[[], AbstractContextManager[object]],
+) -> Tensor | None:
+    """Where the top filters of a sample look; nothing where none could be ranked."""
+    filters = diagnosis.rankings["pot"].filters[row : row + 1, :MAP_FILTERS]
+    if bool((filters < 0).all()):
+        filters = diagnosis.rankings["zscore"].filters[row : row + 1, :MAP_FILTERS]
+    inputs, targets = to_device((one.inputs, one.targets), model)
+    with eval_mode(model):
+        gradients = input_saliency(
+            model, inputs, targets, diagnosis.index, diagnosis.fit, filters,
+            loss=settings.loss, forward_context=forward_context,
+        )  # fmt: skip
+    position = image_position(one.inputs)
+    gradient = None if position is None else pytree.tree_leaves(gradients)[position]
+    if not isinstance(gradient, Tensor) or not bool(torch.isfinite(gradient).all()):
+        return None
+    return map_of_image(gradient[0].cpu())
+
+
+def _caption(
+    place: int, diagnosis: Diagnosis, row: int, classes: Sequence[str] | None, *, mapped: bool
+) -> list[str]:
+    """What is known of a mistake, in a few lines."""
+    mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
+    names = []
+    for number in (int(mistakes.target[row]), int(mistakes.predicted[row])):
+        known = classes is not None and number < len(classes)
+        names.append(classes[number] if classes is not None and known else f"class {number}")
+    sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
+    lines = [
+        f"{place}. {names[0]} taken for {names[1]}",
+        f"id {diagnosis.ids[row]}; {names[0]} {sure[0]:.1%}, {names[1]} {sure[1]:.1%}; "
+        f"loss {float(mistakes.loss[row]):.3g}",
+    ]
+    for number, p in zip(
+        ranking.filters[row, :_NAMED].tolist(), ranking.p[row, :_NAMED].tolist(), strict=True
+    ):
+        if number >= 0:
+            lines.append(f"{index.label(number)}, p {p_text(p)}")
+    if len(lines) == 2:
+        lines.append("no filter above its threshold")
+    if mapped:
+        lines.append("right image: pixels that move the top filters")
+    return lines

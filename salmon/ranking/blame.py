@@ -1,0 +1,85 @@
+"""Whom mistakes blame: filters by the number of mistakes, pairs of classes with their filters."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salmon.ranking.flags import Mistakes
+from salmon.ranking.record import Ranking
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Blame:
+    """Filters that mistakes have among their top K, most blamed first; ``[B]`` each."""
+
+    filters: Tensor  # int64 filter numbers
+    mistakes: Tensor  # int64, how many mistakes have the filter among their top K
+    median_p: Tensor  # float64, of its tail probability in these mistakes; NaN without one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Mistakes that took one class for another."""
+
+    target: int
+    predicted: int
+    mistakes: int
+    filters: tuple[int, ...]  # most blamed in these mistakes first
+
+
+def most_blamed(ranking: Ranking, most: int) -> Blame:
+    """Find the filters that most mistakes blame.
+
+    Args:
+        ranking: Of M mistakes.
+        most: How many filters at most.
+
+    Returns:
+        The filters; equal numbers of mistakes are ordered by the rarer median, then by number.
+    """
+    ranked = ranking.filters >= 0
+    named, log_p = ranking.filters[ranked], ranking.log_p[ranked]
+    filters, place, counts = named.unique(return_inverse=True, return_counts=True)
+    # One stable sort by filter after one by value leaves each filter's values together, in order.
+    by_value = log_p.argsort(stable=True)
+    order = by_value[place[by_value].argsort(stable=True)]
+    values, starts = log_p[order], counts.cumsum(0) - counts
+    low, high = starts + (counts - 1) // 2, starts + counts // 2
+    median = (values[low].exp() + values[high].exp()) / 2 if len(filters) else values
+    rarest = torch.where(torch.isnan(median), torch.inf, median).argsort(stable=True)
+    best = rarest[counts[rarest].argsort(descending=True, stable=True)][:most]
+    return Blame(filters=filters[best], mistakes=counts[best], median_p=median[best])
+
+
+def confusions(
+    mistakes: Mistakes, ranking: Ranking, most: int, *, filters: int = 3
+) -> list[Confusion]:
+    """Find the pairs of classes that are confused most often.
+
+    Args:
+        mistakes: M samples.
+        ranking: Their filters.
+        most: How many pairs at most.
+        filters: How many filters to name per pair at most.
+
+    Returns:
+        Pairs by falling number of mistakes, then by class numbers.
+    """
+    if len(mistakes.target) == 0:
+        return []
+    both = torch.stack([mistakes.target, mistakes.predicted], 1)
+    pairs, place, counts = both.unique(dim=0, return_inverse=True, return_counts=True)
+    found = []
+    for pair in counts.argsort(descending=True, stable=True)[:most].tolist():
+        rows = (place == pair).nonzero().squeeze(1)
+        blamed = most_blamed(ranking.take(rows), filters)
+        found.append(
+            Confusion(
+                target=int(pairs[pair, 0]),
+                predicted=int(pairs[pair, 1]),
+                mistakes=int(counts[pair]),
+                filters=tuple(blamed.filters.tolist()),
+            )
+        )
+    return found

@@ -1,0 +1,123 @@
+"""Loggers by what they can do: TensorBoard's writer, or methods for images and tables.
+
+Nothing is asked of a logger's class, since there are several of each name.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from salmon.markdown import markdown_table
+from salmon.views.pictures import encoded
+from salmon.views.raster import Pixels
+
+
+class Board:
+    """Where views are put up; what the logger has no method for is left out."""
+
+    def __init__(self, logger: Any) -> None:
+        """Look at a logger.
+
+        Args:
+            logger: Of Lightning.
+        """
+        self._logger = logger
+        self.experiment: Any = getattr(logger, "experiment", None)
+        """What the logger writes with, such as TensorBoard's ``SummaryWriter``."""
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether images are shown anywhere."""
+        return hasattr(self.experiment, "add_image") or hasattr(self._logger, "log_image")
+
+    def image(self, tag: str, pixels: Pixels, step: int, *, photo: bool = False) -> None:
+        """Show an image.
+
+        Args:
+            tag: Its name.
+            pixels: ``[H, W, 3]``.
+            step: Of the trainer.
+            photo: Whether it may be stored with some loss, which takes a tenth of the bytes.
+        """
+        if hasattr(self.experiment, "add_image"):
+            write = getattr(getattr(self.experiment, "file_writer", None), "add_summary", None)
+            if photo and write is not None:
+                write(_photo(tag, pixels), step)
+            else:
+                self.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        elif hasattr(self._logger, "log_image"):
+            self._logger.log_image(key=tag, images=[pixels], step=step)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        """Show a text.
+
+        Args:
+            tag: Its name.
+            markdown: The text.
+            step: Of the trainer.
+        """
+        if hasattr(self.experiment, "add_text"):
+            self.experiment.add_text(tag, markdown, global_step=step)
+
+    def table(
+        self,
+        tag: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        step: int,
+        *,
+        markdown: str | None = None,
+    ) -> None:
+        """Show a table.
+
+        Args:
+            tag: Its name.
+            columns: Their headings.
+            rows: Their cells.
+            step: Of the trainer.
+            markdown: What to show where tables are texts; None lays the cells out.
+        """
+        if hasattr(self.experiment, "add_text"):
+            self.text(tag, markdown or markdown_table(columns, rows), step)
+        elif hasattr(self._logger, "log_table"):
+            data = [list(row) for row in rows]
+            self._logger.log_table(key=tag, columns=list(columns), data=data, step=step)
+
+    def histogram(self, tag: str, edges: Sequence[float], counts: Sequence[int], step: int) -> None:
+        """Show a histogram with bins of our choice; nothing is shown where all are empty.
+
+        Args:
+            tag: Its name.
+            edges: ``[B + 1]``.
+            counts: ``[B]``.
+            step: Of the trainer.
+        """
+        total = sum(counts)
+        if total == 0 or not hasattr(self.experiment, "add_histogram_raw"):
+            return
+        numbers, left = np.asarray(counts), np.asarray(edges[:-1])
+        self.experiment.add_histogram_raw(
+            tag=tag,
+            min=float(edges[0]),
+            max=float(edges[-1]),
+            num=total,
+            sum=float((numbers * left).sum()),
+            sum_squares=float((numbers * left**2).sum()),
+            bucket_limits=[float(edge) for edge in edges[1:]],
+            bucket_counts=list(counts),
+            global_step=step,
+        )
+
+
+def _photo(tag: str, pixels: Pixels) -> Any:
+    """A summary with a picture in few bytes; ``add_image`` stores all without loss."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image = Summary.Image(
+        height=pixels.shape[0],
+        width=pixels.shape[1],
+        colorspace=3,
+        encoded_image_string=encoded(pixels)[1],
+    )
+    return Summary(value=[Summary.Value(tag=tag, image=image)])

@@ -1,0 +1,189 @@
+"""Passes and flagged images on disk, for the report: JSON, written whole, read within limits.
+
+``pass-<scope>-<number>.json`` holds a :class:`PassRecord`; ``pictures-<scope>.jsonl`` the images of
+the last pass, a line each, as base64 of PNG or JPEG. Nothing in them is executed or decoded here.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from salmon.errors import StateError
+from salmon.files import json_text, write_atomically
+from salmon.views.pictures import Picture, Thumbnail, encoded, enlarged
+from salmon.views.plain import from_plain
+from salmon.views.raster import Pixels
+from salmon.views.record import SCHEMA, PassRecord
+
+PICTURE_SCHEMA = "salmon.picture/1"
+MOST_BYTES = 64 * 2**20
+"""A larger file is not read."""
+
+_MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
+_SIDE = 192  # of the images in the report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """An image as a page takes it."""
+
+    media: str  # "image/png" or "image/jpeg"
+    data: str  # base64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPicture:
+    """A line of a file of pictures."""
+
+    number: int  # of the pass
+    sample: int
+    image: StoredImage
+    heat: StoredImage | None
+    caption: list[str]  # empty for thumbnails
+
+
+def write_pass(path: Path, record: PassRecord) -> None:
+    """Write a record.
+
+    Args:
+        path: The file.
+        record: The pass.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    text = json_text({"schema": SCHEMA} | asdict(record)) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_pass(path: Path) -> PassRecord:
+    """Read a record.
+
+    Args:
+        path: Written by :func:`write_pass`.
+
+    Returns:
+        The pass.
+
+    Raises:
+        StateError: If the file cannot be read, or is something else.
+    """
+    (value,) = _objects(path, [_text(path)], SCHEMA)
+    return from_plain(PassRecord, value, path.name)
+
+
+def write_pictures(
+    path: Path, number: int, pictures: Sequence[Picture], thumbnails: Sequence[Thumbnail]
+) -> None:
+    """Write flagged images in place of those of an earlier pass.
+
+    Args:
+        path: The file.
+        number: Of the pass.
+        pictures: Worst first.
+        thumbnails: Of more samples.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    stored = [
+        StoredPicture(
+            number=number,
+            sample=each.sample,
+            image=_stored(enlarged(each.parts[0], _SIDE)),
+            heat=_stored(enlarged(each.parts[1], _SIDE)) if len(each.parts) > 1 else None,
+            caption=list(each.caption),
+        )
+        for each in pictures
+    ]
+    stored += [
+        StoredPicture(
+            number=number, sample=each.sample, image=_stored(each.pixels), heat=None, caption=[]
+        )
+        for each in thumbnails
+    ]
+    lines = [f"{json_text({'schema': PICTURE_SCHEMA} | asdict(s))}\n".encode() for s in stored]
+    write_atomically(path, lambda file: file.writelines(lines))
+
+
+def read_pictures(path: Path) -> list[StoredPicture]:
+    """Read flagged images.
+
+    Args:
+        path: Written by :func:`write_pictures`.
+
+    Returns:
+        Pictures, then thumbnails.
+
+    Raises:
+        StateError: If the file cannot be read, or an image is something else.
+    """
+    found = []
+    for value in _objects(path, _text(path).splitlines(), PICTURE_SCHEMA):
+        picture = from_plain(StoredPicture, value, path.name)
+        for image in (picture.image, picture.heat):
+            if image is not None and not _is_image(image):
+                raise StateError(f"{path} holds an image that is none; make the file anew.")
+        found.append(picture)
+    return found
+
+
+def read_flags(path: Path, schema: str) -> list[dict[str, Any]]:
+    """Read the flags of a pass.
+
+    Args:
+        path: The file of flags.
+        schema: That its lines must have.
+
+    Returns:
+        One object per line.
+
+    Raises:
+        StateError: If the file cannot be read, or is something else.
+    """
+    return list(_objects(path, _text(path).splitlines(), schema))
+
+
+def _stored(pixels: Pixels) -> StoredImage:
+    """An image in few bytes."""
+    media, data = encoded(pixels)
+    return StoredImage(media=media, data=base64.b64encode(data).decode())
+
+
+def _is_image(image: StoredImage) -> bool:
+    """Whether the data are base64 of what they say they are."""
+    try:
+        data = base64.b64decode(image.data, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return image.media in _MAGIC and data.startswith(_MAGIC[image.media])
+
+
+def _text(path: Path) -> str:
+    """The content of a file of ours."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise StateError(f"{path} has more than {MOST_BYTES >> 20} MiB and was not read.")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"{path} cannot be read ({error}).") from error
+
+
+def _objects(path: Path, texts: Sequence[str], schema: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, all of one schema."""
+    for number, text in enumerate(texts, 1):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise StateError(f"{path}, line {number}, is no JSON ({error}).") from error
+        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        if found != schema:
+            raise StateError(
+                f"{path}, line {number}, holds {found!r} where {schema!r} is needed; it was "
+                "written by another version or is something else."
+            )
+        yield value

@@ -1,0 +1,93 @@
+"""What a pass found, in sentences: early or late, since when, and can the fits be trusted."""
+
+import torch
+
+from salmon.views.fit_charts import doubt_text
+from salmon.views.history import History
+from salmon.views.record import PassRecord
+
+_FITTED = ("ok", "exponential", "boundary")
+
+
+def findings(record: PassRecord, history: History) -> list[str]:
+    """Say the most important things first.
+
+    Args:
+        record: The pass.
+        history: The run up to it.
+
+    Returns:
+        Sentences in plain text.
+    """
+    share = record.misclassified / max(1, record.samples)
+    lines = [
+        f"{record.misclassified} of {record.samples} samples are misclassified ({share:.1%})"
+        + _before(history)
+    ]
+    if sum(record.counts["pot"]) == 0:
+        lines.append("No filter could be ranked, so nothing is known of where mistakes are made.")
+    else:
+        lines += [_depth(record, history), _over_represented(history), *_change(history)]
+    fitted = sum(record.fits[status] for status in _FITTED)
+    total = max(1, sum(record.fits.values()))
+    origin = " (tails of other data)" if record.given_fit else ""
+    lines.append(f"{fitted / total:.1%} of the filters have a fitted tail{origin}. "
+                 f"{doubt_text(record)}")  # fmt: skip
+    return lines
+
+
+def _before(history: History) -> str:
+    """How it was at first."""
+    if len(history.passes) < 2:
+        return "."
+    wrong, samples = int(history.misclassified[0]), int(history.samples[0])
+    return (
+        f"; in validation {int(history.passes[0])} they were {wrong} of {samples} "
+        f"({wrong / max(1, samples):.1%})."
+    )
+
+
+def _depth(record: PassRecord, history: History) -> str:
+    """Early or late, against where the filters are."""
+    layers = len(record.layers)
+    place = torch.arange(layers).double() / max(1, layers - 1)
+    filters = torch.tensor([layer.filters for layer in record.layers]).double()
+    blamed = float((history.layer_shares("pot")[-1] * place).sum())
+    everyone = float((filters / filters.sum() * place).sum())
+    gap = blamed - everyone
+    where = "about as deep as" if abs(gap) < 0.02 else "earlier than" if gap < 0 else "later than"
+    return (
+        f"By POT the blamed filters lie {where} the network's filters do: on average at "
+        f"{blamed:.0%} of its depth, the filters at {everyone:.0%}."
+    )
+
+
+def _over_represented(history: History) -> str:
+    """The group that is blamed most, and the one that is blamed beyond its size."""
+    shares, sizes = history.group_shares("pot")[-1].tolist(), history.filter_shares()
+    most = max(range(len(shares)), key=lambda i: shares[i])
+    beyond = max(range(len(shares)), key=lambda i: shares[i] / sizes[i])
+    text = (
+        f"{history.groups[most]} is blamed most: {shares[most]:.1%} of the top filters, "
+        f"{sizes[most]:.1%} of all filters"
+    )
+    if beyond == most:
+        return f"{text}; no group is blamed further beyond its size."
+    return (
+        f"{text}; {history.groups[beyond]} is blamed furthest beyond its size: "
+        f"{shares[beyond]:.1%} of the top filters, {sizes[beyond]:.1%} of all."
+    )
+
+
+def _change(history: History) -> list[str]:
+    """The largest change from one pass to the next."""
+    shares = history.group_shares("pot")
+    steps = torch.nan_to_num(shares[1:] - shares[:-1]).abs()
+    if steps.numel() == 0 or float(steps.max()) == 0:
+        return []
+    row, group = divmod(int(steps.argmax()), steps.shape[1])
+    return [
+        f"The largest change between two validations: {history.groups[group]} from "
+        f"{float(shares[row, group]):.1%} to {float(shares[row + 1, group]):.1%} of the top "
+        f"filters, at validation {int(history.passes[row + 1])}."
+    ]

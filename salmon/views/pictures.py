@@ -1,0 +1,194 @@
+"""Flagged images as people see them: un-normalised, with the saliency map beside and a caption.
+
+Images are ``[C, H, W]`` with one or three colours, as the network got them; maps ``[H, W]`` in
+[0, 1]; pixels ``[H, W, 3]`` uint8.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from salmon.views.drawing import clipped
+from salmon.views.palette import LIGHT
+from salmon.views.raster import Pixels, font
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+_SLACK = 1e-3  # of resized images beyond the range
+_SIDE = 256  # of an image beside its map
+_SMALL = 48  # images up to this size are stored without loss
+_LINE = 19
+_MARGIN = 10
+_LETTERS = 66  # in a line of the caption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picture:
+    """A flagged image."""
+
+    sample: int  # position in the pass
+    id: int | str
+    pixels: Pixels
+    heat: Tensor | None  # [H, W] in [0, 1], where the top filters look
+    caption: Sequence[str]
+
+    @property
+    def parts(self) -> list[Pixels]:
+        """The image, and its map where there is one."""
+        return [self.pixels] + ([] if self.heat is None else [overlay(self.pixels, self.heat)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Thumbnail:
+    """A small image of a flagged sample."""
+
+    sample: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Normalisation:
+    """What pixels in [0, 1] became: ``value = (pixel - mean) / std``, per colour or for all."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def pixels(self, image: Tensor) -> Pixels:
+        """Turn an image back into pixels.
+
+        Args:
+            image: ``[C, H, W]``, C = 1 or 3; uint8 is taken as it is.
+
+        Returns:
+            ``[H, W, 3]``.
+        """
+        image = image.detach().cpu()
+        if image.dtype != torch.uint8:
+            mean, std = (
+                torch.tensor(each, dtype=torch.float32).view(-1, 1, 1)
+                for each in (self.mean, self.std)
+            )
+            shown = (image.float() * std + mean).nan_to_num(0, 1, 0).clamp(0, 1)
+            image = (255 * shown).round().to(torch.uint8)
+        return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+
+
+def guess_normalisation(images: Sequence[Tensor]) -> Normalisation:
+    """Guess from the range of images how they were normalised.
+
+    Args:
+        images: ``[C, H, W]`` each, of one data set.
+
+    Returns:
+        [0, 1] as it is; [0, 255]; [-1, 1]; ImageNet's; else what shows the whole range.
+    """
+    known = [image.float() for image in images if image.dtype != torch.uint8 and image.numel()]
+    known = [image[torch.isfinite(image).all((1, 2))] for image in known]
+    known = [image for image in known if len(image)]
+    if not known:
+        return Normalisation(mean=(0.0,), std=(1.0,))
+    low = min(float(image.min()) for image in known)
+    high = max(float(image.max()) for image in known)
+    if low >= -_SLACK and high <= 1 + _SLACK:
+        return Normalisation(mean=(0.0,), std=(1.0,))
+    if low >= 0 and high <= 255:
+        return Normalisation(mean=(0.0,), std=(1 / 255,))
+    if low >= -1 - _SLACK and high <= 1 + _SLACK:
+        return Normalisation(mean=(0.5,), std=(0.5,))
+    if all(len(image) == 3 and _in_imagenet_range(image) for image in known):
+        return Normalisation(mean=IMAGENET[0], std=IMAGENET[1])
+    spread = max(high - low, torch.finfo(torch.float32).tiny)
+    return Normalisation(mean=(-low / spread,), std=(1 / spread,))
+
+
+def _in_imagenet_range(image: Tensor) -> bool:
+    """Whether every colour lies where ImageNet's normalisation puts [0, 1]."""
+    mean, std = (torch.tensor(each) for each in IMAGENET)
+    low, high = image.amin((1, 2)), image.amax((1, 2))
+    return bool(((low >= -mean / std - _SLACK) & (high <= (1 - mean) / std + _SLACK)).all())
+
+
+def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
+    """Lay a map over the greyed image, warm where it is high.
+
+    Args:
+        pixels: The image.
+        heat: ``[H, W]`` in [0, 1].
+
+    Returns:
+        ``[H, W, 3]``.
+    """
+    grey = pixels.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) * 0.6 + 70
+    colour = np.asarray(LIGHT["series1"], dtype=np.float32)
+    strength = heat.clamp(0, 1).cpu().numpy().astype(np.float32)[:, :, None]
+    mixed: Pixels = (grey + (colour - grey) * strength).round().astype(np.uint8)
+    return mixed
+
+
+def enlarged(pixels: Pixels, side: int = _SIDE) -> Pixels:
+    """Scale an image to a side of about that length, small ones by whole numbers.
+
+    Args:
+        pixels: The image.
+        side: Of the longer edge.
+
+    Returns:
+        The scaled image.
+    """
+    height, width = pixels.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        factor = max(1, int(factor))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    how = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize(size, how))
+
+
+def captioned(images: Sequence[Pixels], lines: Sequence[str]) -> Pixels:
+    """Put images side by side and burn a caption in below: TensorBoard shows none.
+
+    Args:
+        images: The image, and its map where there is one.
+        lines: Of the caption; the first is bold, long ones are shortened.
+
+    Returns:
+        One picture on white paper.
+    """
+    large = [enlarged(image) for image in images]
+    high = max(image.shape[0] for image in large)
+    width = sum(image.shape[1] + _MARGIN for image in large) + _MARGIN
+    page = Image.new(
+        "RGB", (max(width, 560), high + 3 * _MARGIN + _LINE * len(lines)), LIGHT["paper"]
+    )
+    left = _MARGIN
+    for image in large:
+        page.paste(Image.fromarray(image), (left, _MARGIN))
+        left += image.shape[1] + _MARGIN
+    brush = ImageDraw.Draw(page)
+    for i, line in enumerate(lines):
+        at = (_MARGIN, high + 2 * _MARGIN + _LINE * i)
+        brush.text(at, clipped(line, _LETTERS), LIGHT["ink"], font(15), stroke_width=int(i == 0))
+    return np.asarray(page)
+
+
+def encoded(pixels: Pixels) -> tuple[str, bytes]:
+    """Store an image in few bytes.
+
+    Args:
+        pixels: The image.
+
+    Returns:
+        Its media type, PNG for small images and JPEG for others, and the bytes.
+    """
+    buffer = io.BytesIO()
+    small = max(pixels.shape[:2]) <= _SMALL
+    if small:
+        Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    else:
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return ("image/png" if small else "image/jpeg"), buffer.getvalue()

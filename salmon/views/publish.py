@@ -1,0 +1,104 @@
+"""All views of a pass, put up on the boards of a trainer."""
+
+from collections.abc import Mapping, Sequence
+
+from salmon.markdown import literal
+from salmon.views.board import Board
+from salmon.views.charts import heat_map, share_bars, share_lines
+from salmon.views.drawing import Drawing
+from salmon.views.findings import findings
+from salmon.views.fit_charts import fit_page
+from salmon.views.history import History
+from salmon.views.pictures import Picture, captioned
+from salmon.views.raster import pixels
+from salmon.views.record import XI_EDGES, PassRecord
+from salmon.views.tables import (
+    FILTER_COLUMNS,
+    PAIR_COLUMNS,
+    filter_rows,
+    filter_table,
+    pair_rows,
+    pair_table,
+)
+
+TEXT_ROWS = 50
+"""TensorBoard shows all texts of a tag at once, so tables stay short."""
+
+
+def publish(
+    boards: Sequence[Board],
+    scope: str,
+    record: PassRecord,
+    history: History,
+    *,
+    before: Mapping[str, int] | None,
+    pictures: Sequence[Picture] = (),
+    figures: bool = True,
+    shown: dict[str, str] | None = None,
+) -> None:
+    """Put up histograms, charts, tables and flagged images.
+
+    Args:
+        boards: Where.
+        scope: First part of the tags, such as ``salmon``.
+        record: The pass.
+        history: The run up to it.
+        before: Mistakes by filter in the pass before, for the table of filters.
+        pictures: Worst first.
+        figures: Whether charts are drawn.
+        shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
+    """
+    summary = "\n".join(f"- {literal(line)}" for line in findings(record, history))
+    tables = _tables(record, before, f"{scope}/", {} if shown is None else shown)
+    for board in boards:
+        board.text(f"{scope}/summary", summary, record.step)
+        _put_histograms(board, scope, record)
+        for tag, columns, rows, markdown in tables:
+            board.table(tag, columns, rows, record.step, markdown=markdown)
+    takers = [board for board in boards if board.takes_images]
+    if not takers:
+        return
+    charts = _charts(record, history) if figures else {}
+    drawn = {name: pixels(chart) for name, chart in charts.items()}
+    # One tag per place: the images of one tag are steps of a slider.
+    photos = {f"flagged/{i}": captioned(p.parts, p.caption) for i, p in enumerate(pictures, 1)}
+    for board in takers:
+        for name, image in drawn.items():
+            board.image(f"{scope}/{name}", image, record.step)
+        for name, image in photos.items():
+            board.image(f"{scope}/{name}", image, record.step, photo=True)
+
+
+def _put_histograms(board: Board, scope: str, record: PassRecord) -> None:
+    """The spread over the layers, and the shapes of the tails."""
+    for method, counts in record.counts.items():
+        # Integer edges: bin i, from i to i + 1, is layer i and nothing else.
+        board.histogram(f"{scope}/depth/{method}", range(len(counts) + 1), counts, record.step)
+    for group, counts in record.xi.items():
+        board.histogram(f"{scope}/xi/{group}", XI_EDGES, counts, record.step)
+
+
+def _tables(
+    record: PassRecord, before: Mapping[str, int] | None, prefix: str, shown: dict[str, str]
+) -> list[tuple[str, Sequence[str], list[list[str]], str]]:
+    """Tag, columns, rows and markdown of the tables that are not those shown last."""
+    tables = (
+        ("filters", FILTER_COLUMNS, filter_rows(record, before), filter_table(record, before)),
+        ("confusions", PAIR_COLUMNS, pair_rows(record), pair_table(record)),
+    )
+    fresh: list[tuple[str, Sequence[str], list[list[str]], str]] = []
+    for name, columns, rows, markdown in tables:
+        if rows and shown.get(prefix + name) != markdown:
+            shown[prefix + name] = markdown
+            fresh.append((prefix + name, columns, rows, markdown))
+    return fresh
+
+
+def _charts(record: PassRecord, history: History) -> dict[str, Drawing]:
+    """All charts by the end of their tag."""
+    return {
+        "shares": share_bars(record),
+        "fit_quality": fit_page(record),
+        **{f"heatmap/{method}": heat_map(history, method) for method in record.counts},
+        **{f"trend/{name}": share_lines(history, name) for name in (*record.counts, "difference")},
+    }

@@ -1,0 +1,236 @@
+"""One measured pass in plain values: what charts, tables, files and reports are made from.
+
+A record holds no tensor and no profile, so that it takes a few kilobytes, goes to JSON and back,
+and is all that a picture of the pass needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from salmon import gpd
+from salmon.filters import FilterIndex
+from salmon.gpd import FitStatus, TailFit
+from salmon.ranking import Confusion, Diagnosis, confusions, layer_counts, most_blamed
+
+SCHEMA = "salmon.pass/1"
+
+MOST_ROWS = 50
+"""Rows of a table at most: TensorBoard shows all texts of a tag at once."""
+
+XI_EDGES = tuple(round(-1.0 + 0.1 * i, 1) for i in range(31))
+"""Bins of the histograms of xi; values beyond the ends count in the first and last."""
+
+DOUBTFUL_BELOW = 0.05
+"""A fit is doubtful where its Anderson-Darling p-value is lower; of good fits, as many are."""
+
+_QUANTILES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """A layer, in network order."""
+
+    layer: str
+    group: str
+    filters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterRow:
+    """A filter that mistakes blame."""
+
+    label: str
+    group: str
+    mistakes: int
+    median_p: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """A pair of classes that are confused."""
+
+    target: int
+    predicted: int
+    mistakes: int
+    filters: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitExample:
+    """Quantiles of a filter's excesses against those of its fit, both in units of sigma."""
+
+    kind: str  # "best", "median" or "worst"
+    label: str
+    xi: float
+    p: float  # Anderson-Darling
+    fitted: list[float]
+    observed: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRecord:
+    """A measured pass."""
+
+    stage: str
+    loader: int
+    number: int  # of the pass in its stage, from 0
+    step: int  # of the trainer
+    samples: int
+    dropped: int
+    misclassified: int
+    kept: int  # mistakes whose filters were ranked
+    top_k: int
+    level: float  # that the thresholds stand for
+    given_fit: bool  # whether the tails are those of other data
+    seconds: float  # that the monitor took
+    share: float  # of the pass
+    classes: list[str] | None  # names, by class number
+    layers: list[LayerRow]
+    counts: dict[str, list[int]]  # by method: ranked filters per layer
+    fits: dict[str, int]  # filters per status
+    doubtful: float | None  # share of fitted filters whose fit is doubtful
+    xi: dict[str, list[int]]  # by group: fitted filters per bin of XI_EDGES
+    examples: list[FitExample]
+    filters: list[FilterRow]
+    pairs: list[PairRow]
+
+    def class_name(self, number: int) -> str:
+        """Name a class.
+
+        Args:
+            number: Of the class.
+
+        Returns:
+            Its name, or the number where names are not known.
+        """
+        if self.classes is not None and 0 <= number < len(self.classes):
+            return self.classes[number]
+        return str(number)
+
+
+def record_pass(
+    diagnosis: Diagnosis,
+    *,
+    stage: str,
+    number: int = 0,
+    step: int = 0,
+    loader: int = 0,
+    given_fit: bool = False,
+    seconds: float = 0.0,
+    share: float = 0.0,
+    classes: Sequence[str] | None = None,
+) -> PassRecord:
+    """Boil a diagnosis down.
+
+    Args:
+        diagnosis: What the pass found.
+        stage: Such as ``"validation"``.
+        number: Of the pass in its stage, from 0.
+        step: Of the trainer.
+        loader: Its number.
+        given_fit: Whether the tails are those of other data.
+        seconds: That the measurement took.
+        share: Of the pass.
+        classes: Their names, where they are known.
+
+    Returns:
+        The record.
+    """
+    index, fit, ranking = diagnosis.index, diagnosis.fit, diagnosis.rankings["pot"]
+    tested = ~torch.isnan(fit.ad_p)
+    doubtful = (fit.ad_p[tested] < DOUBTFUL_BELOW).double().mean()
+    return PassRecord(
+        stage=stage,
+        loader=loader,
+        number=number,
+        step=step,
+        samples=diagnosis.samples,
+        dropped=diagnosis.dropped,
+        misclassified=diagnosis.misclassified,
+        kept=len(diagnosis.mistakes.sample),
+        top_k=ranking.filters.shape[1],
+        level=fit.effective_level,
+        given_fit=given_fit,
+        seconds=seconds,
+        share=share,
+        classes=None if classes is None else [str(name) for name in classes],
+        layers=[
+            LayerRow(layer=each.layer, group=each.group, filters=each.filters)
+            for each in index.layers
+        ],
+        counts={
+            method: layer_counts(each, index).tolist()
+            for method, each in diagnosis.rankings.items()
+        },
+        fits={status.label: count for status, count in fit.counts().items()},
+        doubtful=float(doubtful) if bool(tested.any()) else None,
+        xi=_xi_histograms(fit, index),
+        examples=_examples(diagnosis),
+        filters=_filter_rows(diagnosis),
+        pairs=[_pair_row(pair, index) for pair in confusions(
+            diagnosis.mistakes, ranking, MOST_ROWS
+        )],
+    )  # fmt: skip
+
+
+def _filter_rows(diagnosis: Diagnosis) -> list[FilterRow]:
+    """The filters that most mistakes blame."""
+    blame, index = most_blamed(diagnosis.rankings["pot"], MOST_ROWS), diagnosis.index
+    columns = (blame.filters.tolist(), blame.mistakes.tolist(), blame.median_p.tolist())
+    return [
+        FilterRow(
+            label=index.label(number),
+            group=index.locate(number)[0].group,
+            mistakes=mistakes,
+            median_p=None if p != p else p,  # NaN
+        )
+        for number, mistakes, p in zip(*columns, strict=True)
+    ]
+
+
+def _pair_row(pair: Confusion, index: FilterIndex) -> PairRow:
+    """A pair with the labels of its filters."""
+    return PairRow(
+        target=pair.target,
+        predicted=pair.predicted,
+        mistakes=pair.mistakes,
+        filters=[index.label(number) for number in pair.filters],
+    )
+
+
+def _xi_histograms(fit: TailFit, index: FilterIndex) -> dict[str, list[int]]:
+    """Fitted filters per bin of xi, by group."""
+    inner = torch.tensor(XI_EDGES[1:-1], dtype=torch.float64)
+    width = len(XI_EDGES) - 1
+    usable = fit.usable & ~torch.isnan(fit.xi)
+    place = index.group_of[usable] * width + torch.bucketize(fit.xi[usable], inner, right=True)
+    counts = torch.bincount(place, minlength=width * len(index.groups)).view(-1, width)
+    return dict(zip(index.groups, counts.tolist(), strict=True))
+
+
+def _examples(diagnosis: Diagnosis) -> list[FitExample]:
+    """Quantiles of the filters whose excesses were kept, which are in order of their fit."""
+    fit, found = diagnosis.fit, []
+    excesses: Mapping[int, torch.Tensor] = diagnosis.excesses
+    for kind, (number, excess) in zip(("best", "median", "worst"), excesses.items(), strict=False):
+        xi, sigma = fit.xi[number], fit.sigma[number]
+        n = len(excess)
+        rows = torch.linspace(0, n - 1, min(n, _QUANTILES)).round().long()
+        fitted = gpd.quantile((rows.double() + 0.5) / n, xi, torch.ones_like(sigma))
+        found.append(
+            FitExample(
+                kind=kind,
+                label=diagnosis.index.label(number),
+                xi=float(xi),
+                p=float(fit.ad_p[number]),
+                fitted=fitted.tolist(),
+                observed=(excess[rows].double() / sigma).tolist(),
+            )
+        )
+    return found
+
+
+STATUSES = tuple(status.label for status in FitStatus)
+"""In the order in which they are shown: fits first."""

@@ -1,0 +1,127 @@
+"""Finding the files of runs and reading what a report needs of them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from salmon.errors import InputError
+from salmon.ranking import SCHEMA as FLAG_SCHEMA
+from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
+from salmon.views.history import History
+from salmon.views.plain import from_plain
+from salmon.views.record import PassRecord
+
+_PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
+_DEEP = 4  # folders below the one that is named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBlame:
+    """A top filter of a flagged sample."""
+
+    label: str
+    group: str
+    p: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFlag:
+    """A flagged sample."""
+
+    id: str
+    sample: int
+    batch: int
+    target: int
+    predicted: int
+    confidence_target: float
+    confidence_predicted: float
+    loss: float
+    top: list[StoredBlame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Section:
+    """All passes of one stage and loader of a run."""
+
+    name: str  # such as "mnist: validation"
+    record: PassRecord  # of the last pass
+    history: History
+    before: PassRecord | None
+    flags: list[StoredFlag]  # of the last pass, worst first
+    pictures: list[StoredPicture]  # of the last pass
+
+
+def gather(folder: Path) -> list[Section]:
+    """Read the runs in a folder.
+
+    Args:
+        folder: A logger's folder, that of a diagnosis, or one with several of them below.
+
+    Returns:
+        A section per run, stage and loader, by name.
+
+    Raises:
+        InputError: If there is no run.
+        StateError: If a file cannot be read, or is something else.
+    """
+    sections = []
+    for place in _folders(folder, _DEEP):
+        passes: dict[str, list[tuple[int, Path]]] = {}
+        for path in place.iterdir():
+            match = _PASS.fullmatch(path.name)
+            if match is not None:
+                passes.setdefault(match["scope"], []).append((int(match["number"]), path))
+        for scope, found in sorted(passes.items()):
+            sections.append(_section(folder, place, scope, [path for _, path in sorted(found)]))
+    if not sections:
+        raise InputError(
+            f"{folder} holds no passes of the monitor (files pass-*.json in a folder 'salmon'); "
+            "name the folder of a logger whose run had a SaliencyMonitor with write_files=True, or "
+            "one that salmon diagnose wrote."
+        )
+    return sections
+
+
+def _folders(folder: Path, deep: int) -> Iterator[Path]:
+    """A folder and those below, in order; links are not followed."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; that of a run is needed.")
+    yield folder
+    if deep:
+        for below in sorted(folder.iterdir()):
+            if below.is_dir() and not below.is_symlink() and not below.name.startswith("."):
+                yield from _folders(below, deep - 1)
+
+
+def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Section:
+    """One stage and loader."""
+    records = [read_pass(path) for path in paths]
+    record = records[-1]
+    flagged = place / paths[-1].name.replace("pass-", "flagged-", 1).replace(".json", ".jsonl")
+    pictures = place / f"pictures-{scope}.jsonl"
+    run = place.parent if place.name == "salmon" else place
+    inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
+    name = f"{inner}: {scope}" if str(inner) != "." else scope
+    return Section(
+        name=name,
+        record=record,
+        history=History.of(records),
+        before=records[-2] if len(records) > 1 else None,
+        flags=_flags(flagged) if flagged.is_file() else [],
+        pictures=[
+            picture
+            for picture in (read_pictures(pictures) if pictures.is_file() else [])
+            if picture.number == record.number  # those of another pass show other samples
+        ],
+    )
+
+
+def _flags(path: Path) -> list[StoredFlag]:
+    """Flagged samples, those of the highest loss first; a loss that is not finite leads."""
+    found = [
+        from_plain(StoredFlag, flag | {"id": str(flag.get("id"))}, path.name)
+        for flag in read_flags(path, FLAG_SCHEMA)
+        if flag.get("kind") == "sample"
+    ]
+    return sorted(found, key=lambda flag: -flag.loss if flag.loss == flag.loss else -1e300)

@@ -1,0 +1,155 @@
+"""One HTML page out of sections; every name from data is escaped by the template engine."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from salmon.files import write_atomically
+from salmon.views.charts import depth_bars, heat_map, share_bars, share_lines
+from salmon.views.drawing import Drawing
+from salmon.views.files import StoredImage
+from salmon.views.findings import findings
+from salmon.views.fit_charts import fit_page, xi_chart
+from salmon.views.palette import DARK, LIGHT, Colour
+from salmon.views.report.gather import Section, StoredFlag
+from salmon.views.svg import svg
+from salmon.views.tables import (
+    FILTER_COLUMNS,
+    PAIR_COLUMNS,
+    filter_rows,
+    mistakes_by_filter,
+    p_text,
+    pair_rows,
+)
+
+MOST_FLAGS = 500
+"""Flagged samples in the table; the page stays light enough for a phone."""
+
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A flagged sample as the table shows it."""
+
+    image: StoredImage | None
+    flag: StoredFlag
+    target: str
+    predicted: str
+
+
+def write_report(path: Path, sections: Sequence[Section], title: str) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        sections: What is on it.
+        title: Of the page.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    data = render(sections, title).encode()
+    write_atomically(path, lambda file: file.write(data))
+
+
+def render(sections: Sequence[Section], title: str) -> str:
+    """Make the page.
+
+    Args:
+        sections: What is on it.
+        title: Of the page.
+
+    Returns:
+        HTML that loads nothing from elsewhere; the same sections give the same page.
+    """
+    environment = Environment(
+        autoescape=True,
+        loader=FunctionLoader(_asset),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _asset("table.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        title=title,
+        p_text=p_text,
+        style=Markup(_asset("style.css").replace("/* paints */", _paints())),
+        script=Markup(script),
+        script_hash=digest,
+        sections=[_section(number, section) for number, section in enumerate(sections)],
+    )
+
+
+def _section(number: int, section: Section) -> dict[str, object]:
+    """What the template shows of a section."""
+    record, history = section.record, section.history
+    before = None if section.before is None else mistakes_by_filter(section.before)
+    charts: list[tuple[str, list[Drawing]]] = [
+        ("Where are mistakes made?", [share_bars(record), depth_bars(record)]),
+        (
+            "Since when?",
+            [
+                *(share_lines(history, name) for name in ("pot", "zscore", "difference")),
+                *(heat_map(history, method) for method in ("pot", "zscore")),
+            ],
+        ),
+        ("Can the fits be trusted?", [fit_page(record), xi_chart(record)]),
+    ]
+    drawn, place = [], 0
+    for heading, drawings in charts:
+        graphics = []
+        for drawing in drawings:
+            graphics.append(Markup(svg(drawing, f"chart-{number}-{place}")))
+            place += 1
+        drawn.append((heading, graphics))
+    images = {picture.sample: picture.image for picture in section.pictures}
+    # Thumbnails come after the large pictures of the same samples, and win.
+    rows = [
+        Row(
+            image=images.get(flag.sample),
+            flag=flag,
+            target=record.class_name(flag.target),
+            predicted=record.class_name(flag.predicted),
+        )
+        for flag in section.flags[:MOST_FLAGS]
+    ]
+    return {
+        "id": f"section-{number}",
+        "name": section.name,
+        "record": record,
+        "findings": findings(record, history),
+        "charts": drawn,
+        "filters": (FILTER_COLUMNS, filter_rows(record, before)),
+        "pairs": (PAIR_COLUMNS, pair_rows(record)),
+        "pictures": [picture for picture in section.pictures if picture.caption],
+        "rows": rows,
+        "flags": len(section.flags),
+        "named": _NAMED,
+    }
+
+
+def _asset(name: str) -> str:
+    """A file of this folder."""
+    return (files("salmon.views.report") / name).read_text(encoding="utf-8")
+
+
+def _paints() -> str:
+    """Colours of charts and text for light and dark paper."""
+    light, dark = _properties(LIGHT), _properties(DARK)
+    return (
+        f":root {{ {light} }}\n"
+        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} }} }}"
+    )
+
+
+def _properties(colours: dict[str, Colour]) -> str:
+    """Custom properties of a palette."""
+    return " ".join(f"--{name}: #{r:02x}{g:02x}{b:02x};" for name, (r, g, b) in colours.items())

@@ -1,0 +1,66 @@
+"""Records of passes for the tests of the views: made by hand, or from a real diagnosis."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
+from salmon.ranking import Diagnosis, Mistakes
+from salmon.tails import example_excesses
+from salmon.views import PassRecord, record_pass
+from salmon.views.record import LayerRow
+from tests.networks import PlainNet, batch
+
+LAYERS = [
+    LayerRow(layer="net.a.0", group="early", filters=4),
+    LayerRow(layer="net.a.1", group="early", filters=8),
+    LayerRow(layer="net.b.0", group="late", filters=12),
+]
+
+
+def hand_record(number: int = 0, **changes: Any) -> PassRecord:
+    """A pass of three layers, with shares 0.1, 0.3, 0.6 by POT and 0, 0.1, 0.9 by z-score."""
+    record = PassRecord(
+        stage="validation", loader=0, number=number, step=10 * number, samples=200, dropped=0,
+        misclassified=20, kept=20, top_k=5, level=0.9, given_fit=False, seconds=1.5, share=0.5,
+        classes=None, layers=LAYERS,
+        counts={"pot": [10, 30, 60], "zscore": [0, 10, 90]},
+        fits={"ok": 18, "exponential": 0, "boundary": 2, "too_few": 0, "degenerate": 4},
+        doubtful=0.1,
+        xi={"early": [0] * 9 + [4, 6] + [0] * 19, "late": [0] * 12 + [10] + [0] * 17},
+        examples=[], filters=[], pairs=[],
+    )  # fmt: skip
+    return replace(record, **changes)
+
+
+def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
+    """What a small untrained network does."""
+    torch.manual_seed(5)
+    model = PlainNet().eval()
+    images, labels = batch(samples, seed=5)
+    index = FilterIndex.from_model(model)
+    profile = filter_saliency(model, images, labels, index)
+    tails = Tails(len(index))
+    tails.update(profile)
+    fit = fit_tails(tails, level)
+    logits = model(images).detach().double()
+    wrong = (logits.argmax(1) != labels).nonzero().squeeze(1)
+    sure = logits.softmax(1)[wrong]
+    mistakes = Mistakes(
+        sample=wrong, batch=wrong // 8, target=labels[wrong], predicted=logits.argmax(1)[wrong],
+        confidence_target=sure.gather(1, labels[wrong, None]).squeeze(1),
+        confidence_predicted=sure.amax(1),
+        loss=torch.nn.functional.cross_entropy(logits, labels, reduction="none")[wrong],
+    )  # fmt: skip
+    return Diagnosis(
+        index=index, fit=fit, samples=samples, dropped=0, unlabelled=0, misclassified=len(wrong),
+        mistakes=mistakes, ids=wrong.tolist(), id_source="sampler", profile=profile[wrong],
+        rankings={m: rank_filters(profile[wrong], fit, m, top_k=5) for m in ("pot", "zscore")},
+        excesses=example_excesses(tails, fit),
+    )  # fmt: skip
+
+
+def real_record(**changes: Any) -> PassRecord:
+    """The record of it."""
+    return replace(record_pass(real_diagnosis(), stage="validation"), **changes)

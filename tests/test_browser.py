@@ -1,0 +1,304 @@
+"""What a person sees: the panels of a real TensorBoard, and the report, in a real browser."""
+
+import io
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from salmon import ViewSettings
+from salmon.cli.demo import DemoSettings, run_demo
+from salmon.views import gather, write_report
+from tests.browser import Server, browser, deep_text, shot, tensorboard
+
+pytestmark = [
+    pytest.mark.slow,
+    # sklearn, mlxtend and Lightning are the demo's; so are its warnings.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+RUN = "mnist"
+GROUPS = ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the demo."""
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    run_demo(DemoSettings(folder=folder, epochs=3, images=300, progress=False))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(demo: Path) -> Iterator[Server]:
+    with tensorboard(demo) as started:
+        for _ in range(60):  # it reads in the background
+            if (
+                RUN in started.json("images/tags")
+                and "salmon/flagged/8" in (started.json("images/tags")[RUN])
+            ):
+                break
+            time.sleep(0.5)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with browser(tmp_path_factory.mktemp("profile"), "--window-size=1500,1100") as opened:
+        yield opened
+
+
+def test_scalars_have_a_line_per_group_and_ranking(server: Server) -> None:
+    tags = server.json("scalars/tags")[RUN]
+    for method in ("pot", "zscore", "difference"):
+        for group in GROUPS:
+            rows = server.json("scalars/scalars", run=RUN, tag=f"salmon/share/{method}/{group}")
+            assert len(rows) == 3
+    for name in ("misclassified", "fits/ok", "doubtful", "cost/seconds", "cost/views_seconds"):
+        assert f"salmon/{name}" in tags
+    shares = [
+        server.json("scalars/scalars", run=RUN, tag=f"salmon/share/pot/{group}")[-1][2]
+        for group in GROUPS
+    ]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_custom_scalars_have_a_chart_per_ranking_with_all_groups(server: Server) -> None:
+    (category,) = server.json("custom_scalars/layout")["category"]
+    assert category["title"] == "salmon"
+    for chart, method in zip(category["chart"], ("pot", "zscore", "difference"), strict=False):
+        (pattern,) = chart["multiline"]["tag"]
+        found = server.json("custom_scalars/scalars", run=RUN, tag=pattern)
+        assert found["regex_valid"]
+        assert sorted(found["tag_to_events"]) == [f"salmon/share/{method}/{g}" for g in GROUPS]
+    last = category["chart"][-1]["multiline"]["tag"][0]
+    assert list(server.json("custom_scalars/scalars", run=RUN, tag=last)["tag_to_events"]) == [
+        "salmon/misclassified"
+    ]
+
+
+def test_histograms_have_a_bin_per_layer_and_the_shape_of_every_group(server: Server) -> None:
+    tags = server.json("histograms/tags")[RUN]
+    assert {"salmon/depth/pot", "salmon/depth/zscore"} <= set(tags)
+    assert {f"salmon/xi/{group}" for group in GROUPS} <= set(tags)
+    rows = server.json("histograms/histograms", run=RUN, tag="salmon/depth/pot")
+    assert len(rows) == 3
+    _, _, bins = rows[-1]
+    # TensorBoard cuts the range into 30 bins of its own; ours are whole layers of 20.
+    assert bins[0][0] == 0
+    assert bins[-1][1] == 20
+
+
+def picture(server: Server, tag: str) -> Any:
+    """The last image of a tag, as the page loads it."""
+    rows = server.json("images/images", run=RUN, tag=tag, sample=0)
+    query = dict(urllib.parse.parse_qsl(rows[-1]["query"]))
+    data = server.bytes("plugin/images/individualImage", **query)
+    return rows, Image.open(io.BytesIO(data)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shares", "fit_quality", "heatmap/pot", "heatmap/zscore", "trend/pot", "trend/zscore",
+     "trend/difference", "flagged/1", "flagged/8"],
+)  # fmt: skip
+def test_images_are_served_with_something_on_them(server: Server, name: str) -> None:
+    rows, image = picture(server, f"salmon/{name}")
+    assert len(rows) == 3
+    assert min(image.size) > 200
+    colours = np.asarray(image).reshape(-1, 3)
+    assert (colours == 255).all(1).mean() < 0.98
+    assert len(np.unique(colours, axis=0)) > 10
+
+
+def test_texts_are_tables_and_sentences(server: Server) -> None:
+    tags = server.json("text/tags")[RUN]
+    for name in ("coverage", "summary", "filters", "confusions"):
+        assert any(tag.startswith(f"salmon/{name}") for tag in tags)
+    texts = {
+        name: server.json("text/text", run=RUN, tag=f"salmon/{name}/text_summary")[-1]["text"]
+        for name in ("summary", "filters", "confusions")
+    }
+    assert "<li>" in texts["summary"]
+    assert "samples are misclassified" in texts["summary"]
+    assert texts["filters"].count("<td>net.") == 50
+    assert "<th>median p</th>" in texts["filters"]
+    assert "<th>predicted</th>" in texts["confusions"]
+
+
+def waited(page: Chrome, condition: Callable[[str], bool]) -> str:
+    """The text of a page, once it says what is waited for."""
+    text = ""
+
+    def ready(_: Chrome) -> bool:
+        nonlocal text
+        text = deep_text(page)
+        return condition(text)
+
+    WebDriverWait(page, 60).until(ready)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("panel", "tags", "shown"),
+    [
+        ("scalars", "salmon/share", ["salmon/share/difference/conv1", "salmon/share/pot/conv5_x"]),
+        ("custom_scalars", "", ["among the top filters, POT", "POT minus z-score", "Mistakes"]),
+        ("images", "heatmap|shares|trend", ["salmon/heatmap/pot", "salmon/trend/difference"]),
+        ("images", "flagged", ["salmon/flagged/1", "salmon/flagged/2"]),
+        ("images", "fit_quality", ["salmon/fit_quality"]),
+        ("histograms", "salmon", ["salmon/depth/pot", "salmon/xi/conv1"]),
+        ("text", "salmon", ["samples are misclassified", "median p", "predicted"]),
+    ],
+)
+def test_the_panels_of_tensorboard_show_what_was_written(
+    server: Server, page: Chrome, panel: str, tags: str, shown: list[str]
+) -> None:
+    page.get("about:blank")
+    choice = f"tagFilter={urllib.parse.quote(tags)}&runFilter={RUN}" if tags else ""
+    page.get(f"{server.address}/#{panel}&{choice}")
+    text = waited(page, lambda text: all(word in text for word in shown))
+    assert "No dashboards are active" not in text
+    time.sleep(1)  # charts are drawn after their names
+    shot(page, f"tensorboard-{panel}-{tags.split('|')[0].split('/')[-1]}".rstrip("-"))
+
+
+@pytest.fixture(scope="module")
+def report(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, gather(demo), "salmon: demo")
+    assert path.stat().st_size < 1_500_000
+    return path.as_uri()
+
+
+def errors(page: Chrome) -> list[str]:
+    """What the browser complained of."""
+    log: Any = page.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in log if entry["level"] == "SEVERE"]
+
+
+def test_the_report_shows_its_sections_charts_and_tables(report: str, page: Chrome) -> None:
+    errors(page)
+    page.get(report)
+    assert [h.text for h in page.find_elements(By.TAG_NAME, "h2")] == [
+        "mnist: validation", "optical-digits: validation",
+    ]  # fmt: skip
+    graphics = page.find_elements(By.TAG_NAME, "svg")
+    assert len(graphics) == 18
+    assert all(graphic.size["height"] > 100 for graphic in graphics)
+    images = page.find_elements(By.CSS_SELECTOR, ".pictures img")
+    assert images
+    assert all(image.get_property("naturalWidth") for image in images)
+    assert errors(page) == []
+    shot(page, "report")
+
+
+def cells(page: Chrome, column: int) -> list[str]:
+    """A column of the first table of flagged samples, as far as its rows are shown."""
+    rows = page.find_elements(By.CSS_SELECTOR, "#section-0-flags tbody tr")
+    return [
+        row.find_elements(By.CSS_SELECTOR, "td, th")[column].text
+        for row in rows
+        if row.is_displayed()
+    ]
+
+
+def test_the_table_of_the_report_is_sorted_and_filtered(report: str, page: Chrome) -> None:
+    page.get(report)
+    losses = [float(text) for text in cells(page, 6)]
+    assert losses == sorted(losses, reverse=True)
+    heading = page.find_element(By.CSS_SELECTOR, "#section-0-flags th:nth-child(7)")
+    heading.find_element(By.TAG_NAME, "button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert [float(text) for text in cells(page, 6)] == sorted(losses)
+    heading.find_element(By.TAG_NAME, "button").click()
+    assert [float(text) for text in cells(page, 6)] == losses
+    field = page.find_element(By.CSS_SELECTOR, "input[data-table=section-0-flags]")
+    field.send_keys("conv5_x nothing has this name")
+    assert cells(page, 1) == []
+    field.clear()
+    field.send_keys("layer4.1")
+    some = cells(page, 8)
+    assert 0 < len(some) <= len(losses)
+    assert all("layer4.1" in text for text in some)
+    output = page.find_element(By.CSS_SELECTOR, ".controls output")
+    assert output.text == f"{len(some)} of {len(losses)}"
+
+
+def background(page: Chrome) -> str:
+    colour: str = page.execute_script(
+        "return getComputedStyle(document.documentElement).backgroundColor"
+    )
+    return colour
+
+
+def test_the_report_is_light_or_dark_as_the_reader_likes(report: str, page: Chrome) -> None:
+    page.get(report)
+    colours = {}
+    for scheme in ("light", "dark"):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        ink: str = page.execute_script(
+            "return getComputedStyle(document.querySelector('svg text')).fill"
+        )
+        colours[scheme] = (background(page), ink)
+        shot(page, f"report-{scheme}")
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert colours["light"] == ("rgb(255, 255, 255)", "rgb(26, 26, 26)")
+    assert colours["dark"] == ("rgb(24, 26, 29)", "rgb(235, 235, 235)")
+
+
+def test_the_report_fits_a_phone(report: str, page: Chrome) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        page.get(report)
+        width: Any = page.execute_script(
+            "return [document.documentElement.scrollWidth, innerWidth]"
+        )
+        assert width[0] <= width[1] == 390
+        shot(page, "report-phone")
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_report_tells_a_screen_reader_what_its_pictures_show(report: str, page: Chrome) -> None:
+    page.get(report)
+    tree: Any = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})
+    images = [n for n in tree["nodes"] if n.get("role", {}).get("value") in ("img", "image")]
+    named = [n["name"]["value"] for n in images if n.get("name", {}).get("value")]
+    assert any(name.startswith("Share of each group among the top 25 filters") for name in named)
+    assert any(name.startswith("Saliency map of sample") for name in named)
+    headings = [n for n in tree["nodes"] if n.get("role", {}).get("value") == "heading"]
+    assert len(headings) >= 10
+
+
+def test_the_report_can_be_printed(report: str, page: Chrome) -> None:
+    page.get(report)
+    printed: Any = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert len(printed["data"]) > 50_000
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not page.find_element(By.CSS_SELECTOR, ".controls").is_displayed()
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_a_class_named_like_a_script_shows_as_text(tmp_path: Path, page: Chrome) -> None:
+    from salmon import SaliencyMonitor
+    from tests.trainers import Module, loader, trainer
+
+    name = "<script>document.title = 'taken over'</script>"
+    views = ViewSettings(class_names=[name, "<img src=x onerror=document.title='taken'>", "c", "d"])
+    monitor = SaliencyMonitor(level=0.7, strict=True, views=views)
+    trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
+    write_report(tmp_path / "report.html", gather(tmp_path), "a run")
+    page.get((tmp_path / "report.html").as_uri())
+    assert page.title == "a run"
+    assert name in page.find_element(By.TAG_NAME, "main").text

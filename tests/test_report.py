@@ -1,0 +1,217 @@
+"""The report: one page that travels, made from the files of a run, whatever their names say."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from salmon import InputError, SaliencyMonitor, StateError, ViewSettings
+from salmon.cli import main
+from salmon.views import gather, write_report
+from salmon.views.report import page
+from salmon.views.report.page import render
+from tests.trainers import Module, digits, loader, trainer
+
+NAMES = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cat & dog", "{{ 7 * 7 }}"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two validations of a network whose classes have odd names, and a test with two loaders."""
+    folder = tmp_path_factory.mktemp("run")
+    monitor = SaliencyMonitor(
+        level=0.7, top_k=5, strict=True, views=ViewSettings(class_names=NAMES, pictures=3),
+        sample_ids=lambda batch: [f"<b>{float(x.sum()):.3f}</b>" for x in batch[0]],
+    )  # fmt: skip
+    module = Module()
+    work = trainer(folder, monitor, max_epochs=2)
+    work.fit(module, loader(digits(64)), loader())
+    work.test(module, [loader(), loader(digits(24, seed=1))], verbose=False)
+    return folder
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and tag == self._inside[-1]:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self._inside:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_a_run_has_a_section_per_stage_and_loader(run: Path) -> None:
+    names = [section.name for section in gather(run)]
+    assert names == ["test-loader0", "test-loader1", "validation"]
+    validation = gather(run)[-1]
+    assert validation.history.passes.tolist() == [0, 1]
+    assert validation.before is not None
+    above = gather(run.parent)
+    assert f"{run.name}: validation" in [section.name for section in above]
+
+
+def test_names_from_data_are_shown_as_text(run: Path) -> None:
+    found = Page(render(gather(run), "a <title>"))
+    assert len(found.all("script")) == 1  # ours
+    assert not any("onerror" in attributes for _, attributes in found.tags)
+    assert not found.all("b")
+    for name in NAMES:
+        assert name in found.text
+    assert "a <title>" in found.text
+
+
+def test_the_page_loads_nothing_from_elsewhere(run: Path) -> None:
+    text = render(gather(run), "run")
+    found = Page(text)
+    sources = [a["src"] or "" for _, a in found.tags if "src" in a]
+    assert sources
+    assert all(source.startswith(("data:image/png;", "data:image/jpeg;")) for source in sources)
+    links = [a["href"] or "" for _, a in found.tags if "href" in a]
+    assert all(link.startswith("#") for link in links)
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(a["content"] or "" for a in found.all("meta") if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_every_mistake_is_in_the_table_with_its_top_filters(run: Path) -> None:
+    section = gather(run)[-1]
+    lines = (run / "salmon" / "flagged-validation-000001.jsonl").read_text().splitlines()
+    flags = [flag for flag in map(json.loads, lines) if flag["kind"] == "sample"]
+    assert sorted(flag.id for flag in section.flags) == sorted(flag["id"] for flag in flags)
+    losses = [flag.loss for flag in section.flags]
+    assert losses == sorted(losses, reverse=True)
+    text = Page(render([section], "run")).text
+    worst = max(flags, key=lambda flag: flag["loss"])
+    for part in (worst["id"], worst["top"][0]["label"], f"{worst['loss']:.3f}"):
+        assert part in text
+    assert len(section.pictures) == 3 + len(flags)
+
+
+def test_charts_are_vector_graphics_with_a_text_for_those_who_cannot_see_them(run: Path) -> None:
+    section = gather(run)[-1]
+    graphics = re.findall(r"<svg.*?</svg>", render([section], "run"), re.DOTALL)
+    assert len(graphics) == 9
+    for graphic in graphics:
+        assert 'role="img"' in graphic
+        assert len(re.findall(r"<desc [^>]*>([^<]{20,})", graphic)) == 1
+    ids = re.findall(r' id="([^"]+)"', render(gather(run), "run"))
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_files_give_the_same_page(run: Path) -> None:
+    assert render(gather(run), "run") == render(gather(run), "run")
+
+
+def test_a_long_table_is_cut_and_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "MOST_FLAGS", 2)
+    section = gather(run)[-1]
+    text = Page(render([section], "run")).text
+    assert f"The 2 of the highest loss, of {len(section.flags)}" in text
+
+
+def test_pictures_of_another_pass_are_not_shown(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "salmon").glob("pass-validation-000001.json"):
+        path.unlink()
+    (section,) = [s for s in gather(copy) if s.name == "validation"]
+    assert section.record.number == 0
+    assert section.pictures == []
+    assert section.flags
+
+
+def test_a_run_without_mistakes_has_a_report(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "salmon").glob("*.jsonl"):
+        path.unlink()
+    text = render(gather(copy), "run")
+    assert "Flagged samples</h3>" not in text
+    assert "Where are mistakes made?" in text
+
+
+def spoil(folder: Path, name: str, content: bytes) -> None:
+    (folder / "salmon" / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pass-validation-000001.json", b'{"schema": "salmon.pass/1"}'),
+        ("pass-validation-000001.json", b"\x80\x04."),
+        ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/1", "kind": "sample"}'),
+        ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/0"}'),
+        ("flagged-validation-000001.jsonl", b"[1]"),
+        ("pictures-validation.jsonl", b'{"schema": "salmon.picture/1", "number": 1}'),
+    ],
+)
+def test_a_damaged_file_is_named(run: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    spoil(copy, name, content)
+    with pytest.raises(StateError, match=name.replace(".", r"\.")):
+        gather(copy)
+
+
+def test_links_to_other_folders_are_not_followed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(InputError, match="holds no passes of the monitor"):
+        gather(tmp_path)
+
+
+def test_the_command_writes_a_page(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "3 sections (test-loader0, test-loader1, validation)" in shown
+    assert out.read_text().startswith("<!DOCTYPE html>")
+    assert out.stat().st_size < 400_000
+    assert main(["report", str(run), "-o", str(out)]) == 2
+    assert "report.html already exists" in capsys.readouterr().err
+    assert main(["report", str(run), "-o", str(out), "--force", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("Written: ")
+
+
+@pytest.mark.parametrize(("name", "message"), [("", "holds no passes"), ("no", "is no folder")])
+def test_a_folder_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    assert main(["report", str(tmp_path / name), "-o", str(tmp_path / "r.html")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_page_replaces_the_old_one_whole_or_not_at_all(run: Path, tmp_path: Path) -> None:
+    out: Any = tmp_path / "report.html"
+    out.write_text("old")
+    write_report(out, gather(run), "run")
+    assert out.read_text() != "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -1,0 +1,220 @@
+"""Views on boards: real event files, a user's own layout, and loggers with methods of their own."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers.wandb import WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from torch.utils.tensorboard import SummaryWriter
+
+from salmon.markdown import cell, literal, markdown_table
+from salmon.views import Board, History, Picture, add_layout, publish
+from salmon.views.record import FilterRow, PairRow
+from salmon.views.tables import filter_rows, p_text
+from tests.records import hand_record
+
+RECORD = hand_record(
+    1,
+    filters=[
+        FilterRow(label="net.a.0[1]", group="early", mistakes=9, median_p=1e-3),
+        FilterRow(label="net.b.0[2]", group="late", mistakes=4, median_p=None),
+    ],
+    pairs=[PairRow(target=1, predicted=0, mistakes=7, filters=["net.a.0[1]", "net.b.0[2]"])],
+    classes=["<script>alert(1)</script>", "![x](http://y)|z"],
+)
+HISTORY = History.of([hand_record(0), RECORD])
+
+
+def events(folder: Path) -> EventAccumulator:
+    kinds = ("scalars", "images", "histograms", "tensors")
+    return EventAccumulator(str(folder), size_guidance=dict.fromkeys(kinds, 0)).Reload()
+
+
+def board(folder: Path) -> Board:
+    return Board(TensorBoardLogger(folder, name="", version=""))
+
+
+def image() -> Picture:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    return Picture(sample=1, id=1, pixels=pixels, heat=torch.ones(8, 8), caption=["1. a for b"])
+
+
+def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
+    one = board(tmp_path)
+    publish([one], "salmon", RECORD, HISTORY, before={"net.a.0[1]": 12}, pictures=[image()])
+    one.experiment.flush()
+    found = events(tmp_path)
+    tags = found.Tags()
+    assert set(tags["images"]) == {
+        "salmon/shares", "salmon/fit_quality", "salmon/heatmap/pot", "salmon/heatmap/zscore",
+        "salmon/trend/pot", "salmon/trend/zscore", "salmon/trend/difference", "salmon/flagged/1",
+    }  # fmt: skip
+    assert set(tags["histograms"]) == {
+        "salmon/depth/pot", "salmon/depth/zscore", "salmon/xi/early", "salmon/xi/late",
+    }  # fmt: skip
+    histogram = found.Histograms("salmon/depth/pot")[0]
+    assert histogram.step == RECORD.step
+    assert list(histogram.histogram_value.bucket_limit) == [1, 2, 3]
+    assert list(histogram.histogram_value.bucket) == [10, 30, 60]
+    text = text_of(found, "salmon/filters")
+    assert "| net.a.0[1] | early | 9 | -3 | 0.001 |" in text
+    assert "| net.b.0[2] | late | 4 | new |  |" in text
+    assert "20 of 200 samples are misclassified" in text_of(found, "salmon/summary")
+
+
+def text_of(found: EventAccumulator, tag: str) -> str:
+    """The last text of a tag."""
+    decoded: str = found.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
+    return decoded
+
+
+def test_names_of_classes_are_literal_in_tables(tmp_path: Path) -> None:
+    one = board(tmp_path)
+    publish([one], "salmon", RECORD, HISTORY, before=None, figures=False)
+    one.experiment.flush()
+    text = text_of(events(tmp_path), "salmon/confusions")
+    assert "<script" not in text
+    assert "![x](" not in text
+    assert text.splitlines()[2].count("|") == 5  # bars of four cells
+
+
+def test_the_same_table_is_not_written_twice(tmp_path: Path) -> None:
+    one, shown = board(tmp_path), dict[str, str]()
+    for step in (1, 2, 3):
+        record = hand_record(step, filters=RECORD.filters, pairs=RECORD.pairs if step < 3 else [])
+        publish([one], "salmon", record, HISTORY, before=None, figures=False, shown=shown)
+    one.experiment.flush()
+    found = events(tmp_path)
+    assert len(found.Tensors("salmon/confusions/text_summary")) == 1
+    assert len(found.Tensors("salmon/filters/text_summary")) == 1
+    assert found.Tags()["images"] == []
+
+
+class Collector:
+    """A logger with the methods that Weights & Biases' has, and a folder of what it got."""
+
+    experiment = object()
+
+    def __init__(self) -> None:
+        self.images: dict[str, Any] = {}
+        self.tables: dict[str, Any] = {}
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        self.images[key] = (images, step)
+
+    def log_table(
+        self, key: str, columns: list[str] | None = None, data: list[list[Any]] | None = None,
+        dataframe: Any = None, step: int | None = None,
+    ) -> None:  # fmt: skip
+        self.tables[key] = (columns, data, step)
+
+
+def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
+    logger = Collector()
+    publish([Board(logger)], "salmon", RECORD, HISTORY, before=None, pictures=[image()])
+    images, step = logger.images["salmon/flagged/1"]
+    assert step == RECORD.step
+    assert images[0].dtype == np.uint8
+    assert len(logger.images) == 8
+    columns, data, step = logger.tables["salmon/filters"]
+    assert columns == ["filter", "group", "mistakes", "change", "median p"]
+    assert data[0] == ["net.a.0[1]", "early", "9", "", "0.001"]
+    # To a table names go as they are: a table shows text.
+    assert logger.tables["salmon/confusions"][1][0][1] == "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("name", ["log_image", "log_table"])
+def test_the_methods_are_called_as_the_logger_of_lightning_takes_them(name: str) -> None:
+    theirs = inspect.signature(getattr(WandbLogger, name)).parameters
+    for parameter in inspect.signature(getattr(Collector, name)).parameters:
+        assert parameter in theirs
+
+
+def test_other_loggers_are_left_alone(tmp_path: Path) -> None:
+    for logger in (CSVLogger(tmp_path), object()):
+        one = Board(logger)
+        assert not one.takes_images
+        publish([one], "salmon", RECORD, HISTORY, before=None, pictures=[image()])
+        assert add_layout(one.experiment, ["salmon"]) == "kept"
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def layouts(folder: Path) -> list[Any]:
+    found = events(folder).Tensors("custom_scalars__config__")
+    return [layout_pb2.Layout.FromString(each.tensor_proto.string_val[0]) for each in found]
+
+
+def test_the_layout_has_a_chart_per_ranking_and_is_written_once(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    assert add_layout(writer, ["salmon"]) == "written"
+    assert add_layout(writer, ["salmon"]) == "kept"
+    assert add_layout(writer, ["salmon", "salmon/loader1"]) == "joined"
+    writer.close()
+    assert [category.title for category in layouts(tmp_path)[-1].category] == [
+        "salmon", "salmon/loader1",
+    ]  # fmt: skip
+    charts = layouts(tmp_path)[0].category[0].chart
+    assert [chart.multiline.tag[0] for chart in charts][:3] == [
+        "salmon/share/pot/", "salmon/share/zscore/", "salmon/share/difference/",
+    ]  # fmt: skip
+
+
+def test_a_users_own_layout_stays(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    mine = {"mine": {"loss": ["Multiline", ["loss/train"]], "band": ["Margin", ["a", "b", "c"]]}}
+    writer.add_custom_scalars(mine)
+    assert add_layout(writer, ["salmon"]) == "joined"
+    writer.close()
+    last = layouts(tmp_path)[-1]
+    assert [category.title for category in last.category] == ["mine", "salmon"]
+    assert last.category[0] == layouts(tmp_path)[0].category[0]
+
+
+def test_a_layout_of_a_run_that_goes_on_is_found_in_its_older_files(tmp_path: Path) -> None:
+    first = SummaryWriter(str(tmp_path), filename_suffix=".1")
+    add_layout(first, ["salmon"])
+    first.close()
+    second = SummaryWriter(str(tmp_path), filename_suffix=".2")
+    assert add_layout(second, ["salmon"]) == "kept"
+    second.close()
+
+
+@pytest.mark.parametrize("folder", ["s3://bucket/run", "", None])
+def test_a_folder_that_cannot_be_looked_at_gets_no_layout(folder: str | None) -> None:
+    class Writer:
+        log_dir = folder
+        file_writer = object()
+
+    assert add_layout(Writer(), ["salmon"]) == "kept"
+
+
+def test_markdown_cells_cannot_break_their_table() -> None:
+    table = markdown_table(["a", "b"], [["x|y\nz", "<img>"], [1, "*"]])
+    assert table.splitlines() == [
+        "| a | b |",
+        "| --- | --- |",
+        "| x\\|y z | &lt;img> |",
+        "| 1 | * |",
+    ]
+    assert cell(3.5) == "3.5"
+    assert literal("a_b [c](d) `e` <f> & |") == (
+        "a\\_b \\[c\\]\\(d\\) \\`e\\` &lt;f&gt; &amp; &#124;"
+    )
+
+
+def test_probabilities_are_written_in_two_digits() -> None:
+    assert [p_text(p) for p in (0.123, 1e-7, 1e-304, 0.0, None, float("nan"))] == [
+        "0.12", "1e-07", "< 1e-300", "< 1e-300", "", "",
+    ]  # fmt: skip
+
+
+def test_changes_are_against_the_table_before() -> None:
+    changes = [row[3] for row in filter_rows(RECORD, {"net.a.0[1]": 9})]
+    assert changes == ["+0", "new"]
+    assert [row[3] for row in filter_rows(RECORD, None)] == ["", ""]

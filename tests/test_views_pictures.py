@@ -1,0 +1,155 @@
+"""Flagged images: pixels as people know them, maps on top, captions below, few bytes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2 as transforms
+
+from salmon import InputError, StateError, ViewSettings
+from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation
+from salmon.views.files import read_pictures, write_pictures
+from salmon.views.pictures import IMAGENET, captioned, encoded, enlarged, overlay
+from salmon.views.raster import Pixels
+
+
+def photo(seed: int = 0, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (channels, 20, 30), dtype=torch.uint8, generator=generator)
+
+
+def rows(image: Tensor) -> Pixels:
+    return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.0,) * 3, (1.0,) * 3), ((0.5,) * 3, (0.5,) * 3), IMAGENET, ((0.0,) * 3, (1 / 255,) * 3)],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_normalised_images_get_their_pixels_back(
+    mean: tuple[float, ...], std: tuple[float, ...], given: bool
+) -> None:
+    images = [photo(seed) for seed in range(3)]
+    images[0][:, 0, 0], images[0][:, 0, 1] = 0, 255  # the whole range, as in a data set
+    normalise = transforms.Normalize(list(mean), list(std))
+    seen = [normalise(image.float() / 255) for image in images]
+    found = Normalisation(mean=mean, std=std) if given else guess_normalisation(seen)
+    for image, value in zip(images, seen, strict=True):
+        assert np.array_equal(found.pixels(value), rows(image))
+
+
+def test_one_normalisation_serves_all_images_of_a_set() -> None:
+    bright = [torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -1.0)]
+    shown = [guess_normalisation(bright).pixels(image) for image in bright]
+    assert [int(image[0, 0, 0]) for image in shown] == [191, 0]
+
+
+def test_unknown_ranges_are_stretched_and_odd_values_do_no_harm() -> None:
+    image = torch.tensor([[[-7.0, 13.0, torch.nan, torch.inf]]])
+    found = guess_normalisation([image, torch.tensor([[[-7.0, 13.0]]])])
+    assert found.pixels(image)[0, :, 0].tolist() == [0, 255, 0, 255]
+    assert guess_normalisation([torch.full((1, 2, 2), torch.nan)]).mean == (0.0,)
+    assert guess_normalisation([]).mean == (0.0,)
+    flat = torch.full((1, 2, 2), 7000.0)
+    assert guess_normalisation([flat]).pixels(flat).shape == (2, 2, 3)
+
+
+def test_whole_numbers_and_grey_images_are_shown_as_they_are() -> None:
+    image = photo(channels=1)
+    normalisation = Normalisation(mean=(0.1,), std=(0.3,))
+    assert np.array_equal(normalisation.pixels(image), rows(image))
+
+
+def test_a_map_colours_where_it_is_high_only() -> None:
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    heat = torch.tensor([[0.0, 1.0], [0.5, 0.0]])
+    found = overlay(grey, heat)
+    assert len(set(found[0, 0].tolist())) == 1  # grey
+    assert found[0, 1, 0] > 200 > found[0, 1, 2]  # orange
+    assert (found[1, 0] > np.minimum(found[0, 0], found[0, 1])).sum() >= 1
+
+
+def test_small_images_grow_by_whole_numbers_and_large_ones_shrink() -> None:
+    small = rows(photo())
+    grown = enlarged(small, 256)
+    assert grown.shape == (160, 240, 3)
+    assert np.array_equal(grown[::8, ::8], small)
+    large = np.zeros((300, 600, 3), np.uint8)
+    assert enlarged(large, 256).shape == (128, 256, 3)
+
+
+def test_a_caption_is_burnt_in_below_the_images() -> None:
+    white = np.full((20, 30, 3), 255, np.uint8)
+    page = captioned([white, white], ["1. cat taken for dog", "x" * 300])
+    assert page.shape[1] == 560
+    assert page[:160].min() == 255
+    assert page[180:].min() < 80
+    without = captioned([white], [])
+    assert page.shape[0] > without.shape[0]
+
+
+def test_small_images_are_stored_without_loss_and_large_ones_in_few_bytes() -> None:
+    small = rows(photo())
+    media, data = encoded(small)
+    assert media == "image/png"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), small)
+    media, data = encoded(np.zeros((200, 200, 3), np.uint8))
+    assert media == "image/jpeg"
+    assert len(data) < 3000
+
+
+def pictures(folder: Path) -> Path:
+    small = rows(photo())
+    heat = torch.rand(20, 30)
+    one = Picture(sample=7, id="a", pixels=small, heat=heat, caption=["1. a taken for b", "..."])
+    two = Picture(sample=9, id="b", pixels=small, heat=None, caption=["2. b taken for a"])
+    path = folder / "pictures.jsonl"
+    write_pictures(path, 4, [one, two], [Thumbnail(sample=7, pixels=small)])
+    return path
+
+
+def test_pictures_are_the_same_after_their_way_to_disk(tmp_path: Path) -> None:
+    first, second, thumbnail = read_pictures(pictures(tmp_path))
+    assert (first.number, first.sample, first.caption) == (4, 7, ["1. a taken for b", "..."])
+    assert first.heat is not None
+    assert second.heat is None
+    assert (thumbnail.sample, thumbnail.caption) == (7, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"media": "image/png"', '"media": "image/svg+xml"'),
+        ('"media": "image/png"', '"media": "image/jpeg"'),
+        ('"data": "iVBOR', '"data": "<scri'),
+        ('"data": "iVBOR', '"data": "PHN2Z'),
+    ],
+)
+def test_images_that_are_something_else_are_refused(tmp_path: Path, old: str, new: str) -> None:
+    path = pictures(tmp_path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(StateError, match="holds an image that is none"):
+        read_pictures(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pictures": -1}, "pictures is -1"),
+        ({"thumbnails": 1.5}, "thumbnails is 1.5"),
+        ({"class_names": "cat"}, "class_names is the string"),
+        ({"mean": [0.5]}, "mean and std go together"),
+        ({"mean": [0.5, 0.5], "std": [1.0, 1.0]}, "one number for all colours or three"),
+        ({"mean": [0.5], "std": [0.0]}, "std > 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ViewSettings(**arguments)  # type: ignore[arg-type]
