@@ -43,7 +43,7 @@ def server(demo: Path) -> Iterator[Server]:
         for _ in range(60):  # it reads in the background
             if (
                 RUN in started.json("images/tags")
-                and "salmon/flagged/8" in (started.json("images/tags")[RUN])
+                and "salmon/flagged/4" in (started.json("images/tags")[RUN])
             ):
                 break
             time.sleep(0.5)
@@ -62,7 +62,14 @@ def test_scalars_have_a_line_per_group_and_ranking(server: Server) -> None:
         for group in GROUPS:
             rows = server.json("scalars/scalars", run=RUN, tag=f"salmon/share/{method}/{group}")
             assert len(rows) == 3
-    for name in ("misclassified", "fits/ok", "doubtful", "cost/seconds", "cost/views_seconds"):
+    for name in (
+        "misclassified",
+        "fits/ok",
+        "doubtful",
+        "cost/seconds",
+        "cost/views_seconds",
+        "cost/pictures_seconds",
+    ):
         assert f"salmon/{name}" in tags
     shares = [
         server.json("scalars/scalars", run=RUN, tag=f"salmon/share/pot/{group}")[-1][2]
@@ -108,7 +115,7 @@ def picture(server: Server, tag: str) -> Any:
 @pytest.mark.parametrize(
     "name",
     ["shares", "fit_quality", "heatmap/pot", "heatmap/zscore", "trend/pot", "trend/zscore",
-     "trend/difference", "flagged/1", "flagged/8"],
+     "trend/difference", "flagged/1", "flagged/4"],
 )  # fmt: skip
 def test_images_are_served_with_something_on_them(server: Server, name: str) -> None:
     rows, image = picture(server, f"salmon/{name}")
@@ -163,8 +170,8 @@ def test_the_panels_of_tensorboard_show_what_was_written(
     server: Server, page: Chrome, panel: str, tags: str, shown: list[str]
 ) -> None:
     page.get("about:blank")
-    choice = f"tagFilter={urllib.parse.quote(tags)}&runFilter={RUN}" if tags else ""
-    page.get(f"{server.address}/#{panel}&{choice}")
+    choice = f"&tagFilter={urllib.parse.quote(tags)}&runFilter={RUN}" if tags else ""
+    page.get(f"{server.address}/#{panel}{choice}")
     text = waited(page, lambda text: all(word in text for word in shown))
     assert "No dashboards are active" not in text
     time.sleep(1)  # charts are drawn after their names

@@ -82,7 +82,7 @@ def test_damaged_files_are_refused(tmp_path: Path, index: FilterIndex, content: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "salmon.fit/2"}, "salmon.fit/2"),
+        ({"format": "salmon.fit/3"}, "salmon.fit/3"),
         ({"filters": "many"}, "list of filters"),
         ({"filters": [("a", 1)]}, "list of filters"),
         ({"fit": None}, "another version"),

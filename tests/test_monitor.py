@@ -290,6 +290,7 @@ def test_every_nth_validation_is_measured_and_the_sanity_check_never(tmp_path: P
     names = sorted(p.name for p in (tmp_path / "salmon").iterdir())
     assert names == [
         "fit-validation.pt", "flagged-validation-000000.jsonl", "flagged-validation-000003.jsonl",
+        "pass-validation-000000.json", "pass-validation-000003.json", "pictures-validation.jsonl",
     ]  # fmt: skip
 
 
@@ -404,5 +405,6 @@ def test_a_network_that_is_always_right_has_fits_and_no_flags(tmp_path: Path) ->
     assert (found.misclassified, found.samples) == (0, 40)
     assert work.callback_metrics["salmon/misclassified"].item() == 0
     assert not any("share" in name for name in work.callback_metrics if "salmon/share" in name)
-    assert [p.name for p in (tmp_path / "salmon").iterdir()] == ["fit-validation.pt"]
+    names = sorted(p.name for p in (tmp_path / "salmon").iterdir())
+    assert names == ["fit-validation.pt", "pass-validation-000000.json"]
     assert not math.isnan(float(found.fit.xi[0]))

@@ -73,7 +73,7 @@ def test_validating_a_checkpoint_measures_its_weights(tmp_path: Path) -> None:
 
 def test_state_of_another_version_or_network_is_refused() -> None:
     monitor = SaliencyMonitor()
-    with pytest.raises(StateError, match="version 7 but 1 is needed"):
+    with pytest.raises(StateError, match="version 7 but 2 is needed"):
         monitor.load_state_dict({"version": 7})
     with pytest.raises(InputError, match="no pass 'validation' was measured"):
         monitor.last_fit(Module())

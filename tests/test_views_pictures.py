@@ -1,6 +1,7 @@
 """Flagged images: pixels as people know them, maps on top, captions below, few bytes."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from torchvision.transforms import v2 as transforms
 
 from salmon import InputError, StateError, ViewSettings
 from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation
+from salmon.views.charts import share_bars
 from salmon.views.files import read_pictures, write_pictures
 from salmon.views.pictures import IMAGENET, captioned, encoded, enlarged, overlay
-from salmon.views.raster import Pixels
+from salmon.views.raster import Pixels, pixels
+from tests.records import hand_record
 
 
 def photo(seed: int = 0, channels: int = 3) -> Tensor:
@@ -85,22 +88,37 @@ def test_small_images_grow_by_whole_numbers_and_large_ones_shrink() -> None:
 
 def test_a_caption_is_burnt_in_below_the_images() -> None:
     white = np.full((20, 30, 3), 255, np.uint8)
-    page = captioned([white, white], ["1. cat taken for dog", "x" * 300])
+    lines = ["1. cat taken for dog", "x" * 300]
+    picture = Picture(sample=1, id=1, pixels=white, heat=torch.zeros(20, 30), caption=lines)
+    page = captioned(picture)
     assert page.shape[1] == 560
-    assert page[:160].min() == 255
+    assert page[10:170, 10:250].min() == 255  # the image; its map is grey
+    assert page[10:170, 260:500].max() < 255
     assert page[180:].min() < 80
-    without = captioned([white], [])
-    assert page.shape[0] > without.shape[0]
+    bare = captioned(replace(picture, heat=None, caption=[]))
+    assert page.shape[0] > bare.shape[0]
+    assert bare[:, 250:].min() == 255
 
 
-def test_small_images_are_stored_without_loss_and_large_ones_in_few_bytes() -> None:
+def decoded(data: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def test_images_are_stored_exactly_as_photos_or_as_charts() -> None:
     small = rows(photo())
-    media, data = encoded(small)
+    media, data = encoded(small, "exact")
     assert media == "image/png"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), small)
-    media, data = encoded(np.zeros((200, 200, 3), np.uint8))
+    assert np.array_equal(decoded(data), small)
+    smooth = np.linspace(0, 255, 300).astype(np.uint8)[:, None, None].repeat(200, 1).repeat(3, 2)
+    media, data = encoded(smooth, "photo")
     assert media == "image/jpeg"
-    assert len(data) < 3000
+    assert np.abs(decoded(data).astype(int) - smooth).max() < 10
+    chart = pixels(share_bars(hand_record()))
+    media, data = encoded(chart, "chart")
+    assert media == "image/png"
+    assert len(data) < len(encoded(chart, "exact")[1]) / 2
+    far = np.abs(decoded(data).astype(int) - chart).max(2)
+    assert (far > 24).mean() < 0.01  # edges of letters
 
 
 def pictures(folder: Path) -> Path:

@@ -157,22 +157,12 @@ class SaliencyMonitor(CallbackBase):
         check_trainer(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a pass.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Begin a pass."""
         if not trainer.sanity_checking:
             self._start(pl_module, "validation")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a pass.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Begin a pass."""
         self._start(pl_module, "test")
 
     def on_validation_batch_end(
@@ -200,22 +190,12 @@ class SaliencyMonitor(CallbackBase):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, rank, log and write.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Fit, rank, log and write."""
         if not trainer.sanity_checking:
             self._finish(trainer, pl_module, "validation")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit, rank, log and write.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-        """
+        """Fit, rank, log and write."""
         self._finish(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,23 +209,11 @@ class SaliencyMonitor(CallbackBase):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Drop a pass that an exception ended.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-            exception: Unused.
-        """
+        """Drop a pass that an exception ended."""
         self._pass = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Drop what is left of a pass.
-
-        Args:
-            trainer: Unused.
-            pl_module: Unused.
-            stage: Unused.
-        """
+        """Drop what is left of a pass."""
         self._pass = None
 
     def state_dict(self) -> dict[str, Any]:

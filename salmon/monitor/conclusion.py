@@ -37,8 +37,10 @@ class Conclusion:
             measuring: Of the pass.
             memory: What the views know of the passes before; updated.
         """
-        self.clock = Clock()
-        """Of pictures and views."""
+        self.picturing = Clock()
+        """Of the pictures of mistakes, saliency maps for the most part."""
+        self.showing = Clock()
+        """Of drawing and writing views."""
         self._settings = settings
         self._number = number
         self._measuring = measuring
@@ -72,14 +74,14 @@ class Conclusion:
         )
         log_metrics(model, scope, record)
         images = FlaggedImages()
-        with guarded(settings, "could not picture the mistakes"), self.clock, muted(model):
+        with guarded(settings, "could not picture the mistakes"), self.picturing, muted(model):
             images = flagged_images(
                 model, diagnosis, run.worst, settings,
                 classes=classes, normalisation=normalisation(data, settings.views),
                 forward_context=partial(forward_context, trainer),
             )  # fmt: skip
         self._write(trainer, scope, diagnosis, record, images)
-        with guarded(settings, "could not show its views"), self.clock:
+        with guarded(settings, "could not show its views"), self.showing:
             self._show(trainer, scope, record, images)
         return diagnosis
 
@@ -92,7 +94,8 @@ class Conclusion:
         if folder is None:
             return
         try:
-            write_diagnosis(folder, scope, diagnosis, record, images)
+            with self.showing:
+                write_diagnosis(folder, scope, diagnosis, record, images)
         except OSError as error:
             logger.warning(
                 "SaliencyMonitor could not write the flagged samples and fits of %s pass %d (%s); "

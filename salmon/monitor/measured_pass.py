@@ -155,7 +155,8 @@ class MeasuredPass:
                 found[scope] = self._conclusion.conclude(trainer, model, scope, loader, run)
         if found and self._alive:
             with self._guarded("could not log its cost"):
-                log_cost(model, self._stage, self._clock, self._conclusion.clock)
+                end = self._conclusion
+                log_cost(model, self._stage, self._clock, end.picturing, end.showing)
         for scope, diagnosis in found.items():
             log_summary(scope, self._number, diagnosis, self._clock, self._skipped)
         return found

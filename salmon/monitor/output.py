@@ -60,16 +60,24 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
         )
 
 
-def log_cost(model: LightningModule, stage: str, clock: Clock, views: Clock) -> None:
+def log_cost(
+    model: LightningModule, stage: str, clock: Clock, picturing: Clock, showing: Clock
+) -> None:
     """Log the seconds that the monitor took, and their share of the pass.
 
     Args:
         model: The network.
         stage: ``"validation"`` or ``"test"``.
         clock: Of the pass.
-        views: Of the part of it that views took.
+        picturing: Of the part of it that pictures of mistakes took.
+        showing: Of the part that drawing and writing took.
     """
-    costs = {"seconds": clock.busy, "share": clock.share, "views_seconds": views.busy}
+    costs = {
+        "seconds": clock.busy,
+        "share": clock.share,
+        "pictures_seconds": picturing.busy,
+        "views_seconds": showing.busy,
+    }
     metrics = {f"cost/{name}": value for name, value in costs.items()}
     _log(model, metric_scope(stage), metrics)
 

@@ -25,6 +25,7 @@ MOST_BYTES = 64 * 2**20
 
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 _SIDE = 192  # of the images in the report
+_SMALL = 48  # images up to this size are stored without loss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ def write_pictures(
         StoredPicture(
             number=number,
             sample=each.sample,
-            image=_stored(enlarged(each.parts[0], _SIDE)),
-            heat=_stored(enlarged(each.parts[1], _SIDE)) if len(each.parts) > 1 else None,
+            image=_stored(enlarged(each.pixels, _SIDE)),
+            heat=None if each.overlay is None else _stored(enlarged(each.overlay, _SIDE)),
             caption=list(each.caption),
         )
         for each in pictures
@@ -150,7 +151,7 @@ def read_flags(path: Path, schema: str) -> list[dict[str, Any]]:
 
 def _stored(pixels: Pixels) -> StoredImage:
     """An image in few bytes."""
-    media, data = encoded(pixels)
+    media, data = encoded(pixels, "exact" if max(pixels.shape) <= _SMALL else "photo")
     return StoredImage(media=media, data=base64.b64encode(data).decode())
 
 

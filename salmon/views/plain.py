@@ -1,7 +1,8 @@
 """Records from plain values that were read from a file: every type checked, nothing executed."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -30,6 +31,12 @@ def from_plain(kind: type[_Record], value: Any, where: str) -> _Record:
     return built
 
 
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of the fields of a dataclass."""
+    return get_type_hints(kind)
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     """One value of a wanted type."""
     origin, inner = get_origin(kind), get_args(kind)
@@ -43,13 +50,12 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _build(inner[1], each, f"{where}.{key}") for key, each in value.items()}
     if is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        names = [field.name for field in fields(kind)]
-        missing = [name for name in names if name not in value]
+        hints = _hints(cast(Any, kind))
+        missing = [name for name in hints if name not in value]
         if missing:
             raise StateError(f"{where} has no {missing[0]!r}; make the file anew.")
         return cast(type[Any], kind)(
-            **{n: _build(hints[n], value[n], f"{where}.{n}") for n in names}
+            **{n: _build(hints[n], value[n], f"{where}.{n}") for n in hints}
         )
     if kind is float and value is None:
         return math.nan

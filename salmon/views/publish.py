@@ -61,7 +61,7 @@ def publish(
     charts = _charts(record, history) if figures else {}
     drawn = {name: pixels(chart) for name, chart in charts.items()}
     # One tag per place: the images of one tag are steps of a slider.
-    photos = {f"flagged/{i}": captioned(p.parts, p.caption) for i, p in enumerate(pictures, 1)}
+    photos = {f"flagged/{i}": captioned(p) for i, p in enumerate(pictures, 1)}
     for board in takers:
         for name, image in drawn.items():
             board.image(f"{scope}/{name}", image, record.step)

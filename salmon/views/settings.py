@@ -23,7 +23,7 @@ class ViewSettings:
         std: The same.
     """
 
-    pictures: int = 8
+    pictures: int = 4
     maps: bool = True
     thumbnails: int = 200
     figures: bool = True

@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m tests.benchmarks [--quick] [--json FILE] [--write FILE]``.
+"""Run the benchmarks: ``python -m tests.benchmarks [--quick | --only TABLE] [--write FILE]``.
 
 Prints markdown tables. ``--quick`` takes about a minute and fails if a ratio is worse than 1.5
 times the recorded one. Threads are bound (``OMP_PROC_BIND=true``): unbound ones make the figures
@@ -10,8 +10,10 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,9 @@ def ratios_of(found: Tables) -> dict[str, float]:
 def main() -> int:
     """Measure, print, compare."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
-    parser.add_argument("--quick", action="store_true", help="a minute, with a regression check")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="a minute, with a regression check")
+    which.add_argument("--only", metavar="TABLE", help="of the full run, one table by its title")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--write", type=Path, help="put the tables into this markdown file")
     options = parser.parse_args()
@@ -59,47 +63,68 @@ def main() -> int:
         bound = os.environ | {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]], bound)
 
-    from tests.benchmarks import saliency, statistics
     from tests.benchmarks.measure import machine
 
     for name in ("pytorch_lightning", "lightning.pytorch", "salmon"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-
-    def gated() -> Tables:
-        return {
-            "Saliency": saliency.rows(quick=options.quick),
-            "Fit": statistics.fit_rows(quick=options.quick),
-            "Callback": statistics.callback_rows(quick=options.quick),
-        }
-
-    found = gated()
-    found["Stream"] = statistics.stream_rows(quick=options.quick)
-    if not options.quick:
-        found["Memory"] = saliency.memory_rows()
-        found["Saliency by batch and input"] = saliency.curve_rows()
-        found["Fit by filters and excesses"] = statistics.fit_curve_rows()
-    tables = "\n".join([machine(), "", *(markdown(*table) for table in found.items())])
-    print(tables)
+    tasks = _tasks(quick=options.quick)
+    if options.only is not None and options.only not in tasks:
+        parser.error(f"--only is {options.only!r}; one of {', '.join(tasks)} is needed")
+    found = {title: task() for title, task in tasks.items() if options.only in (None, title)}
+    tables = {title: markdown(title, rows) for title, rows in found.items()}
+    print("\n".join([machine(), "", *tables.values()]))
     if options.json:
         options.json.write_text(
             json.dumps({"machine": machine()} | found, indent=1, default=vars_of)
         )
     if options.write:
-        text = options.write.read_text()
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        options.write.write_text(f"{before}{BEGIN}\n{tables}{END}{after}")
+        _write(options.write, machine(), tables, whole=options.only is None)
     if not options.quick:
         return 0
     ratios = ratios_of(found)
     if any(ratio > FACTOR * RECORDED[name] for name, ratio in ratios.items()):
         # Perhaps something else kept the machine busy: what is slow stays slow.
-        again = ratios_of(gated())
+        again = ratios_of({title: tasks[title]() for title in ("Saliency", "Fit", "Callback")})
         ratios = {name: min(ratio, again[name]) for name, ratio in ratios.items()}
     worse = {n: r for n, r in ratios.items() if r > FACTOR * RECORDED[n]}
     for name, ratio in worse.items():
         print(f"\nSlower than recorded: {name} is {ratio:.2f}, recorded {RECORDED[name]}.")
     return 1 if worse else 0
+
+
+def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """What makes each table."""
+    from tests.benchmarks import saliency, statistics, views
+
+    tasks: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "Saliency": lambda: saliency.rows(quick=quick),
+        "Fit": lambda: statistics.fit_rows(quick=quick),
+        "Callback": lambda: statistics.callback_rows(quick=quick),
+        "Stream": lambda: statistics.stream_rows(quick=quick),
+    }
+    if not quick:
+        tasks |= {
+            "Memory": saliency.memory_rows,
+            "Views": views.rows,
+            "Saliency by batch and input": saliency.curve_rows,
+            "Fit by filters and excesses": statistics.fit_curve_rows,
+        }
+    return tasks
+
+
+def _write(path: Path, machine: str, tables: dict[str, str], *, whole: bool) -> None:
+    """Put all tables into a file, or one in place of the table of its title."""
+    before, rest = path.read_text().split(BEGIN)
+    inside, after = rest.split(END)
+    if whole:
+        inside = "\n".join(["", machine, "", *tables.values()])
+    else:
+        for title, table in tables.items():
+            old = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
+            inside, count = old.subn(table.replace("\\", r"\\"), inside)
+            inside += "" if count else f"\n{table}"
+    path.write_text(f"{before}{BEGIN}{inside}{END}{after}")
 
 
 def vars_of(timing: Any) -> dict[str, float]:

@@ -17,7 +17,7 @@ from salmon.views.files import StoredImage
 from salmon.views.findings import findings
 from salmon.views.fit_charts import fit_page, xi_chart
 from salmon.views.palette import DARK, LIGHT, Colour
-from salmon.views.report.gather import Section, StoredFlag
+from salmon.views.report.gathering import Section, StoredFlag
 from salmon.views.svg import svg
 from salmon.views.tables import (
     FILTER_COLUMNS,
@@ -27,9 +27,6 @@ from salmon.views.tables import (
     p_text,
     pair_rows,
 )
-
-MOST_FLAGS = 500
-"""Flagged samples in the table; the page stays light enough for a phone."""
 
 _NAMED = 3
 
@@ -119,7 +116,7 @@ def _section(number: int, section: Section) -> dict[str, object]:
             target=record.class_name(flag.target),
             predicted=record.class_name(flag.predicted),
         )
-        for flag in section.flags[:MOST_FLAGS]
+        for flag in section.flags
     ]
     return {
         "id": f"section-{number}",
@@ -131,7 +128,7 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "pairs": (PAIR_COLUMNS, pair_rows(record)),
         "pictures": [picture for picture in section.pictures if picture.caption],
         "rows": rows,
-        "flags": len(section.flags),
+        "flags": section.flagged,
         "named": _NAMED,
     }
 

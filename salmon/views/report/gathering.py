@@ -1,9 +1,12 @@
 """Finding the files of runs and reading what a report needs of them."""
 
+import heapq
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from salmon.errors import InputError
 from salmon.ranking import SCHEMA as FLAG_SCHEMA
@@ -14,6 +17,9 @@ from salmon.views.record import PassRecord
 
 _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
 _DEEP = 4  # folders below the one that is named
+
+MOST_FLAGS = 500
+"""Flagged samples in the table; the page stays light enough for a phone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +54,8 @@ class Section:
     record: PassRecord  # of the last pass
     history: History
     before: PassRecord | None
-    flags: list[StoredFlag]  # of the last pass, worst first
+    flagged: int  # samples in the last pass
+    flags: list[StoredFlag]  # the worst of them, worst first
     pictures: list[StoredPicture]  # of the last pass
 
 
@@ -103,12 +110,14 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
     run = place.parent if place.name == "salmon" else place
     inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
     name = f"{inner}: {scope}" if str(inner) != "." else scope
+    count, flags = _worst_flags(flagged) if flagged.is_file() else (0, [])
     return Section(
         name=name,
         record=record,
         history=History.of(records),
         before=records[-2] if len(records) > 1 else None,
-        flags=_flags(flagged) if flagged.is_file() else [],
+        flagged=count,
+        flags=flags,
         pictures=[
             picture
             for picture in (read_pictures(pictures) if pictures.is_file() else [])
@@ -117,11 +126,16 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
     )
 
 
-def _flags(path: Path) -> list[StoredFlag]:
-    """Flagged samples, those of the highest loss first; a loss that is not finite leads."""
-    found = [
-        from_plain(StoredFlag, flag | {"id": str(flag.get("id"))}, path.name)
-        for flag in read_flags(path, FLAG_SCHEMA)
-        if flag.get("kind") == "sample"
+def _worst_flags(path: Path) -> tuple[int, list[StoredFlag]]:
+    """Number of flagged samples, and those of the highest loss; a loss that is not finite leads."""
+    samples = [f for f in read_flags(path, FLAG_SCHEMA) if f.get("kind") == "sample"]
+    worst = heapq.nlargest(MOST_FLAGS, samples, key=_loss)
+    return len(samples), [
+        from_plain(StoredFlag, flag | {"id": str(flag.get("id"))}, path.name) for flag in worst
     ]
-    return sorted(found, key=lambda flag: -flag.loss if flag.loss == flag.loss else -1e300)
+
+
+def _loss(flag: dict[str, Any]) -> float:
+    """The loss of a flag, as far as it is a number."""
+    loss = flag.get("loss")
+    return float(loss) if isinstance(loss, int | float) else math.inf
