@@ -137,12 +137,12 @@ def test_names_of_layers_leave_out_what_all_share() -> None:
 
 def test_findings_name_the_place_the_time_and_the_trust() -> None:
     text = " ".join(findings(hand_record(2), THREE))
-    assert "20 of 200 samples are misclassified (10.0%)" in text
-    assert "at 75% of its depth, the filters at 67%" in text
+    assert "20 of 200 samples are misclassified (10.0 %)" in text
+    assert "at 75.0 % of its depth, the filters at 66.7 %" in text
     assert "later than" in text
-    assert "late is blamed most: 60.0% of the top filters, 50.0% of all filters" in text
-    assert "early from 40.0% to 90.0% of the top filters, at validation 1" in text
-    assert "83.3% of the filters have a fitted tail" in text
+    assert "late is blamed most: 60.0 % of the top filters, 50.0 % of all filters" in text
+    assert "early from 40.0 % to 90.0 % of the top filters, at validation 1" in text
+    assert "83.3 % of the filters have a fitted tail" in text
     silent = hand_record(counts={"pot": [0, 0, 0], "zscore": [0, 0, 0]})
     assert "No filter could be ranked" in " ".join(findings(silent, History.start(silent)))
 

@@ -53,7 +53,7 @@ def anderson_darling(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
         sigma: ``[F]`` fitted scales, in the unit of ``excess``.
 
     Returns:
-        ``[F]`` float64, ``> 0``. NaN where there is no fit and no excess, and where the fit rules
+        ``[F]`` float64, ``> 0``. NaN where there is no fit or no excess, and where the fit rules
         out an excess: at or past the end point, as the largest one of a boundary fit is, or at or
         below zero.
 

@@ -15,7 +15,7 @@ from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_p
 from salmon.ranking import Diagnosis
 from salmon.repairs import to_device
 from salmon.saliency import eval_mode, input_saliency, map_of_image
-from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation, p_text
+from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation, p_text, percent
 
 MAP_FILTERS = 10
 """Filters boosted for a map, as many as Levin et al. take."""
@@ -128,7 +128,7 @@ def _caption(
     sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
     lines = [
         f"{place}. {names[0]} taken for {names[1]}",
-        f"id {diagnosis.ids[row]}; {names[0]} {sure[0]:.1%}, {names[1]} {sure[1]:.1%}; "
+        f"id {diagnosis.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
         f"loss {float(mistakes.loss[row]):.3g}",
     ]
     for number, p in zip(

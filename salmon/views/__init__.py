@@ -1,6 +1,7 @@
 """What people look at: numbers, charts, tables, flagged images, and a report that travels."""
 
 from salmon.views.board import Board
+from salmon.views.drawing import percent
 from salmon.views.files import write_pass, write_pictures
 from salmon.views.history import History
 from salmon.views.layout import add_layout
@@ -29,6 +30,7 @@ __all__ = [
     "p_text",
     "pair_rows",
     "pass_metrics",
+    "percent",
     "publish",
     "record_pass",
     "write_pass",

@@ -19,6 +19,7 @@ from salmon.views.drawing import (
     clipped,
     heading,
     legend,
+    percent,
     series,
 )
 from salmon.views.history import History
@@ -93,7 +94,7 @@ def heat_map(history: History, method: str) -> Drawing:
     drawing = Drawing(
         max(left + width * len(shares) + 60, 560), head + height * rows + 50, title,
         f"A row per layer from the first on top, a column per validation; the darkest cell is "
-        f"{100 * top:.1f} %. " + _peak(history, shares[-1]),
+        f"{percent(top)}. " + _peak(history, shares[-1]),
     )  # fmt: skip
     drawing.add(heading(title))
     for row, layer in enumerate(history.layers):
@@ -108,7 +109,7 @@ def heat_map(history: History, method: str) -> Drawing:
             drawing.add(name)
         for column, share in enumerate(shares[:, row].tolist()):
             if not math.isnan(share):
-                hint = f"{layer.layer}, validation {labels[column]}: {100 * share:.1f} %"
+                hint = f"{layer.layer}, validation {labels[column]}: {percent(share)}"
                 drawing.add(
                     Box(left + column * width, y, width - 0.5, height - 0.5, series(0),
                         share / top if top else 0.0, hint)
@@ -118,7 +119,7 @@ def heat_map(history: History, method: str) -> Drawing:
     for column in range(0, len(shares), every):
         at = left + (column + 0.5) * width
         drawing.add(Words(at, bottom + 15, labels[column], "middle", 10, FAINT))
-    drawing.add(Words(left, bottom + 36, f"validation; darkest = {100 * top:.1f} %", paint=FAINT))
+    drawing.add(Words(left, bottom + 36, f"validation; darkest = {percent(top)}", paint=FAINT))
     return drawing
 
 
@@ -236,7 +237,7 @@ def _peak(history: History, shares: Tensor) -> str:
     if bool(torch.isnan(shares).all()):
         return "No filter was ranked in the last one."
     best = int(torch.nan_to_num(shares).argmax())
-    return f"Largest in the last one: {history.layers[best].layer}, {100 * shares[best]:.1f} %."
+    return f"Largest in the last one: {history.layers[best].layer}, {percent(float(shares[best]))}."
 
 
 def _spoken(groups: Sequence[str], last: Tensor) -> str:

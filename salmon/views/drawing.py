@@ -200,6 +200,18 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def percent(share: float) -> str:
+    """Write a share.
+
+    Args:
+        share: In [0, 1].
+
+    Returns:
+        Such as ``61.0 %``.
+    """
+    return f"{100 * share:.1f} %"
+
+
 def legend(x: float, y: float, names: Sequence[str], first: int = 0) -> list[Shape]:
     """Names of paints, under each other.
 

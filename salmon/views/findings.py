@@ -2,6 +2,7 @@
 
 import torch
 
+from salmon.views.drawing import percent
 from salmon.views.fit_charts import doubt_text
 from salmon.views.history import History
 from salmon.views.record import PassRecord
@@ -21,7 +22,7 @@ def findings(record: PassRecord, history: History) -> list[str]:
     """
     share = record.misclassified / max(1, record.samples)
     lines = [
-        f"{record.misclassified} of {record.samples} samples are misclassified ({share:.1%})"
+        f"{record.misclassified} of {record.samples} samples are misclassified ({percent(share)})"
         + _before(history)
     ]
     if sum(record.counts["pot"]) == 0:
@@ -31,7 +32,7 @@ def findings(record: PassRecord, history: History) -> list[str]:
     fitted = sum(record.fits[status] for status in _FITTED)
     total = max(1, sum(record.fits.values()))
     origin = " (tails of other data)" if record.given_fit else ""
-    lines.append(f"{fitted / total:.1%} of the filters have a fitted tail{origin}. "
+    lines.append(f"{percent(fitted / total)} of the filters have a fitted tail{origin}. "
                  f"{doubt_text(record)}")  # fmt: skip
     return lines
 
@@ -43,7 +44,7 @@ def _before(history: History) -> str:
     wrong, samples = int(history.misclassified[0]), int(history.samples[0])
     return (
         f"; in validation {int(history.passes[0])} they were {wrong} of {samples} "
-        f"({wrong / max(1, samples):.1%})."
+        f"({percent(wrong / max(1, samples))})."
     )
 
 
@@ -58,7 +59,7 @@ def _depth(record: PassRecord, history: History) -> str:
     where = "about as deep as" if abs(gap) < 0.02 else "earlier than" if gap < 0 else "later than"
     return (
         f"By POT the blamed filters lie {where} the network's filters do: on average at "
-        f"{blamed:.0%} of its depth, the filters at {everyone:.0%}."
+        f"{percent(blamed)} of its depth, the filters at {percent(everyone)}."
     )
 
 
@@ -68,14 +69,14 @@ def _over_represented(history: History) -> str:
     most = max(range(len(shares)), key=lambda i: shares[i])
     beyond = max(range(len(shares)), key=lambda i: shares[i] / sizes[i])
     text = (
-        f"{history.groups[most]} is blamed most: {shares[most]:.1%} of the top filters, "
-        f"{sizes[most]:.1%} of all filters"
+        f"{history.groups[most]} is blamed most: {percent(shares[most])} of the top filters, "
+        f"{percent(sizes[most])} of all filters"
     )
     if beyond == most:
         return f"{text}; no group is blamed further beyond its size."
     return (
         f"{text}; {history.groups[beyond]} is blamed furthest beyond its size: "
-        f"{shares[beyond]:.1%} of the top filters, {sizes[beyond]:.1%} of all."
+        f"{percent(shares[beyond])} of the top filters, {percent(sizes[beyond])} of all."
     )
 
 
@@ -86,8 +87,8 @@ def _change(history: History) -> list[str]:
     if steps.numel() == 0 or float(steps.max()) == 0:
         return []
     row, group = divmod(int(steps.argmax()), steps.shape[1])
+    before, after = (percent(float(shares[r, group])) for r in (row, row + 1))
     return [
-        f"The largest change between two validations: {history.groups[group]} from "
-        f"{float(shares[row, group]):.1%} to {float(shares[row + 1, group]):.1%} of the top "
-        f"filters, at validation {int(history.passes[row + 1])}."
+        f"The largest change between two validations: {history.groups[group]} from {before} to "
+        f"{after} of the top filters, at validation {int(history.passes[row + 1])}."
     ]

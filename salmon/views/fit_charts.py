@@ -13,6 +13,7 @@ from salmon.views.drawing import (
     Words,
     clipped,
     heading,
+    percent,
     series,
 )
 from salmon.views.record import DOUBTFUL_BELOW, STATUSES, XI_EDGES, FitExample, PassRecord
@@ -37,7 +38,7 @@ def fit_page(record: PassRecord) -> Drawing:
     """
     title = "Quality of the fits"
     total = sum(record.fits.values())
-    parts = [f"{_STATUS_TEXT[name]} {record.fits[name] / total:.1%}" for name in STATUSES]
+    parts = [f"{_STATUS_TEXT[name]} {percent(record.fits[name] / total)}" for name in STATUSES]
     spoken = f"Filters by status: {', '.join(parts)}. {doubt_text(record)}"
     height = 168 + (240 if record.examples else 0)
     drawing = Drawing(700, height, title, spoken)
@@ -47,7 +48,7 @@ def fit_page(record: PassRecord) -> Drawing:
         drawing.add(
             Words(130, y + 11, _STATUS_TEXT[name], "end"),
             Box(140, y, max(0.7, 400 * share), 14, series(0 if i < 3 else 1)),
-            Words(146 + 400 * share, y + 11, f"{100 * share:.1f} %", size=11, paint=FAINT),
+            Words(146 + 400 * share, y + 11, percent(share), size=11, paint=FAINT),
         )
     drawing.add(Words(14, 152, doubt_text(record), size=11, paint=FAINT))
     for i, example in enumerate(record.examples):
@@ -67,7 +68,7 @@ def doubt_text(record: PassRecord) -> str:
     if record.doubtful is None:
         return "No fit could be tested."
     return (
-        f"Doubtful (Anderson-Darling p < {DOUBTFUL_BELOW}): {100 * record.doubtful:.1f} % of the "
+        f"Doubtful (Anderson-Darling p < {DOUBTFUL_BELOW}): {percent(record.doubtful)} of the "
         f"tested fits; {100 * DOUBTFUL_BELOW:.0f} % would be so if all tails were exact."
     )
 

@@ -21,9 +21,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 _SLACK = 1e-3  # of resized images beyond the range
 _SIDE = 256  # of an image beside its map
-_LINE = 19
+_LINE = 23
 _MARGIN = 10
-_LETTERS = 66  # in a line of the caption
+_LETTERS = 58  # in a line of the caption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,7 +152,7 @@ def captioned(picture: Picture) -> Pixels:
     """Put image and map side by side and burn the caption in below: TensorBoard shows none.
 
     Args:
-        picture: The image; the first line of its caption is bold, long ones are shortened.
+        picture: The image; long lines of its caption are shortened.
 
     Returns:
         One picture on white paper.
@@ -171,7 +171,7 @@ def captioned(picture: Picture) -> Pixels:
     brush = ImageDraw.Draw(page)
     for i, line in enumerate(lines):
         at = (_MARGIN, high + 2 * _MARGIN + _LINE * i)
-        brush.text(at, clipped(line, _LETTERS), LIGHT["ink"], font(15), stroke_width=int(i == 0))
+        brush.text(at, clipped(line, _LETTERS), LIGHT["ink"], font(19 if i == 0 else 17))
     return np.asarray(page)
 
 
