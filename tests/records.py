@@ -7,7 +7,7 @@ import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
 from salmon.ranking import Diagnosis, Mistakes
-from salmon.tails import example_excesses
+from salmon.tails import example_excesses, example_filters
 from salmon.views import PassRecord, record_pass
 from salmon.views.record import LayerRow
 from tests.networks import PlainNet, batch
@@ -57,7 +57,7 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
         index=index, fit=fit, samples=samples, dropped=0, unlabelled=0, misclassified=len(wrong),
         mistakes=mistakes, ids=wrong.tolist(), id_source="sampler", profile=profile[wrong],
         rankings={m: rank_filters(profile[wrong], fit, m, top_k=5) for m in ("pot", "zscore")},
-        excesses=example_excesses(tails, fit),
+        excesses=example_excesses(tails, example_filters(fit), fit),
     )  # fmt: skip
 
 

@@ -83,6 +83,23 @@ def test_weights_change_only_when_asked_to(tmp_path: Path, log: pytest.LogCaptur
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
+def test_a_repair_is_looked_for_in_a_validation_without_training(tmp_path: Path) -> None:
+    # Trainer.validate runs in inference mode, whose tensors no graph may keep.
+    monitor = SaliencyMonitor(
+        strict=True, repair=RepairInTraining(settings=FEW, after="validation", apply=True)
+    )
+    net = module()
+    before = weights(net)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=[monitor], logger=False,
+    )  # fmt: skip
+    trainer.validate(net, loaders(), verbose=False)
+    assert monitor.outcome is not None
+    assert monitor.outcome.status == "accepted"
+    assert not all(torch.equal(a, b) for a, b in zip(weights(net), before, strict=True))
+
+
 def test_no_patch_of_an_earlier_look_at_the_same_step_stays(tmp_path: Path) -> None:
     for settings, accepted in ((FEW, True), (replace(FEW, max_relative_change=0.0), False)):
         monitor = SaliencyMonitor(repair=RepairInTraining(settings=settings))

@@ -209,14 +209,14 @@ def test_trouble_in_a_users_function_is_a_warning_or_raised_when_strict(
         validate(tmp_path, SaliencyMonitor(unpack=exploding, strict=True), loader())
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
+def test_several_processes_by_something_else_than_ddp_are_refused(tmp_path: Path) -> None:
     work = trainer(tmp_path)
     work.strategy.__class__ = type(
         "Two",
         (type(work.strategy),),
         {"world_size": property(lambda self: 2)},
     )
-    with pytest.raises(UnsupportedError, match="runs 2 processes"):
+    with pytest.raises(UnsupportedError, match="runs 2 processes by Two, .* strategy='ddp'"):
         SaliencyMonitor().setup(work, Module(), "fit")
 
 

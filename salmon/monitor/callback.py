@@ -18,6 +18,7 @@ from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.monitor.context import check_trainer, guarded
 from salmon.monitor.measured_pass import MeasuredPass
 from salmon.monitor.memory import ViewMemory
+from salmon.monitor.ranks import Ranks
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis
@@ -144,7 +145,7 @@ class SaliencyMonitor(CallbackBase):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse trainers with several processes or sharded parameters.
+        """Refuse trainers with sharded parameters, or several processes by something else than DDP.
 
         Args:
             trainer: The trainer.
@@ -159,11 +160,11 @@ class SaliencyMonitor(CallbackBase):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a pass."""
         if not trainer.sanity_checking:
-            self._start(pl_module, "validation")
+            self._start(trainer, pl_module, "validation")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a pass."""
-        self._start(pl_module, "test")
+        self._start(trainer, pl_module, "test")
 
     def on_validation_batch_end(
         self,
@@ -271,21 +272,24 @@ class SaliencyMonitor(CallbackBase):
         index = self.settings.build_index(model)
         return fit_from_state(self._fits[scope], index, source=f"the fit of {scope!r}")
 
-    def _start(self, pl_module: LightningModule, stage: str) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin a pass, unless it is not the turn of this one."""
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
             self._pass = MeasuredPass(
-                self.settings, stage, number, pl_module, self._coverage, self._memory
-            )
+                self.settings, stage, number, pl_module, self._coverage, self._memory,
+                Ranks.of(trainer),
+            )  # fmt: skip
 
     def _look_for_repair(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         """Repair if this is the time for it; trouble is logged, unless ``strict``."""
         if self._repair is None or self._repair.after != when or trainer.sanity_checking:
             return
         with guarded(self.settings, "could not look for a repair"):
-            self.outcome = repair_in_training(trainer, pl_module, self.settings, self._repair)
+            self.outcome = repair_in_training(
+                trainer, pl_module, self.settings, self._repair, Ranks.of(trainer)
+            )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End a pass and keep what it found."""

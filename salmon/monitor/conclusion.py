@@ -1,6 +1,8 @@
 """The end of a pass: fit and rank, then log, write and show what was found."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer
 
@@ -17,17 +19,23 @@ from salmon.monitor.output import (
     pass_context,
     write_diagnosis,
 )
+from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.run import Run
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis
-from salmon.views import PassRecord, add_layout, publish, record_pass
+from salmon.views import History, PassRecord, add_layout, publish, record_pass
 
 
 class Conclusion:
     """Of one pass, loader by loader. What cannot be written or shown costs nothing else."""
 
     def __init__(
-        self, settings: Settings, number: int, measuring: Clock, memory: ViewMemory
+        self,
+        settings: Settings,
+        number: int,
+        measuring: Clock,
+        memory: ViewMemory,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Prepare.
 
@@ -36,6 +44,7 @@ class Conclusion:
             number: Of the pass.
             measuring: Of the pass.
             memory: What the views know of the passes before; updated.
+            ranks: All processes; the first one writes and shows.
         """
         self.picturing = Clock()
         """Of the pictures of mistakes, saliency maps for the most part."""
@@ -45,6 +54,7 @@ class Conclusion:
         self._number = number
         self._measuring = measuring
         self._memory = memory
+        self._ranks = ranks
 
     def conclude(
         self, trainer: Trainer, model: LightningModule, scope: str, loader: int, run: Run
@@ -61,36 +71,55 @@ class Conclusion:
         Returns:
             What it found.
         """
+        classes = class_names(loader_of(trainer, loader), self._settings.views)
+        diagnosis = run.finish(self._ranks)
+        folder = folder_of(trainer, self._settings)  # asks the first rank, so all have to call
+
+        def tell() -> None:
+            record = record_pass(
+                diagnosis,
+                **pass_context(trainer, scope, self._number),
+                given_fit=self._settings.reference is not None,
+                seconds=self._measuring.busy,
+                share=self._measuring.share,
+                classes=classes,
+            )
+            log_metrics(model, scope, record)
+            history, before = self._memory.take(scope, record)
+            if self._ranks.first:
+                images = FlaggedImages()
+                with guarded(self._settings, "could not picture the mistakes"), self.picturing:
+                    images = self._picture(trainer, model, loader, run, diagnosis, classes)
+                self._write(folder, scope, diagnosis, record, images)
+                with guarded(self._settings, "could not show its views"), self.showing:
+                    self._show(trainer, scope, record, history, before, images)
+
+        self._ranks.together(tell)
+        return diagnosis
+
+    def _picture(
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        loader: int,
+        run: Run,
+        diagnosis: Diagnosis,
+        classes: Sequence[str] | None,
+    ) -> FlaggedImages:
+        """Make images of the worst mistakes."""
         settings, data = self._settings, loader_of(trainer, loader)
-        diagnosis = run.finish()
-        classes = class_names(data, settings.views)
-        record = record_pass(
-            diagnosis,
-            **pass_context(trainer, scope, self._number),
-            given_fit=settings.reference is not None,
-            seconds=self._measuring.busy,
-            share=self._measuring.share,
-            classes=classes,
-        )
-        log_metrics(model, scope, record)
-        images = FlaggedImages()
-        with guarded(settings, "could not picture the mistakes"), self.picturing, muted(model):
-            images = flagged_images(
+        with muted(model):
+            return flagged_images(
                 model, diagnosis, run.worst, settings,
                 classes=classes, normalisation=normalisation(data, settings.views),
                 forward_context=partial(forward_context, trainer),
             )  # fmt: skip
-        self._write(trainer, scope, diagnosis, record, images)
-        with guarded(settings, "could not show its views"), self.showing:
-            self._show(trainer, scope, record, images)
-        return diagnosis
 
     def _write(
-        self, trainer: Trainer, scope: str, diagnosis: Diagnosis, record: PassRecord,
+        self, folder: Path | None, scope: str, diagnosis: Diagnosis, record: PassRecord,
         images: FlaggedImages,
     ) -> None:  # fmt: skip
         """Write the files."""
-        folder = folder_of(trainer, self._settings)
         if folder is None:
             return
         try:
@@ -103,10 +132,10 @@ class Conclusion:
             )  # fmt: skip
 
     def _show(
-        self, trainer: Trainer, scope: str, record: PassRecord, images: FlaggedImages
-    ) -> None:
+        self, trainer: Trainer, scope: str, record: PassRecord, history: History,
+        before: Mapping[str, int] | None, images: FlaggedImages,
+    ) -> None:  # fmt: skip
         """Put charts, tables and pictures up."""
-        history, before = self._memory.take(scope, record)
         views, found, tags = self._settings.views, boards(trainer), metric_scope(scope)
         for board in found if views.layout else ():
             run = (str(getattr(board.experiment, "log_dir", "")), tags)

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from salmon.errors import SalmonError, UnsupportedError
 from salmon.monitor.bases import logger
-from salmon.monitor.loaders import keeps_order
+from salmon.monitor.loaders import keeps_order, sampler_of
+from salmon.monitor.numbering import Numbering
 from salmon.monitor.settings import Settings
 
 
@@ -84,7 +85,7 @@ def check_trainer(trainer: Trainer) -> None:
         trainer: The trainer.
 
     Raises:
-        UnsupportedError: If it shards parameters or runs more than one process.
+        UnsupportedError: If it shards parameters, or runs processes by something else than DDP.
     """
     strategy = type(trainer.strategy).__name__
     if strategy in _SHARDED:
@@ -92,10 +93,11 @@ def check_trainer(trainer: Trainer) -> None:
             f"the trainer's {strategy} shards parameters, but SaliencyMonitor needs whole ones; "
             "use Trainer(strategy='auto', devices=1), or validate a checkpoint in such a trainer."
         )
-    if trainer.world_size > 1:
+    if trainer.world_size > 1 and "DDP" not in strategy:
         raise UnsupportedError(
-            f"the trainer runs {trainer.world_size} processes but SaliencyMonitor measures in one; "
-            "use Trainer(devices=1), or validate a checkpoint in a process of its own."
+            f"the trainer runs {trainer.world_size} processes by {strategy}, but SaliencyMonitor "
+            "works with several processes in Trainer(strategy='ddp') only; use that, or "
+            "Trainer(devices=1)."
         )
 
 
@@ -143,14 +145,41 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     # Batches made by the dataset itself, or by a sampler of the user's own, are of any size.
     own = type(getattr(one, "batch_sampler", None)) is not BatchSampler
     try:
-        size = len(one.dataset)
+        size: int = len(one.dataset)
     except (AttributeError, TypeError):
         return None
     if own:
         return None
-    return (
-        size if batches == float("inf") else min(size, int(batches) * one.batch_sampler.batch_size)
-    )
+    if batches == float("inf"):
+        return size
+    # Every process gets as many batches.
+    most: int = int(batches) * one.batch_sampler.batch_size * trainer.world_size
+    return min(size, most)
+
+
+def numbering_of(trainer: Trainer, loader: int) -> Numbering:
+    """Where the samples of a loader stand in the pass.
+
+    Args:
+        trainer: The trainer, in validation or test.
+        loader: The loader's number.
+
+    Returns:
+        With several processes, that of the sampler that shares the samples out.
+    """
+    if trainer.world_size == 1:
+        return Numbering()
+    sampler = sampler_of(loader_of(trainer, loader))
+    if isinstance(sampler, DistributedSampler):
+        data: Any = sampler.dataset
+        return Numbering(sampler.rank, sampler.num_replicas, len(data))
+    if trainer.is_global_zero:
+        logger.warning(
+            "SaliencyMonitor cannot know which samples of loader %d each of the %d processes gets, "
+            "since no DistributedSampler shares them out; it takes all of them for different ones.",
+            loader, trainer.world_size,
+        )  # fmt: skip
+    return Numbering(trainer.global_rank, trainer.world_size)
 
 
 def in_dataset_order(trainer: Trainer, loader: int) -> bool:

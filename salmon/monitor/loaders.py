@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from salmon.errors import InputError
 from salmon.monitor.batches import SampleIds, Unpack, ids_of_batch, unpack_batch
@@ -23,9 +23,45 @@ def keeps_order(loader: Any) -> bool:
     Returns:
         False where it cannot be known.
     """
-    batches = getattr(loader, "batch_sampler", None)
     # The sampler of a loader with its own batch_sampler is a placeholder.
-    return type(batches) is BatchSampler and isinstance(batches.sampler, SequentialSampler)
+    if type(getattr(loader, "batch_sampler", None)) is not BatchSampler:
+        return False
+    sampler = sampler_of(loader)
+    if isinstance(sampler, DistributedSampler):
+        return not sampler.shuffle and sampler.dataset is loader.dataset
+    return isinstance(sampler, SequentialSampler)
+
+
+def sampler_of(loader: Any) -> Any:
+    """The sampler that a loader's batches are made from.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+
+    Returns:
+        The sampler, or None.
+    """
+    batches = getattr(loader, "batch_sampler", None)
+    return getattr(batches, "sampler", None)
+
+
+def whole_loader(loader: Any) -> Any:
+    """A loader of all samples, where a process gets a part of them only.
+
+    Args:
+        loader: Such as a ``DataLoader``.
+
+    Returns:
+        The loader itself where it gives all.
+    """
+    if not isinstance(sampler_of(loader), DistributedSampler):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )
 
 
 def batch_ids(

@@ -21,6 +21,7 @@ from salmon.monitor.context import (
     in_dataset_order,
     loader_count,
     muted,
+    numbering_of,
     ordinary_tensors,
 )
 from salmon.monitor.memory import ViewMemory
@@ -29,6 +30,7 @@ from salmon.monitor.output import (
     log_cost,
     log_summary,
 )
+from salmon.monitor.ranks import ALONE, PeerError, Ranks
 from salmon.monitor.run import Run, lenient_cross_entropy
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis
@@ -54,6 +56,7 @@ class MeasuredPass:
         model: LightningModule,
         coverage: Coverage | None = None,
         memory: ViewMemory | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Index the filters and read the reference.
 
@@ -64,17 +67,21 @@ class MeasuredPass:
             model: The network.
             coverage: What was last announced as measured; another one will be announced.
             memory: What the views know of the passes before; updated.
+            ranks: All processes.
         """
         self.coverage = coverage
         self._settings = settings
         self._stage = stage
         self._number = number
         self._clock = Clock()
-        self._conclusion = Conclusion(settings, number, self._clock, memory or ViewMemory())
+        self._ranks = ranks
+        self._conclusion = Conclusion(settings, number, self._clock, memory or ViewMemory(), ranks)
         self._runs: dict[int, Run] = {}
         self._skipped = 0
         self._alive = False
+        self._error: Exception | None = None  # that ended the pass here
         self._announced = False
+        self._finishing = False
         with self._guarded("could not start"), self._clock:
             self._index = settings.build_index(model)
             self._reference = _load_reference(settings, self._index)
@@ -141,25 +148,50 @@ class MeasuredPass:
             A diagnosis per scope: the stage, with ``/loaderN`` behind where there are several.
         """
         found: dict[str, Diagnosis] = {}
-        if self._alive and not self._runs:
+        self._finishing = True
+        loaders, skipped = self._agree()
+        if self._ended():
+            return found
+        if not loaders and self._ranks.first:
             logger.warning(
                 "SaliencyMonitor measured no sample in %s pass %d (%d batches left out); nothing "
-                "is fitted or logged.", self._stage, self._number, self._skipped,
+                "is fitted or logged.", self._stage, self._number, skipped,
             )  # fmt: skip
         several = loader_count(trainer) > 1
-        for loader, run in sorted(self._runs.items()):
-            if not self._alive:
+        for loader in loaders:
+            if self._ended():  # on all ranks, since what ends it is told to all
                 break
             scope = f"{self._stage}/loader{loader}" if several else self._stage
             with self._guarded(f"could not finish {scope}"), self._clock, ordinary_tensors():
+                run = self._run(trainer, loader)
                 found[scope] = self._conclusion.conclude(trainer, model, scope, loader, run)
-        if found and self._alive:
+        if found and not self._ended():
             with self._guarded("could not log its cost"):
                 end = self._conclusion
                 log_cost(model, self._stage, self._clock, end.picturing, end.showing)
-        for scope, diagnosis in found.items():
-            log_summary(scope, self._number, diagnosis, self._clock, self._skipped)
+        for scope, diagnosis in found.items() if self._ranks.first else ():
+            log_summary(scope, self._number, diagnosis, self._clock, skipped)
         return found
+
+    def _ended(self) -> bool:
+        """Whether trouble ended the pass."""
+        return not self._alive
+
+    def _agree(self) -> tuple[list[int], int]:
+        """Loaders that gave a sample to any rank, and batches left out; or the end of the pass."""
+        if self._ranks.size == 1:
+            return sorted(self._runs), self._skipped
+        error = self._error
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        states = self._ranks.objects((text, list(self._runs), self._skipped))
+        if error is not None and self._settings.strict:  # else it was told when it happened
+            raise error
+        if error is None and any(trouble is not None for trouble, _, _ in states):
+            rank, trouble = next((r, s[0]) for r, s in enumerate(states) if s[0] is not None)
+            with self._guarded("stopped"):
+                raise PeerError(f"rank {rank} of {self._ranks.size} stopped ({trouble})")
+        loaders = {loader for _, runs, _ in states for loader in runs}
+        return sorted(loaders), sum(count for _, _, count in states)
 
     def _announce(self, trainer: Trainer, model: LightningModule, methods: list[str]) -> None:
         """Say what is measured, where it is not what was said last."""
@@ -179,6 +211,7 @@ class MeasuredPass:
                 self._settings,
                 reference=self._reference,
                 expected=expected_samples(trainer, loader),
+                numbering=numbering_of(trainer, loader),
             )
             if in_dataset_order(trainer, loader):
                 self._runs[loader].id_source = "sampler"
@@ -195,11 +228,13 @@ class MeasuredPass:
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """Turn trouble into a warning and end the pass, unless ``strict``."""
-        with guarded(self._settings, what):
-            try:
-                yield
-            except Exception:
-                self._alive = False
+        try:
+            yield
+        except Exception as error:
+            self._alive, self._error = False, error
+            if self._settings.strict and self._ranks.size > 1 and not self._finishing:
+                return  # raised at the end of the pass, when the other ranks know
+            with guarded(self._settings, what):
                 raise
 
 

@@ -51,7 +51,8 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
         scope: The stage.
         coverage: Of the network.
     """
-    logger.info("SaliencyMonitor: %s.", coverage.summary())
+    if trainer.is_global_zero:
+        logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
         board.text(
             f"{metric_scope(scope)}/coverage",
@@ -156,15 +157,19 @@ def boards(trainer: Trainer) -> list[Board]:
         trainer: The trainer.
 
     Returns:
-        One per logger; none in a fast_dev_run, whose loggers are dummies.
+        One per logger; none in a fast_dev_run, whose loggers are dummies, and none on other ranks
+        than the first, whose loggers are, too.
     """
-    return [] if rehearsal(trainer) else [Board(each) for each in trainer.loggers]
+    silent = rehearsal(trainer) or not trainer.is_global_zero
+    return [] if silent else [Board(each) for each in trainer.loggers]
 
 
 def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> None:
     """Log numbers as they are, once per epoch."""
     values = {f"{prefix}/{name}": torch.tensor(value) for name, value in metrics.items()}
-    pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+    # All ranks hold the same values but for the costs, of which the mean is taken.
+    several = pl_module.trainer.world_size > 1
+    pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=several)
 
 
 def write_diagnosis(

@@ -10,8 +10,9 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.errors import InputError
 from salmon.files import publish_folder
 from salmon.monitor.bases import logger
-from salmon.monitor.context import rehearsal
-from salmon.monitor.loaders import collect_samples
+from salmon.monitor.context import ordinary_tensors, rehearsal
+from salmon.monitor.loaders import collect_samples, whole_loader
+from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
 from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
 from salmon.saliency import keep_rng
@@ -70,7 +71,11 @@ class RepairInTraining:
 
 
 def repair_in_training(
-    trainer: Trainer, module: LightningModule, settings: Settings, wanted: RepairInTraining
+    trainer: Trainer,
+    module: LightningModule,
+    settings: Settings,
+    wanted: RepairInTraining,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Look for a repair, write it beside the checkpoints, and say so in the log.
 
@@ -79,6 +84,7 @@ def repair_in_training(
         module: Its network; changed only where ``wanted.apply`` and the repair is accepted.
         settings: Of the monitor.
         wanted: What to do.
+        ranks: All processes; the first one looks, and all get the outcome.
 
     Returns:
         The outcome.
@@ -86,37 +92,28 @@ def repair_in_training(
     Raises:
         InputError: If the data do not fit.
         OSError: If a file cannot be written.
+        PeerError: If that happened on the first rank, and this is another one.
     """
-    with keep_rng():  # a loader draws a seed when it is iterated
-        new, reference = wanted.loaders(trainer)
-        outcome = repair(
-            module,
-            _samples(new, "new", settings, wanted.settings),
-            None if reference is None else _samples(
-                reference, "reference", settings, wanted.settings
-            ),
-            wanted.settings,
-            index=settings.build_index(module),
-        )  # fmt: skip
+    # Asks the first rank, so all have to call.
     folder = _folder(trainer) / f"salmon-repair-{trainer.global_step:06d}"
     written = settings.write_files and not rehearsal(trainer)
-    if written:  # as a whole, so that no patch of an earlier look at this step stays behind
-        publish_folder(
-            folder,
-            lambda part: write_outcome(part, outcome, {"model": type(module).__name__}),
-            force=True,
-        )
-    verdict = outcome.verdict
-    gain = "" if verdict is None else (
-        f" On samples that nothing was chosen by: new data {100 * verdict.new.before:.1f} % to "
-        f"{100 * verdict.new.after:.1f} %, reference data {100 * verdict.reference.before:.1f} % "
-        f"to {100 * verdict.reference.after:.1f} %, by {verdict.trial.filters} filters."
-    )  # fmt: skip
-    logger.info(
-        "SaliencyMonitor, repair at step %d: %s (%s).%s %s",
-        trainer.global_step, outcome.status, outcome.reason, gain,
-        f"Written: {folder}." if written else "Nothing was written.",
-    )  # fmt: skip
+
+    def look() -> Outcome | None:
+        if not ranks.first:  # which looks at all samples; the others wait
+            return None
+        found = _look(trainer, module, settings, wanted)
+        if written:  # as a whole, so that no patch of an earlier look at this step stays behind
+            publish_folder(
+                folder,
+                lambda part: write_outcome(part, found, {"model": type(module).__name__}),
+                force=True,
+            )
+        return found
+
+    outcome = ranks.objects(ranks.together(look))[0]
+    assert outcome is not None
+    if ranks.first:
+        _tell(trainer, outcome, folder if written else None)
     if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
         outcome.patch.apply(module)
         logger.warning(
@@ -126,10 +123,43 @@ def repair_in_training(
     return outcome
 
 
+def _look(
+    trainer: Trainer, module: LightningModule, settings: Settings, wanted: RepairInTraining
+) -> Outcome:
+    """Look for a repair on all samples of the loaders."""
+    # A loader draws a seed when it is iterated; in Trainer.validate it gives inference tensors.
+    with keep_rng(), ordinary_tensors():
+        new, reference = wanted.loaders(trainer)
+        return repair(
+            module,
+            _samples(new, "new", settings, wanted.settings),
+            None if reference is None else _samples(
+                reference, "reference", settings, wanted.settings
+            ),
+            wanted.settings,
+            index=settings.build_index(module),
+        )  # fmt: skip
+
+
+def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
+    """Say in the log what was found."""
+    verdict = outcome.verdict
+    gain = "" if verdict is None else (
+        f" On samples that nothing was chosen by: new data {100 * verdict.new.before:.1f} % to "
+        f"{100 * verdict.new.after:.1f} %, reference data {100 * verdict.reference.before:.1f} % "
+        f"to {100 * verdict.reference.after:.1f} %, by {verdict.trial.filters} filters."
+    )  # fmt: skip
+    logger.info(
+        "SaliencyMonitor, repair at step %d: %s (%s).%s %s",
+        trainer.global_step, outcome.status, outcome.reason, gain,
+        "Nothing was written." if folder is None else f"Written: {folder}.",
+    )  # fmt: skip
+
+
 def _samples(loader: Any, what: str, settings: Settings, wanted: RepairSettings) -> Samples:
     """The samples of a loader."""
     return collect_samples(
-        loader, what, most=wanted.max_samples, seed=wanted.seed,
+        whole_loader(loader), what, most=wanted.max_samples, seed=wanted.seed,
         unpack=settings.unpack, function=settings.sample_ids,
     )  # fmt: skip
 

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
+from salmon.monitor.numbering import Numbering
+from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
+from salmon.monitor.union import Found, fit_together, join_found, join_worst
 from salmon.monitor.worst import Glimpse, WorstSamples
 from salmon.ranking import Diagnosis, Mistakes, Reservoir, rank_filters
 from salmon.saliency import Measurement, logits_of
-from salmon.tails import Tails, example_excesses, fit_tails
+from salmon.tails import Tails
 
 METHODS = ("pot", "zscore")
 BYTES_PER_MB = 2**20
@@ -52,6 +55,7 @@ class Run:
         *,
         reference: TailFit | None = None,
         expected: int | None = None,
+        numbering: Numbering | None = None,
     ) -> None:
         """Start empty.
 
@@ -61,7 +65,9 @@ class Run:
             reference: Tails to rank with; None fits those of this run.
             expected: How many samples the loader will give, if known; ``max_samples`` are then
                 chosen among all of them, else they are the first ones.
+            numbering: Where the samples stand in the pass; None counts them.
         """
+        self._numbering = numbering or Numbering()
         self._index = index
         self._settings = settings
         self._reference = reference
@@ -95,12 +101,14 @@ class Run:
         Returns:
             ``[M]`` row numbers, in order.
         """
-        rows = torch.arange(samples)
+        numbers = self._numbering.of(self._seen, samples)
+        fresh = self._numbering.fresh(numbers)
         if self._chosen is not None:
-            here = self._chosen[self._seen : self._seen + samples]
-            rows = here.nonzero().squeeze(1)
+            last = len(self._chosen) - 1
+            fresh &= (numbers <= last) & self._chosen[numbers.clamp(max=last)]
         elif self._settings.max_samples is not None:
-            rows = rows[: max(0, self._settings.max_samples - self._measured)]
+            fresh &= numbers < self._settings.max_samples
+        rows = fresh.nonzero().squeeze(1)
         self._seen += samples
         self._measured += len(rows)
         return rows
@@ -143,8 +151,8 @@ class Run:
         self._pending.append(
             _Batch(
                 profile=profile,
-                numbers=rows + (self._seen - samples),
-                batch=batch,
+                numbers=self._numbering.of(self._seen - samples, samples)[rows],
+                batch=self._numbering.batch(batch),
                 ids=None if ids is None else [ids[row] for row in rows.tolist()],
                 wrong=wrong,
                 columns={
@@ -185,40 +193,58 @@ class Run:
                 self.worst.keep(one.glimpse, one.numbers)
         self._pending.clear()
 
-    def finish(self) -> Diagnosis:
+    def finish(self, ranks: Ranks = ALONE) -> Diagnosis:
         """Fit the tails, or take the reference, and rank the kept mistakes.
 
+        Args:
+            ranks: All processes that measured a part of the samples.
+
         Returns:
-            The diagnosis.
+            The diagnosis, the same on every rank.
         """
-        self._collect()
-        fit, excesses = self._reference, {}
+        ranks.together(self._collect)
+        fit, excesses = self._reference, dict[int, Tensor]()
         if self._tails is not None:
-            fit = fit_tails(self._tails, self._settings.level)
-            excesses = example_excesses(self._tails, fit)
+            fit, excesses = fit_together(self._tails, self._settings.level, ranks)
         assert fit is not None
-        every = Mistakes.join(self._mistakes)
-        reservoir = self._reservoir or Reservoir(1, len(self._index), self._settings.seed)
-        numbers, profile = reservoir.kept()
+        memory = self._settings.memory_mb * BYTES_PER_MB
+        found = join_found(ranks.together(self._found), ranks, memory, self._settings.seed)
+        join_worst(self.worst, ranks)
+        every, numbers, profile = found.mistakes, found.numbers, found.profile
         # Both are in ascending order of position.
         kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)
-        rankings = {
-            method: rank_filters(profile, fit, method, top_k=self._settings.top_k)
-            for method in METHODS
-        }
+        top_k = self._settings.top_k
+        rankings = ranks.together(
+            lambda: {name: rank_filters(profile, fit, name, top_k=top_k) for name in METHODS}
+        )
         return Diagnosis(
             index=self._index,
             fit=fit,
-            samples=self._measured,
-            dropped=int(self._dropped),
-            unlabelled=int(self._unlabelled),
+            samples=found.measured,
+            dropped=found.dropped,
+            unlabelled=found.unlabelled,
             misclassified=len(every.sample),
             mistakes=every.take(kept),
-            ids=[self._ids.get(number, number) for number in numbers.tolist()],
-            id_source=self.id_source,
+            ids=[found.ids.get(number, number) for number in numbers.tolist()],
+            id_source=found.id_source,
             profile=profile,
             rankings=rankings,
             excesses=excesses,
+        )
+
+    def _found(self) -> Found:
+        """What this process found."""
+        reservoir = self._reservoir or Reservoir(1, len(self._index), self._settings.seed)
+        numbers, profile = reservoir.kept()
+        return Found(
+            measured=self._measured,
+            dropped=int(self._dropped),
+            unlabelled=int(self._unlabelled),
+            mistakes=Mistakes.join(self._mistakes),
+            ids=self._ids,
+            id_source=self.id_source,
+            numbers=numbers,
+            profile=profile,
         )
 
 

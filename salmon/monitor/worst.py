@@ -5,6 +5,7 @@ GPU before :meth:`WorstSamples.keep`.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch.utils import _pytree as pytree
 from salmon.saliency import take_rows
 
 THUMBNAIL = 48  # pixels of the longer edge
+
+Entry = tuple[float, int, Any]
+"""Loss, minus the position in the pass, and the sample or image."""
+
+Entries = tuple[list[Entry], list[Entry]]
+Scores = tuple[list[tuple[float, int]], list[tuple[float, int]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +123,42 @@ class WorstSamples:
         """Small images ``[C, h, w]`` of the worst samples, by position."""
         return dict(zip(self._thumbnails.numbers(), self._thumbnails.kept(), strict=True))
 
+    def scores(self) -> Scores:
+        """Losses and positions of what is kept.
+
+        Returns:
+            Of the pictures and of the thumbnails.
+        """
+        return self._pictures.scores(), self._thumbnails.scores()
+
+    def restrict(self, scores: Sequence[Scores]) -> None:
+        """Drop what does not belong to the worst of all.
+
+        Args:
+            scores: As of :meth:`scores`, of everybody.
+        """
+        for place, best in enumerate((self._pictures, self._thumbnails)):
+            every = sorted((entry for each in scores for entry in each[place]), reverse=True)
+            best.keep_only(set(every[: best.capacity]))
+
+    def entries(self) -> Entries:
+        """Everything that is kept.
+
+        Returns:
+            Pictures and thumbnails, with losses and positions.
+        """
+        return self._pictures.entries, self._thumbnails.entries
+
+    def take(self, entries: Entries) -> None:
+        """Keep what another one kept, if it is worse.
+
+        Args:
+            entries: As of :meth:`entries`.
+        """
+        for best, part in zip((self._pictures, self._thumbnails), entries, strict=True):
+            for score, number, thing in part:
+                best.offer(score, -number, thing)
+
 
 class _Best:
     """Things of the highest scores."""
@@ -123,20 +166,29 @@ class _Best:
     def __init__(self, capacity: int) -> None:
         """Start empty."""
         self.capacity = capacity
-        self._heap: list[tuple[float, int, Any]] = []
+        self.entries: list[Entry] = []
 
     @property
     def floor(self) -> float:
         """Scores below it do not come in."""
-        return self._heap[0][0] if len(self._heap) >= self.capacity > 0 else -torch.inf
+        return self.entries[0][0] if len(self.entries) >= self.capacity > 0 else -torch.inf
 
     def offer(self, score: float, number: int, thing: Any) -> None:
         """Take a thing in, in place of the least one where there is no room."""
         entry = (score, -number, thing)
-        if len(self._heap) < self.capacity:
-            heapq.heappush(self._heap, entry)
-        elif self.capacity and entry[:2] > self._heap[0][:2]:
-            heapq.heapreplace(self._heap, entry)
+        if len(self.entries) < self.capacity:
+            heapq.heappush(self.entries, entry)
+        elif self.capacity and entry[:2] > self.entries[0][:2]:
+            heapq.heapreplace(self.entries, entry)
+
+    def scores(self) -> list[tuple[float, int]]:
+        """Scores and numbers, without the things."""
+        return [entry[:2] for entry in self.entries]
+
+    def keep_only(self, scores: set[tuple[float, int]]) -> None:
+        """Drop all others."""
+        self.entries = [entry for entry in self.entries if entry[:2] in scores]
+        heapq.heapify(self.entries)
 
     def kept(self) -> list[Any]:
         """The things, highest score first."""
@@ -146,9 +198,9 @@ class _Best:
         """Their numbers."""
         return [-number for _, number, _ in self._sorted()]
 
-    def _sorted(self) -> list[tuple[float, int, Any]]:
+    def _sorted(self) -> list[Entry]:
         """Entries, highest first."""
-        return sorted(self._heap, key=lambda entry: entry[:2], reverse=True)
+        return sorted(self.entries, key=lambda entry: entry[:2], reverse=True)
 
 
 def find_images(inputs: Any) -> Tensor | None:

@@ -14,7 +14,7 @@ from salmon.ranking.methods import (
     z_score,
 )
 from salmon.ranking.record import Ranking
-from salmon.ranking.reservoir import Reservoir
+from salmon.ranking.reservoir import Reservoir, priorities
 from salmon.ranking.shares import filter_shares, group_shares, layer_counts
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "layer_counts",
     "log_tail_probability",
     "most_blamed",
+    "priorities",
     "rank_filters",
     "sample_flags",
     "sum_over_samples",

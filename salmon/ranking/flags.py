@@ -110,7 +110,7 @@ def batch_flags(
     """Describe the batches of misclassified samples, by the sum of log p over these samples.
 
     Args:
-        mistakes: M samples in ascending order of batch.
+        mistakes: M samples.
         profile: ``[M, F]`` their saliency.
         index: The filters.
         fit: The tails to rank with.
@@ -120,6 +120,8 @@ def batch_flags(
         One flag per batch.
     """
     describe = _Describer(index, fit)
+    order = mistakes.batch.argsort(stable=True)  # several processes share the batches out
+    mistakes, profile = mistakes.take(order), profile[order]
     batches, sizes = mistakes.batch.unique_consecutive(return_counts=True)
     start = 0
     for batch, size in zip(batches.tolist(), sizes.tolist(), strict=True):

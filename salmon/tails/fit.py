@@ -17,7 +17,11 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 def fit_tails(
-    tails: Tails, level: float = 0.90, *, min_exceedances: int = gpd.MIN_COUNT
+    tails: Tails,
+    level: float = 0.90,
+    *,
+    min_exceedances: int = gpd.MIN_COUNT,
+    warn: bool = True,
 ) -> TailFit:
     """Fit a generalized Pareto tail to every filter of a stream.
 
@@ -29,6 +33,7 @@ def fit_tails(
         tails: The stream; it stays as it is.
         level: Quantile level q of the threshold, in (0, 1).
         min_exceedances: Filters with fewer excesses get no fit.
+        warn: Whether to log that the level is a higher one.
 
     Returns:
         The fits, on the CPU.
@@ -66,7 +71,7 @@ def fit_tails(
         std=tails.std.cpu(),
         top=k,
     )
-    if k < exceedance_count(n, level, n + 2):
+    if warn and k < exceedance_count(n, level, n + 2):
         logger.warning(
             "%d samples at level %g have more exceedances than the %d values kept per filter; the "
             "tails were fitted at level %.6g instead. Raise max_exceedances to keep %g.",
@@ -75,21 +80,32 @@ def fit_tails(
     return fit
 
 
-def example_excesses(tails: Tails, fit: TailFit) -> dict[int, Tensor]:
-    """Find the filters with the best, the median and the worst fit, and what was fitted.
+def example_filters(fit: TailFit) -> Tensor:
+    """Find the filters with the best, the median and the worst fit.
 
     Args:
-        tails: The stream.
-        fit: Its fits.
+        fit: The fits.
 
     Returns:
-        Rising excesses by filter number, in that order; fewer than three where fewer fits could be
-        tested.
+        Their numbers, in that order; fewer than three where fewer fits could be tested.
     """
     tested = (~torch.isnan(fit.ad_p)).nonzero().squeeze(1)
     order = tested[fit.ad_p[tested].argsort(descending=True, stable=True)]
     places = dict.fromkeys([0, len(order) // 2, len(order) - 1]) if len(order) else {}
-    filters = order[list(places)]
+    return order[list(places)]
+
+
+def example_excesses(tails: Tails, filters: Tensor, fit: TailFit) -> dict[int, Tensor]:
+    """Hand out what was fitted to a few filters.
+
+    Args:
+        tails: The stream.
+        filters: ``[K]`` numbers of filters.
+        fit: The fits of the stream.
+
+    Returns:
+        Rising excesses by filter number, in the order of ``filters``.
+    """
     largest = tails.largest(filters).cpu().double()
     return {
         number: (row[: fit.exceedances[number]] - fit.threshold[number]).flip(0)

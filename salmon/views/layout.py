@@ -40,9 +40,9 @@ def add_layout(experiment: Any, scopes: Sequence[str]) -> str:
 
     experiment.flush()
     layout = _last_layout(folder)
-    had = layout is not None
     layout = layout or layout_pb2.Layout()
     titles = {category.title for category in layout.category}
+    others = any(title.partition("/")[0] != "salmon" for title in titles)
     missing = [scope for scope in scopes if scope not in titles]
     if not missing:
         return "kept"
@@ -52,7 +52,7 @@ def add_layout(experiment: Any, scopes: Sequence[str]) -> str:
             chart = category.chart.add(title=title)
             chart.multiline.tag.append(re.escape(f"{scope}/") + tags)
     write(_summary(layout))
-    return "joined" if had else "written"
+    return "joined" if others else "written"
 
 
 def _summary(layout: Any) -> Any:
