@@ -1,8 +1,8 @@
 """What several processes exchange: bytes, seconds and memory of merging and fitting tails.
 
 ``python -m tests.benchmarks.ranks [--write docs/scaling.md]`` starts 2 and 4 processes by torchrun
-on the tails of the 26,560 filters of ResNet-50 with 1,024 values each, measures unit costs of the other
-stages, and works out what larger runs take. Takes about three minutes on two cores.
+on the tails of ResNet-50's 26,560 filters with 1,024 values each, measures unit costs of the
+other stages, and works out what larger runs take. Takes about three minutes on two cores.
 """
 
 import argparse

@@ -1,0 +1,108 @@
+"""Where samples stand when several processes share them out, against the real sampler."""
+
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from lightning_fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+from salmon.monitor.loaders import keeps_order, whole_loader
+from salmon.monitor.numbering import Numbering
+from salmon.monitor.ranks import ALONE, PeerError
+from salmon.monitor.union import shard_of
+
+
+def data(samples: int) -> TensorDataset:
+    return TensorDataset(torch.arange(samples))
+
+
+@hypothesis.given(
+    samples=st.integers(1, 60),
+    ranks=st.integers(1, 7),
+    batch=st.integers(1, 9),
+    drop_last=st.booleans(),
+)
+def test_every_sample_counts_once_however_it_is_shared_out(
+    samples: int, ranks: int, batch: int, drop_last: bool
+) -> None:
+    hypothesis.assume(samples >= ranks or not drop_last)
+    seen: list[int] = []
+    for rank in range(ranks):
+        sampler: Any = DistributedSampler(
+            data(samples), ranks, rank, shuffle=False, drop_last=drop_last
+        )
+        numbering = Numbering(rank, ranks, samples)
+        got = list(sampler)
+        for start in range(0, len(got), batch):
+            part = torch.tensor(got[start : start + batch])
+            numbers = numbering.of(start, len(part))
+            fresh = numbering.fresh(numbers)
+            assert torch.equal(numbers[fresh], part[fresh])  # positions are indices
+            seen += numbers[fresh].tolist()
+    expected = samples // ranks * ranks if drop_last else samples
+    assert sorted(seen) == list(range(expected))
+
+
+def test_batches_of_all_processes_have_numbers_of_their_own() -> None:
+    numbers = [Numbering(rank, 3).batch(b) for rank in range(3) for b in range(4)]
+    assert sorted(numbers) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "ordered"),
+    [
+        (SequentialSampler, True),
+        (RandomSampler, False),
+        (lambda d: DistributedSampler(d, 2, 0, shuffle=False), True),
+        (lambda d: DistributedSampler(d, 2, 0, shuffle=True), False),
+        (lambda d: DistributedSamplerWrapper(SequentialSampler(d), num_replicas=2, rank=0), False),
+    ],
+)
+def test_the_order_of_the_data_set_is_known_only_where_the_sampler_keeps_it(
+    sampler: Any, ordered: bool
+) -> None:
+    rows = data(10)
+    assert keeps_order(DataLoader(rows, 3, sampler=sampler(rows))) is ordered
+    hidden = BatchSampler(sampler(rows), 3, drop_last=False)
+    own = type("Own", (BatchSampler,), {})(sampler(rows), 3, False)
+    assert keeps_order(DataLoader(rows, batch_sampler=hidden)) is ordered
+    assert keeps_order(DataLoader(rows, batch_sampler=own)) is False
+
+
+def test_a_part_of_a_loader_becomes_the_whole() -> None:
+    rows = data(10)
+    part = DataLoader(rows, 4, sampler=DistributedSampler(rows, 2, 1, shuffle=False))
+    assert [batch[0].tolist() for batch in whole_loader(part)] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
+    ]  # fmt: skip
+    alone = DataLoader(rows, 4)
+    assert whole_loader(alone) is alone
+
+
+@hypothesis.given(filters=st.integers(1, 500), size=st.integers(1, 40))
+def test_shards_cover_all_filters_and_differ_by_one_at_most(filters: int, size: int) -> None:
+    cuts = [shard_of(filters, size, rank) for rank in range(size)]
+    assert [number for a, b in cuts for number in range(a, b)] == list(range(filters))
+    sizes = [b - a for a, b in cuts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_needs_no_others() -> None:
+    assert ALONE.objects("x") == ["x"]
+    rows = torch.arange(6).view(3, 2)
+    assert ALONE.gather_rows(rows) is rows
+    assert ALONE.exchange([rows])[0] is rows
+    assert ALONE.together(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        ALONE.together(lambda: 1 // 0)
+    assert issubclass(PeerError, RuntimeError)
