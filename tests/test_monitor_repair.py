@@ -82,7 +82,6 @@ def test_weights_change_only_when_asked_to(tmp_path: Path, log: pytest.LogCaptur
     assert "changed 48 filters of the network in memory" in log.text
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 def test_a_repair_is_looked_for_in_a_validation_without_training(tmp_path: Path) -> None:
     # Trainer.validate runs in inference mode, whose tensors no graph may keep.
     monitor = SaliencyMonitor(
@@ -100,6 +99,7 @@ def test_a_repair_is_looked_for_in_a_validation_without_training(tmp_path: Path)
     assert not all(torch.equal(a, b) for a, b in zip(weights(net), before, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 def test_no_patch_of_an_earlier_look_at_the_same_step_stays(tmp_path: Path) -> None:
     for settings, accepted in ((FEW, True), (replace(FEW, max_relative_change=0.0), False)):
         monitor = SaliencyMonitor(repair=RepairInTraining(settings=settings))
