@@ -216,7 +216,7 @@ def test_several_processes_by_something_else_than_ddp_are_refused(tmp_path: Path
         (type(work.strategy),),
         {"world_size": property(lambda self: 2)},
     )
-    with pytest.raises(UnsupportedError, match=r"runs 2 processes by Two, .* strategy='ddp'"):
+    with pytest.raises(UnsupportedError, match=r"runs 2 processes by Two, .*strategy='ddp'"):
         SaliencyMonitor().setup(work, Module(), "fit")
 
 

@@ -1,0 +1,142 @@
+"""Progress in a real terminal, with rich and without it, and silence elsewhere."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TextIO
+
+import pytest
+
+from salmon.cli.table import Progress
+
+ROOT = Path(__file__).parent.parent
+
+
+class Terminal:
+    """A pseudo terminal: what is written to one end is read at the other."""
+
+    def __init__(self) -> None:
+        self._read, write = pty.openpty()
+        size = struct.pack("HHHH", 30, 100, 0, 0)  # rows and columns; a new one has none
+        fcntl.ioctl(write, termios.TIOCSWINSZ, size)
+        self.file: TextIO = os.fdopen(write, "w")
+
+    def shown(self) -> str:
+        self.file.flush()
+        self.file.close()
+        parts = []
+        while True:
+            try:
+                part = os.read(self._read, 65536)
+            except OSError:  # Linux says so when the other end is closed
+                break
+            if not part:
+                break
+            parts.append(part)
+        os.close(self._read)
+        return b"".join(parts).decode()
+
+
+def attached(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal as standard error; to be called in the test, since pytest sets its own before."""
+    made = Terminal()
+    monkeypatch.setattr(sys, "stderr", made.file)
+    return made
+
+
+def work(progress: Progress) -> None:
+    for step in range(1, 4):
+        progress("measuring new data", step, 3)
+    progress("searching", 1, 2)
+
+
+def test_progress_is_drawn_with_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = attached(monkeypatch)
+    with Progress() as progress:
+        work(progress)
+    shown = terminal.shown()
+    assert "measuring new data" in shown
+    assert "searching" in shown
+    assert "\x1b[" in shown  # moves of the cursor
+
+
+def test_progress_is_drawn_without_rich_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str, package: str | None = None) -> Any:
+        return None if name == "rich" else find_spec(name, package)
+
+    monkeypatch.setattr("importlib.util.find_spec", without)
+    terminal = attached(monkeypatch)
+    with Progress() as progress:
+        work(progress)
+    shown = terminal.shown()
+    assert "measuring new data: 100%" in shown
+    assert "3/3" in shown
+    assert "searching:  50%" in shown
+
+
+def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = attached(monkeypatch)
+    with Progress(quiet=True) as progress:
+        work(progress)
+    assert terminal.shown() == ""
+
+
+def fail() -> None:
+    with Progress() as progress:
+        work(progress)
+        raise ZeroDivisionError
+
+
+def test_progress_is_taken_away_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = attached(monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert "\x1b[?25h" in terminal.shown()  # the cursor is back
+
+
+DIAGNOSE = [
+    "diagnose", "--model", "tests.project_of_a_user:Net", "--data",
+    "tests.project_of_a_user:loaders", "--out",
+]  # fmt: skip
+
+
+def test_a_command_in_a_pipe_prints_plain_tables_and_no_progress(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "salmon", *DIAGNOSE, tmp_path / "out"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "measuring" not in done.stderr
+    for title in (
+        "Share of each group among the top-25 filters",
+        "Filters that most mistakes blame",
+        "Classes that are confused most",
+    ):
+        assert title in done.stdout
+
+
+def test_a_quiet_command_prints_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "salmon", *DIAGNOSE, tmp_path / "out", "--quiet"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_command_in_a_terminal_shows_progress_and_drawn_tables(tmp_path: Path) -> None:
+    terminal = Terminal()
+    done = subprocess.Popen(
+        [Path(sys.executable).parent / "salmon", *DIAGNOSE, tmp_path / "out"],
+        cwd=ROOT, stdout=terminal.file, stderr=terminal.file,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "100"},
+    )  # fmt: skip
+    shown = terminal.shown()
+    assert done.wait(timeout=60) == 0
+    assert "measuring new data" in shown
+    assert "┃" in shown
