@@ -33,8 +33,9 @@ def add_layout(experiment: Any, scopes: Sequence[str]) -> str:
         ``"kept"``, where nothing had to be written or the run's files cannot be looked at.
     """
     write = getattr(getattr(experiment, "file_writer", None), "add_summary", None)
-    folder = Path(str(getattr(experiment, "log_dir", "")))
-    if write is None or not folder.is_dir():
+    named = str(getattr(experiment, "log_dir", None) or "")
+    folder = Path(named)
+    if write is None or not named or not folder.is_dir():
         return "kept"
     from tensorboard.plugins.custom_scalar import layout_pb2
 
