@@ -26,7 +26,7 @@ def worker(folder: Path, size: int) -> Path:
     """Run all cases with so many processes."""
     torchrun = Path(sys.executable).parent / "torchrun"
     start = [sys.executable] if size == 1 else [
-        str(torchrun), "--nproc-per-node", str(size), "--master-port", str(29500 + size)
+        str(torchrun), "--standalone", "--nproc-per-node", str(size)
     ]  # fmt: skip
     done = subprocess.run(
         [*start, "-m", "tests.ranks_worker", str(folder)],

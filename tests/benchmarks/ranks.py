@@ -78,7 +78,7 @@ def measured(size: int, filters: int, samples: int) -> dict[str, float]:
     """Run so many processes; the worst rank counts."""
     torchrun = Path(sys.executable).parent / "torchrun"
     command = [
-        str(torchrun), "--nproc-per-node", str(size), "--master-port", str(29700 + size),
+        str(torchrun), "--standalone", "--nproc-per-node", str(size),
         "-m", "tests.benchmarks.ranks", "--worker", str(filters), str(samples),
     ]  # fmt: skip
     done = subprocess.run(
