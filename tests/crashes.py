@@ -141,12 +141,17 @@ def main() -> int:
         duration = time.perf_counter() - start
         whole = outcome(home / "whole")
         assert len([file for file in whole if file.startswith("pass-")]) == VALIDATIONS
-        for number in range(options.kills):
+        number = 0
+        while number < options.kills:
             folder, moment = home / "broken", moments.uniform(0, duration)
+            shutil.rmtree(folder, ignore_errors=True)
             child = fork(partial(train, folder))
             time.sleep(moment)
             os.kill(child, signal.SIGKILL)
-            counts["killed" if not finished(child) else "ended before"] += 1
+            if finished(child):  # it was faster than the unbroken one
+                continue
+            number += 1
+            counts["killed"] += 1
             try:
                 counts += look(folder, index) if folder.exists() else Counter()
                 counts["with a checkpoint"] += (folder / LAST).exists()
@@ -159,7 +164,6 @@ def main() -> int:
                     counts["resumed runs equal to the unbroken one"] += 1
             except Exception as error:  # noqa: BLE001
                 troubles.append(f"{number}, at {moment:.2f} s: {type(error).__name__}: {error}")
-            shutil.rmtree(folder, ignore_errors=True)
     print(
         f"{options.kills} kills at random moments of a run of {duration:.1f} s, seed {options.seed}"
     )
