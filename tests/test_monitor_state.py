@@ -1,13 +1,18 @@
 """Checkpoints: state loads safely, and a resumed run goes on as if it had not stopped."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from salmon import InputError, SaliencyMonitor, StateError
+from salmon import FilterIndex, InputError, SaliencyMonitor, StateError
+from salmon.monitor.memory import ViewMemory
+from salmon.views.record import FilterRow
+from tests.records import hand_record
 from tests.trainers import Module, digits, loader, trainer
 
 
@@ -71,12 +76,151 @@ def test_validating_a_checkpoint_measures_its_weights(tmp_path: Path) -> None:
     )
 
 
-def test_state_of_another_version_or_network_is_refused() -> None:
-    monitor = SaliencyMonitor()
-    with pytest.raises(StateError, match="version 7 but 2 is needed"):
-        monitor.load_state_dict({"version": 7})
+@pytest.mark.parametrize("state", [{"version": 7}, {"version": True}, {"version": None}, {}, []])
+def test_state_of_another_version_is_refused(state: Any) -> None:
+    with pytest.raises(StateError, match=r"of version .+ but 2 is needed. Resume without"):
+        SaliencyMonitor().load_state_dict(state)
+
+
+def test_a_fit_that_was_not_made_is_not_handed_out() -> None:
     with pytest.raises(InputError, match="no pass 'validation' was measured"):
-        monitor.last_fit(Module())
+        SaliencyMonitor().last_fit(Module())
+
+
+def replaced(*path: str, by: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts something else into a state, behind these keys."""
+
+    def replace(state: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            state = state[key]
+        state[path[-1]] = by
+
+    return replace
+
+
+HISTORY = ("views", "histories", "validation")
+THREE = torch.tensor([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (replaced("finished", by=None), "finished holds NoneType where a dictionary"),
+        (replaced("finished", "validation", by="2"), "holds str where a whole number"),
+        (replaced("finished", "validation", by=-1), "holds int where a whole number >= 0"),
+        (replaced("fits", by=[1]), "fits holds list where a dictionary"),
+        (replaced("fits", "validation", by=3), "fits holds int where a dictionary"),
+        (replaced("views", by=None), "views holds NoneType where a dictionary"),
+        (replaced("views", "histories", by=THREE), "histories holds Tensor"),
+        (replaced("views", "blamed", by={"validation": 3}), "blamed holds int"),
+        (replaced("views", "blamed", "validation", by={"a[1]": 1.5}), "holds float"),
+        (replaced("views", "filters", "validation", by=[("a", 1)]), "filters holds list where"),
+        (replaced(*HISTORY, by={"layers": []}), r"has the fields .* but \['layers'\] came"),
+        (replaced(*HISTORY, by=THREE), "but Tensor came"),
+        (replaced(*HISTORY, "layers", by=[]), "no readable layers"),
+        (replaced(*HISTORY, "layers", by=[("a", "b", 0)]), "no readable layers"),
+        (replaced(*HISTORY, "layers", by=[("a", "b", 4)]), "for its 2 passes and 1 layers"),
+        (replaced(*HISTORY, "counts", "pot", by=THREE), "are not whole numbers for its 2 passes"),
+        (replaced(*HISTORY, "counts", "pot", by=-torch.ones(2, 3).long()), "are not whole numbers"),
+        (replaced(*HISTORY, "passes", by=[0, 1]), "are not whole numbers for its 0 passes"),
+        (replaced(*HISTORY, "passes", by=torch.tensor([1, 0])), "not whole numbers of passes in"),
+        (replaced(*HISTORY, "steps", by=THREE), "not whole numbers of passes in order"),
+        (replaced(*HISTORY, "samples", by=torch.ones(2)), "not whole numbers of passes in order"),
+    ],
+)
+def test_damaged_state_is_refused_and_changes_nothing(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    torch.save(_state_of_two_passes(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    monitor = SaliencyMonitor()
+    monitor.load_state_dict(state)  # before the damage it is taken
+    before = str(monitor.state_dict())
+    damage(state)
+    with pytest.raises(StateError, match=message) as caught:
+        monitor.load_state_dict(state)
+    assert "Resume without" in str(caught.value) or "resume without" in str(caught.value)
+    assert str(monitor.state_dict()) == before
+
+
+def _state_of_two_passes() -> dict[str, Any]:
+    """What a monitor hands to a checkpoint, small and by hand."""
+    memory, index = ViewMemory(), FilterIndex.from_model(Module())
+    for number in (0, 1):
+        memory.take("validation", hand_record(number, filters=[BLAMED]), index)
+    return {
+        "version": 2, "finished": {"validation": 2}, "fits": {"validation": {"format": "x"}},
+        "views": memory.state_dict(),
+    }  # fmt: skip
+
+
+BLAMED = FilterRow(label="net.a.0[1]", group="early", mistakes=9, median_p=0.1)
+
+
+class Wider(Module):
+    """Layers of the same names with more filters, or with filters of another size."""
+
+    def __init__(self, filters: int = 8, kernel: int = 3) -> None:
+        super().__init__()
+        self.net.features[4] = torch.nn.Conv2d(6, filters, kernel, padding=kernel // 2)
+        self.net.features[7] = torch.nn.Conv2d(filters, 10, 3)
+
+
+@pytest.mark.parametrize("other", [Wider(filters=12), Wider(kernel=5)])
+def test_passes_of_another_network_are_not_put_beside_new_ones(
+    tmp_path: Path, other: Module
+) -> None:
+    first = SaliencyMonitor(level=0.7, strict=True)
+    fit(tmp_path, first, 2)
+    resumed = SaliencyMonitor(level=0.7, strict=True)
+    resumed.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"][
+        first.state_key
+    ])  # fmt: skip
+    with pytest.raises(StateError, match="the fit of 'validation' was made for 24 filters"):
+        resumed.last_fit(other)
+    trainer(tmp_path, resumed).validate(other, loader(), verbose=False)
+    state = resumed.state_dict()
+    assert state["finished"] == {"validation": 3}
+    assert state["views"]["histories"]["validation"]["passes"].tolist() == [2]
+    assert resumed.last_fit(other).threshold.numel() == len(FilterIndex.from_model(other))
+
+
+def test_changes_are_not_told_against_another_network() -> None:
+    memory = ViewMemory()
+    memory.load_state_dict(_state_of_two_passes()["views"])
+    history, before = memory.take("validation", hand_record(2), FilterIndex.from_model(Module()))
+    assert (history.passes.tolist(), before) == ([0, 1, 2], {"net.a.0[1]": 9})
+    memory.load_state_dict(_state_of_two_passes()["views"])
+    other = FilterIndex.from_model(Wider(kernel=5))
+    history, before = memory.take("validation", hand_record(2), other)
+    assert (history.passes.tolist(), before) == ([2], None)
+
+
+def test_state_of_an_earlier_version_brings_no_passes_of_another_run_along() -> None:
+    state = _state_of_two_passes()
+    monitor = SaliencyMonitor()
+    monitor.load_state_dict(state)
+    monitor.load_state_dict({"version": 1, "finished": {"validation": 5}, "fits": {}})
+    assert monitor.state_dict()["views"] == {"histories": {}, "blamed": {}, "filters": {}}
+    # The first checkpoints of version 2 did not tell whose filters they counted.
+    del state["views"]["filters"]
+    monitor.load_state_dict(state)
+    assert list(monitor.state_dict()["views"]["histories"]) == ["validation"]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning")  # of ModelCheckpoint
+@pytest.mark.parametrize("selection", [{"include": ["*.4", "*.7"]}, {"exclude": ["*.0"]}])
+def test_a_run_that_goes_on_with_other_filters_begins_its_history_anew(
+    tmp_path: Path, selection: Any
+) -> None:
+    fit(tmp_path / "first", SaliencyMonitor(level=0.7, strict=True), 2)
+    monitor = SaliencyMonitor(level=0.7, strict=True, **selection)
+    module = fit(tmp_path / "second", monitor, 3, tmp_path / "first" / "last.ckpt")
+    state = monitor.state_dict()
+    assert state["finished"] == {"validation": 1}
+    assert state["views"]["histories"]["validation"]["passes"].tolist() == [0]
+    assert monitor.last_fit(module).threshold.numel() == 18
 
 
 def test_fits_of_another_network_are_not_handed_out(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
-from salmon.errors import InputError, StateError
+from salmon.errors import InputError
 from salmon.gpd import TailFit
 from salmon.monitor.bases import CallbackBase
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.monitor.context import check_trainer, guarded
 from salmon.monitor.measured_pass import MeasuredPass
-from salmon.monitor.memory import ViewMemory
+from salmon.monitor.memory import STATE_VERSION, ViewMemory, checked_state
 from salmon.monitor.ranks import Ranks
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.settings import Settings
@@ -26,9 +26,6 @@ from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
 from salmon.tails import fit_from_state, fit_state
 from salmon.views import ViewSettings
-
-STATE_VERSION = 2
-_READABLE = (1, STATE_VERSION)  # the first had no views
 
 
 class SaliencyMonitor(CallbackBase):
@@ -237,18 +234,11 @@ class SaliencyMonitor(CallbackBase):
             state_dict: What :meth:`state_dict` gave.
 
         Raises:
-            StateError: If it is of another version.
+            StateError: If it is of another version, or damaged; nothing is changed then.
         """
-        if state_dict.get("version") not in _READABLE:
-            raise StateError(
-                f"the checkpoint holds SaliencyMonitor state of version "
-                f"{state_dict.get('version')!r} but {STATE_VERSION} is needed; resume without the "
-                "monitor's state by changing its level, or use the package version that wrote it."
-            )
-        self._finished = dict(state_dict["finished"])
-        self._fits = dict(state_dict["fits"])
-        if "views" in state_dict:
-            self._memory.load_state_dict(state_dict["views"])
+        finished, fits, views = checked_state(state_dict)
+        self._memory.load_state_dict(views)
+        self._finished, self._fits = finished, fits
 
     def last_fit(self, model: nn.Module, scope: str = "validation") -> TailFit:
         """Hand out the fits of the last measured pass, also after a resume.

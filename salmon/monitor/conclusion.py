@@ -85,7 +85,7 @@ class Conclusion:
                 classes=classes,
             )
             log_metrics(model, scope, record)
-            history, before = self._memory.take(scope, record)
+            history, before = self._memory.take(scope, record, diagnosis.index)
             if self._ranks.first:
                 images = FlaggedImages()
                 with guarded(self._settings, "could not picture the mistakes"), self.picturing:

@@ -1,12 +1,13 @@
 """The passes of a run beside each other: where mistakes were made, and since when."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from salmon.errors import StateError
 from salmon.views.record import LayerRow, PassRecord
 
 _VECTORS = ("passes", "steps", "samples", "misclassified")
@@ -139,18 +140,62 @@ class History:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "History":
-        """Rebuild a history.
+    def from_state_dict(cls, state: Any) -> "History":
+        """Rebuild a history, checking names, types, shapes and order.
 
         Args:
             state: What :meth:`state_dict` gave.
 
         Returns:
             The history.
+
+        Raises:
+            StateError: If it is something else, or its parts do not fit together.
         """
-        rows: Sequence[tuple[str, str, int]] = state["layers"]
+        names = {"layers", "counts", *_VECTORS}
+        if not isinstance(state, dict) or set(state) != names:
+            have = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise StateError(
+                f"a saved history has the fields {sorted(names)} but {have} came; it was written "
+                "by another version or is no history. Resume without it."
+            )
+        rows, counts, passes = state["layers"], state["counts"], state["passes"]
+        if not isinstance(rows, list | tuple) or not rows or not all(map(_is_layer, rows)):
+            raise StateError(
+                "a saved history has no readable layers; (name, group, filters) of each are "
+                "needed. It is damaged: resume without it."
+            )
+        length = passes.numel() if isinstance(passes, Tensor) else 0
+        if not isinstance(counts, dict) or not all(
+            isinstance(name, str) and _is_table(table, (length, len(rows)))
+            for name, table in counts.items()
+        ):
+            raise StateError(
+                f"the counts of a saved history are not whole numbers for its {length} passes and "
+                f"{len(rows)} layers; the history is damaged. Resume without it."
+            )
+        if not all(_is_table(state[name], (length,)) for name in _VECTORS) or not bool(
+            length and (passes[1:] > passes[:-1]).all()
+        ):
+            raise StateError(
+                f"the vectors {', '.join(_VECTORS)} of a saved history are not whole numbers of "
+                "passes in order; the history is damaged. Resume without it."
+            )
         return cls(
             layers=tuple(LayerRow(layer=a, group=b, filters=c) for a, b, c in rows),
-            counts=dict(state["counts"]),
+            counts=dict(counts),
             **{name: state[name] for name in _VECTORS},
         )
+
+
+def _is_layer(row: Any) -> bool:
+    """Whether it is a row of ``layers``."""
+    plain = isinstance(row, list | tuple) and [type(item) for item in row] == [str, str, int]
+    return plain and row[2] > 0
+
+
+def _is_table(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether it holds numbers of things, in this shape."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != shape:
+        return False
+    return bool((value >= 0).all())
