@@ -190,7 +190,7 @@ def test_a_disk_that_cannot_be_written_costs_the_files_only(
 ) -> None:
     (tmp_path / "salmon").write_text("a file where the folder should be")
     metrics = validate(tmp_path, SaliencyMonitor(level=0.7), loader())
-    assert "could not write the flagged samples and fits of validation pass 0" in log.text
+    assert "validation pass 0, could not write flagged-validation-000000.jsonl, " in log.text
     assert metrics["salmon/samples"].item() == 40
 
 

@@ -1,6 +1,7 @@
 """The end of a pass: fit and rank, then log, write and show what was found."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.run import Run
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis
-from salmon.views import History, PassRecord, add_layout, publish, record_pass
+from salmon.views import Board, History, PassRecord, add_layout, publish, record_pass
 
 
 class Conclusion:
@@ -127,8 +128,8 @@ class Conclusion:
                 write_diagnosis(folder, scope, diagnosis, record, images)
         except OSError as error:
             logger.warning(
-                "SaliencyMonitor could not write the flagged samples and fits of %s pass %d (%s); "
-                "its metrics are logged all the same.", scope, record.number, error,
+                "SaliencyMonitor, %s pass %d, could not write %s; its metrics are logged all the "
+                "same.", scope, record.number, error,
             )  # fmt: skip
 
     def _show(
@@ -137,17 +138,27 @@ class Conclusion:
     ) -> None:  # fmt: skip
         """Put charts, tables and pictures up."""
         views, found, tags = self._settings.views, boards(trainer), metric_scope(scope)
+
+        def guard(what: str) -> AbstractContextManager[None]:
+            return guarded(self._settings, f"could not show its {what}")
+
         for board in found if views.layout else ():
-            run = (str(getattr(board.experiment, "log_dir", "")), tags)
-            if run not in self._memory.laid_out:
-                self._memory.laid_out.add(run)
-                if add_layout(board.experiment, [tags]) == "joined":
-                    logger.info(
-                        "SaliencyMonitor put its charts behind the custom scalars that this run "
-                        "has; ViewSettings(layout=False) leaves them out."
-                    )
+            with guard(f"layout in {board.name}"):
+                self._lay_out(board, tags)
         publish(
             found, tags, record, history,
             before=before, pictures=images.pictures, figures=views.figures,
-            shown=self._memory.shown,
+            shown=self._memory.shown, guard=guard,
         )  # fmt: skip
+
+    def _lay_out(self, board: Board, tags: str) -> None:
+        """Put a layout up, once per run."""
+        run = (str(getattr(board.experiment, "log_dir", "")), tags)
+        if run in self._memory.laid_out:
+            return
+        self._memory.laid_out.add(run)
+        if add_layout(board.experiment, [tags]) == "joined":
+            logger.info(
+                "SaliencyMonitor put its charts behind the custom scalars that this run has; "
+                "ViewSettings(layout=False) leaves them out."
+            )

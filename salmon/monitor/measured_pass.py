@@ -201,7 +201,7 @@ class MeasuredPass:
         found = coverage_of(model, self._index, methods)
         if found != self.coverage:
             self.coverage = found
-            announce_coverage(trainer, self._stage, found)
+            announce_coverage(trainer, self._stage, found, self._settings)
 
     def _run(self, trainer: Trainer, loader: int) -> Run:
         """The run of a loader, begun at its first batch."""

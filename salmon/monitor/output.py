@@ -1,5 +1,8 @@
 """What a pass leaves behind: metrics, files and a line in the log."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger
-from salmon.monitor.context import Clock, rehearsal
+from salmon.monitor.context import Clock, guarded, rehearsal
 from salmon.monitor.imaging import FlaggedImages
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis, batch_flags, group_shares, sample_flags
@@ -43,22 +46,24 @@ def log_metrics(model: LightningModule, scope: str, record: PassRecord) -> None:
     _log(model, metric_scope(scope), pass_metrics(record))
 
 
-def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage) -> None:
+def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings: Settings) -> None:
     """Say what is measured, in the log and as a text in TensorBoard.
 
     Args:
         trainer: The trainer.
         scope: The stage.
         coverage: Of the network.
+        settings: Of the monitor.
     """
     if trainer.is_global_zero:
         logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
-        board.text(
-            f"{metric_scope(scope)}/coverage",
-            f"{coverage.summary()}\n\n{coverage.markdown(TEXT_ROWS)}",
-            trainer.global_step,
-        )
+        with guarded(settings, f"could not say in {board.name} what it measures"):
+            board.text(
+                f"{metric_scope(scope)}/coverage",
+                f"{coverage.summary()}\n\n{coverage.markdown(TEXT_ROWS)}",
+                trainer.global_step,
+            )
 
 
 def log_cost(
@@ -189,28 +194,50 @@ def write_diagnosis(
         images: Of its mistakes.
 
     Raises:
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; the others are written all the same.
     """
     name, number = scope.replace("/", "-"), record.number
+    flagged = folder / f"flagged-{name}-{number:06d}.jsonl"
+    pictures, fits = folder / f"pictures-{name}.jsonl", folder / f"fit-{name}.pt"
+    tasks: dict[Path, Callable[[Path], None] | None] = {flagged: None, pictures: None}
+    if len(diagnosis.mistakes.sample):
+        tasks[flagged] = partial(_write_flags, diagnosis=diagnosis, record=record)
+    if images.pictures or images.thumbnails:
+        tasks[pictures] = lambda path: write_pictures(
+            path, number, images.pictures, images.thumbnails
+        )
+    tasks[fits] = lambda path: save_fit(path, diagnosis.fit, diagnosis.index)
+    # Last, since a report is made of those passes that have a record.
+    tasks[folder / f"pass-{name}-{number:06d}.json"] = lambda path: write_pass(path, record)
+    missing: dict[str, OSError] = {}
+    for path, write in tasks.items():
+        stays = write is not None
+        try:
+            if write is not None:
+                write(path)
+        except OSError as error:
+            missing[path.name] = error
+            stays = path in (pictures, fits)  # of the last pass of which they could be written
+        if not stays:  # what an earlier run left under this number is not of this pass
+            with suppress(OSError):
+                path.unlink()
+    if missing:
+        reason = next(iter(missing.values()))
+        raise OSError(f"{', '.join(missing)} in {folder} ({reason})") from reason
+
+
+def _write_flags(path: Path, *, diagnosis: Diagnosis, record: PassRecord) -> None:
+    """Write the mistakes of a pass, a line each, and behind them their batches."""
     index, fit, mistakes = diagnosis.index, diagnosis.fit, diagnosis.mistakes
     context = {
-        "stage": record.stage, "loader": record.loader, "pass": number, "step": record.step,
+        "stage": record.stage, "loader": record.loader, "pass": record.number, "step": record.step,
     }  # fmt: skip
-    if len(mistakes.sample):
-        flags = (
-            *(
-                flag | {"id_source": diagnosis.id_source}
-                for flag in sample_flags(
-                    mistakes, diagnosis.rankings["pot"], index, fit, diagnosis.ids
-                )
-            ),
-            *batch_flags(mistakes, diagnosis.profile, index, fit, record.top_k),
-        )
-        lines = (f"{json_text(flag | context)}\n".encode() for flag in flags)
-        path = folder / f"flagged-{name}-{number:06d}.jsonl"
-        write_atomically(path, lambda file: file.writelines(lines))
-    if images.pictures or images.thumbnails:
-        path = folder / f"pictures-{name}.jsonl"
-        write_pictures(path, number, images.pictures, images.thumbnails)
-    save_fit(folder / f"fit-{name}.pt", fit, index)
-    write_pass(folder / f"pass-{name}-{number:06d}.json", record)
+    flags = (
+        *(
+            flag | {"id_source": diagnosis.id_source}
+            for flag in sample_flags(mistakes, diagnosis.rankings["pot"], index, fit, diagnosis.ids)
+        ),
+        *batch_flags(mistakes, diagnosis.profile, index, fit, record.top_k),
+    )
+    lines = (f"{json_text(flag | context)}\n".encode() for flag in flags)
+    write_atomically(path, lambda file: file.writelines(lines))

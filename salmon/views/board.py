@@ -4,6 +4,7 @@ Nothing is asked of a logger's class, since there are several of each name.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,13 @@ class Board:
             logger: Of Lightning.
         """
         self._logger = logger
-        self.experiment: Any = getattr(logger, "experiment", None)
+        self.name = type(logger).__name__
+
+    @cached_property
+    def experiment(self) -> Any:
         """What the logger writes with, such as TensorBoard's ``SummaryWriter``."""
+        # Only asked for when needed: opening it may fail, and other boards go on.
+        return getattr(self._logger, "experiment", None)
 
     @property
     def takes_images(self) -> bool:

@@ -1,6 +1,7 @@
 """All views of a pass, put up on the boards of a trainer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
 from salmon.views.board import Board
@@ -10,7 +11,7 @@ from salmon.views.findings import findings
 from salmon.views.fit_charts import fit_page
 from salmon.views.history import History
 from salmon.views.pictures import Picture, captioned
-from salmon.views.raster import pixels
+from salmon.views.raster import Pixels, pixels
 from salmon.views.record import XI_EDGES, PassRecord
 from salmon.views.tables import (
     FILTER_COLUMNS,
@@ -35,6 +36,7 @@ def publish(
     pictures: Sequence[Picture] = (),
     figures: bool = True,
     shown: dict[str, str] | None = None,
+    guard: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Put up histograms, charts, tables and flagged images.
 
@@ -47,26 +49,29 @@ def publish(
         pictures: Worst first.
         figures: Whether charts are drawn.
         shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
+        guard: Makes a context around all that goes to one board, from a description of it; if the
+            context swallows an exception, the rest is put up all the same.
     """
     summary = "\n".join(f"- {literal(line)}" for line in findings(record, history))
     tables = _tables(record, before, f"{scope}/", {} if shown is None else shown)
     for board in boards:
-        board.text(f"{scope}/summary", summary, record.step)
-        _put_histograms(board, scope, record)
-        for tag, columns, rows, markdown in tables:
-            board.table(tag, columns, rows, record.step, markdown=markdown)
-    takers = [board for board in boards if board.takes_images]
-    if not takers:
-        return
-    charts = _charts(record, history) if figures else {}
-    drawn = {name: pixels(chart) for name, chart in charts.items()}
-    # One tag per place: the images of one tag are steps of a slider.
-    photos = {f"flagged/{i}": captioned(p) for i, p in enumerate(pictures, 1)}
-    for board in takers:
-        for name, image in drawn.items():
-            board.image(f"{scope}/{name}", image, record.step)
-        for name, image in photos.items():
-            board.image(f"{scope}/{name}", image, record.step, photo=True)
+        with guard(f"texts, tables and histograms in {board.name}"):
+            board.text(f"{scope}/summary", summary, record.step)
+            _put_histograms(board, scope, record)
+            for tag, columns, rows, markdown in tables:
+                board.table(tag, columns, rows, record.step, markdown=markdown)
+    images: list[tuple[str, Pixels, bool]] | None = None  # drawn for the first that takes them
+    for board in boards:
+        with guard(f"images in {board.name}"):
+            if not board.takes_images:
+                continue
+            if images is None:
+                charts = _charts(record, history) if figures else {}
+                images = [(name, pixels(chart), False) for name, chart in charts.items()]
+                # One tag per place: the images of one tag are steps of a slider.
+                images += [(f"flagged/{i}", captioned(p), True) for i, p in enumerate(pictures, 1)]
+            for name, image, photo in images:
+                board.image(f"{scope}/{name}", image, record.step, photo=photo)
 
 
 def _put_histograms(board: Board, scope: str, record: PassRecord) -> None:
