@@ -1,12 +1,13 @@
-"""Kill a training again and again: ``python -m tests.crashes [--kills 50] [--seed 0]``.
+"""Kill a training at random moments, look at what it leaves, and resume it.
 
-Each time a fresh training is killed (SIGKILL) at a random moment, its files are looked at, and it
-is resumed from its last checkpoint. Exit code 1 if a file cannot be read or the resumed run ends
-with other fits, flags or records than an unbroken one. Children are forked to save their start.
+Run with ``python -m tests.crashes [--kills 50] [--seed 0]``. Every kill is a SIGKILL at a moment
+drawn from its own share of the duration of an unbroken run, so that the moments cover all of it.
+After each, everything in the folder must be readable, and the run that is started again in that
+folder must end like the unbroken one. The exit code is 1 if anything is not so.
 """
 
 import argparse
-import json
+import mmap
 import os
 import random
 import shutil
@@ -14,164 +15,188 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
+import traceback
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from salmon import FilterIndex, SaliencyMonitor, ViewSettings
-from salmon.ranking import SCHEMA
-from salmon.tails import load_fit
-from salmon.views.files import read_flags, read_pass, read_pictures
-from tests.trainers import Module, digits, loader, trainer
+from tests.crash_run import (
+    EPOCHS,
+    PASSES,
+    PHASES,
+    Findings,
+    differences,
+    last_checkpoint,
+    results,
+    run,
+)
 
-VALIDATIONS = 6
-LAST = Path("checkpoints") / "last.ckpt"
-
-
-def network() -> Module:
-    """Without dropout, since random numbers do not resume."""
-    seed_everything(2, verbose=False)
-    module = Module()
-    module.net.head[0] = torch.nn.Dropout(0.0)
-    return module
+PATIENCE = 120.0  # seconds that a run may take
 
 
-def train(folder: Path) -> None:
-    """Train from the last checkpoint, or from the start where there is none."""
-    monitor = SaliencyMonitor(level=0.7, top_k=5, strict=True, views=ViewSettings(pictures=1))
-    keep = ModelCheckpoint(folder / LAST.parent, save_last=True, filename="best-{step}")
-    # One validation an epoch: Lightning resumes an ordinary loader at the start of an epoch only.
-    work = trainer(
-        folder, monitor, keep, max_epochs=VALIDATIONS, enable_checkpointing=True,
-        logger=TensorBoardLogger(folder, name="", version=""),
-    )  # fmt: skip
-    last = folder / LAST
-    work.fit(network(), loader(digits(64)), loader(), ckpt_path=last if last.exists() else None)
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """Over all kills."""
+
+    kills: int = 0
+    phases: Counter[str] = field(default_factory=Counter)
+    from_scratch: int = 0
+    checkpoints: int = 0
+    files: int = 0
+    events: int = 0
+    cut_off: int = 0
+    parts: int = 0
+    equal: int = 0
+    troubles: list[str] = field(default_factory=list)
 
 
-def fork(task: Callable[[], object]) -> int:
-    """Run a task in a child of its own, in silence; hand out its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
+class Child:
+    """The run in a process of its own, which has everything imported already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._byte = mmap.mmap(-1, 1)  # shared with the child
+        self._log = folder.with_suffix(".log")
+        self.began = time.perf_counter()
+        self._process = os.fork()
+        if self._process == 0:
+            os._exit(self._work(folder))
+        self._status: int | None = None
+
+    def _work(self, folder: Path) -> int:
+        """What the child does, with its messages in a file."""
+        log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        try:
+            run(folder, self._byte)
+        except Exception:  # noqa: BLE001  # told by the exit code, and in the file
+            traceback.print_exc()
+            return 1
+        return 0
+
+    @property
+    def phase(self) -> str:
+        """What it does, or did when it ended."""
+        return PHASES[self._byte[0]]
+
+    def ended(self) -> bool:
+        """Whether it ended."""
+        if self._status is None:
+            process, status = os.waitpid(self._process, os.WNOHANG)
+            self._status = status if process else None
+        return self._status is not None
+
+    def kill(self) -> bool:
+        """End it at once; whether it had not ended by itself."""
+        if self.ended():
+            return False
+        os.kill(self._process, signal.SIGKILL)
+        _, self._status = os.waitpid(self._process, 0)
+        return os.WIFSIGNALED(self._status)
+
+    def wait(self) -> float:
+        """Seconds it took to its end."""
+        while not self.ended():
+            if time.perf_counter() - self.began > PATIENCE:
+                self.kill()
+                raise RuntimeError(f"a run was not ready after {PATIENCE:.0f} s")
+            time.sleep(0.002)
+        if self._status:
+            raise RuntimeError(f"a run failed:\n{self._log.read_text()[-2000:]}")
+        return time.perf_counter() - self.began
+
+
+def crash(place: Path, kills: int, seed: int) -> tuple[Tally, float]:
+    """Kill so many runs in a folder; what was found, and the seconds of an unbroken run."""
+    Child(place / "first").wait()  # the first one is slower
+    seconds = Child(place / "unbroken").wait()
+    expected = results(place / "unbroken")
+    tally, chance = Tally(), random.Random(seed)
+    tally.troubles += Findings(place / "unbroken").troubles
+    tally.troubles += [
+        f"two unbroken runs differ in {name}"
+        for name in differences(expected, results(place / "first"))
+    ]
+    while tally.kills < kills and not tally.troubles:
+        folder = place / f"killed-{tally.kills}"
+        folder.mkdir()
+        child = Child(folder)
+        time.sleep(seconds * (tally.kills + chance.random()) / kills)
+        if not child.kill():  # it was faster than the unbroken run: once more
+            shutil.rmtree(folder)
+            continue
+        tally.kills += 1
+        tally.phases[child.phase] += 1
+        _look(tally, folder, child.phase, expected)
+        if not tally.troubles:
+            shutil.rmtree(folder)
+    return tally, seconds
+
+
+def _look(tally: Tally, folder: Path, phase: str, expected: dict[str, Any]) -> None:
+    """Read what a killed run left, and resume it."""
+    left = Findings(folder)
+    tally.checkpoints += left.checkpoints
+    tally.files += left.files
+    tally.events += left.events
+    tally.cut_off += left.cut_off
+    tally.parts += left.parts
+    troubles = left.troubles
+    tally.from_scratch += last_checkpoint(folder) is None
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        task()
-        code = 0
-    finally:
-        os._exit(code)
+        Child(folder).wait()
+        troubles += Findings(folder).troubles
+        odd = differences(expected, results(folder))
+    except (RuntimeError, OSError) as error:
+        odd, troubles = [], [*troubles, f"not resumed: {error}"]
+    troubles += [f"{name} is not that of the unbroken run" for name in odd]
+    tally.equal += not troubles
+    tally.troubles += [f"{folder}, killed while {phase}: {trouble}" for trouble in troubles]
 
 
-def finished(child: int) -> bool:
-    """Wait for a child; whether it ended well."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+def table(tally: Tally, seconds: float, seed: int) -> str:
+    """What is printed."""
+    rows: list[tuple[str, object]] = [
+        (f"kills of a run of {seconds:.1f} s, seed {seed}", tally.kills),
+        *((f"  while {phase}", tally.phases[phase]) for phase in PHASES),
+        ("  before the first checkpoint", tally.from_scratch),
+        ("checkpoints loaded", tally.checkpoints),
+        ("files of the monitor read", tally.files),
+        ("event files read to their end", tally.events),
+        ("  of these with the last record cut off", tally.cut_off),
+        ("hidden .part files left behind", tally.parts),
+        ("resumed runs equal to the unbroken one", f"{tally.equal} of {tally.kills}"),
+        ("troubles", len(tally.troubles)),
+    ]
+    return "\n".join(f"{name:<46}{value!s:>9}" for name, value in rows)
 
 
-def look(folder: Path, index: FilterIndex) -> Counter[str]:
-    """Read everything a killed run left; raises what a reader raises."""
-    seen: Counter[str] = Counter()
-    for path in folder.glob("checkpoints/*.ckpt"):
-        torch.load(path, weights_only=True)
-        seen["checkpoints"] += 1
-    for path in folder.glob("*tfevents*"):
-        for _ in EventFileLoader(str(path)).Load():
-            seen["events"] += 1
-    for path in (folder / "salmon").glob("*"):
-        if path.name.startswith("."):
-            seen["unfinished files"] += 1
-        elif path.name.startswith("pass-"):
-            read_pass(path)
-            seen["passes"] += 1
-        elif path.name.startswith("flagged-"):
-            seen["flags"] += len(read_flags(path, SCHEMA))
-            assert path.read_bytes().endswith(b"\n")
-        elif path.name.startswith("pictures-"):
-            seen["pictures"] += len(read_pictures(path))
-        else:
-            load_fit(path, index)
-            seen["fits"] += 1
-    return seen
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """What a run ends with, as far as it does not depend on the clock."""
-    found: dict[str, Any] = {}
-    for path in sorted((folder / "salmon").glob("[!.]*")):
-        if path.suffix == ".json":
-            record = json.loads(path.read_text())
-            found[path.name] = {k: v for k, v in record.items() if k not in ("seconds", "share")}
-        elif path.suffix == ".jsonl":
-            found[path.name] = path.read_text()
-        else:
-            fit = torch.load(path, weights_only=True)["fit"]
-            found[path.name] = {
-                k: repr(getattr(v, "tolist", lambda v=v: v)()) for k, v in fit.items()
-            }
-    return found
-
-
-def main() -> int:
-    """Kill, look, resume, compare; print a table."""
-    parser = argparse.ArgumentParser(prog="python -m tests.crashes")
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    index = FilterIndex.from_model(network())
-    moments = random.Random(options.seed)
-    counts: Counter[str] = Counter()
-    troubles: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        start = time.perf_counter()
-        assert finished(fork(partial(train, home / "whole")))
-        duration = time.perf_counter() - start
-        whole = outcome(home / "whole")
-        assert len([file for file in whole if file.startswith("pass-")]) == VALIDATIONS
-        number = 0
-        while number < options.kills:
-            folder, moment = home / "broken", moments.uniform(0, duration)
-            shutil.rmtree(folder, ignore_errors=True)
-            child = fork(partial(train, folder))
-            time.sleep(moment)
-            os.kill(child, signal.SIGKILL)
-            if finished(child):  # it was faster than the unbroken one
-                continue
-            number += 1
-            counts["killed"] += 1
-            try:
-                counts += look(folder, index) if folder.exists() else Counter()
-                counts["with a checkpoint"] += (folder / LAST).exists()
-                if not finished(fork(partial(train, folder))):
-                    troubles.append(f"{number}, at {moment:.2f} s: could not be resumed")
-                elif outcome(folder) != whole:
-                    odd = [k for k, v in outcome(folder).items() if whole.get(k) != v]
-                    troubles.append(f"{number}, at {moment:.2f} s: differs in {odd}")
-                else:
-                    counts["resumed runs equal to the unbroken one"] += 1
-            except Exception as error:  # noqa: BLE001
-                troubles.append(f"{number}, at {moment:.2f} s: {type(error).__name__}: {error}")
-    print(
-        f"{options.kills} kills at random moments of a run of {duration:.1f} s, seed {options.seed}"
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # threads do not survive a fork
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="salmon-crashes-") as place:
+        # Lightning writes checkpoints into the folder of temporary files and moves them, which is
+        # one step only where both folders are on one disk.
+        tempfile.tempdir = place
+        tally, seconds = crash(Path(place), given.kills, given.seed)
+        remains = sum(path.is_file() for path in Path(place).glob("tmp*"))
+    sys.stdout.write(
+        f"{EPOCHS} epochs with {PASSES - 1} validations, and one more after them\n"
+        f"{table(tally, seconds, given.seed)}\n"
+        f"{'temporary files of Lightning left behind':<46}{remains:>9}\n"
+        f"{'seconds in all':<46}{time.perf_counter() - began:>9.0f}\n"
     )
-    for what, count in counts.items():
-        print(f"  {count:6} {what}")
-    for trouble in troubles:
-        print(f"  FAILED {trouble}")
-    return 1 if troubles else 0
+    for trouble in tally.troubles:
+        sys.stdout.write(f"FAILED: {trouble}\n")
+    return 1 if tally.troubles else 0
 
 
 if __name__ == "__main__":

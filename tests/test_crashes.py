@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash_run import PASSES, Findings, differences, results, run
+
 ROOT = Path(__file__).parent.parent
 KILLS = 8
 
@@ -20,6 +22,33 @@ def test_a_killed_training_leaves_whole_files_and_ends_as_an_unbroken_one() -> N
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    equal = re.search(r"(\d+) resumed runs equal to the unbroken one", done.stdout)
-    assert equal is not None
-    assert int(equal[1]) == KILLS
+    assert re.search(rf"resumed runs equal to the unbroken one +{KILLS} of {KILLS}\n", done.stdout)
+
+
+def test_the_checks_after_a_kill_find_what_is_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, bytearray(1))
+    whole = Findings(folder)
+    assert whole.troubles == []
+    # One event file of fit, one of validate.
+    assert (whole.checkpoints, whole.events, whole.cut_off) == (2, 2, 0)
+    assert whole.files == 2 * PASSES + 2
+    before = results(folder)
+    assert differences(before, results(folder)) == []
+
+    last = folder / "salmon" / f"flagged-validation-{PASSES - 1:06d}.jsonl"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    for path in (checkpoint, folder / "salmon" / "fit-validation.pt", last):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert any(path.name in trouble for trouble in Findings(folder).troubles)
+        path.write_bytes(content)
+    event_file = max(folder.glob("*tfevents*"))
+    event_file.write_bytes(event_file.read_bytes()[:-7])
+    (folder / "salmon" / ".pass-validation-000009.json.abc.part").write_text("{")
+    found = Findings(folder)
+    assert (found.troubles, found.cut_off, found.parts) == ([], 1, 1)
+    (folder / "salmon" / "else").touch()
+    last.write_text(last.read_text().replace('"sample"', '"other"', 1))
+    assert Findings(folder).troubles == ["else: ValueError: nothing of this name is written"]
+    assert differences(before, results(folder)) == ["else", last.name]
