@@ -1,22 +1,96 @@
-"""Files and folders that appear whole or not at all, JSON that any reader takes, and checksums."""
+"""Files that appear whole or not at all and are read within limits; JSON for all; checksums."""
 
 import hashlib
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from salmon.errors import InputError
+from salmon.errors import InputError, StateError
 
-DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
-"""What ``torch.load(weights_only=True)`` raises for files that are something else, or cut off."""
+
+@contextmanager
+def regular_file(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a file for reading, but no pipe or device, which may never end.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The open file and its size.
+
+    Raises:
+        OSError: If it is something else, or cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait
+        raise OSError(f"{path.name} is no regular file")
+    with path.open("rb") as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a file that may be somebody else's.
+
+    Args:
+        path: Text in UTF-8.
+        most: Bytes that it may have.
+
+    Returns:
+        Its text.
+
+    Raises:
+        StateError: If it is larger, no text, no regular file, or cannot be read.
+    """
+    with _readable(path) as file:
+        data = file.read(most + 1)
+        if len(data) > most:
+            raise StateError(f"{path} has more than {most} bytes and was not read.")
+        return data.decode()
+
+
+def read_lines(path: Path, most: int, most_in_line: int) -> Iterator[str]:
+    """Read a file that may be somebody else's, holding one line at a time.
+
+    Args:
+        path: Text in UTF-8.
+        most: Bytes that it may have.
+        most_in_line: Bytes that a line may have.
+
+    Yields:
+        Lines.
+
+    Raises:
+        StateError: As of :func:`read_text`; also if a line is longer.
+    """
+    left = most
+    with _readable(path) as file:
+        while line := file.readline(most_in_line + 1):
+            left -= len(line)
+            if left < 0 or len(line) > most_in_line:
+                raise StateError(
+                    f"{path} has more than {most} bytes, or a line of more than {most_in_line}; it "
+                    "was not read to its end."
+                )
+            yield line.decode()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[IO[bytes]]:
+    """Trouble with a file as one of the package's own errors."""
+    try:
+        with regular_file(path) as (file, _):
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"{path} cannot be read ({error}).") from error
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -1,14 +1,17 @@
 """Records of passes for the tests of the views: made by hand, or from a real diagnosis."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
+from salmon.monitor.imaging import FlaggedImages
+from salmon.monitor.output import write_diagnosis
 from salmon.ranking import Diagnosis, Mistakes
 from salmon.tails import example_excesses, example_filters
-from salmon.views import PassRecord, record_pass
+from salmon.views import PassRecord, Picture, Thumbnail, record_pass
 from salmon.views.record import LayerRow
 from tests.networks import PlainNet, batch
 
@@ -64,3 +67,17 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
 def real_record(**changes: Any) -> PassRecord:
     """The record of it."""
     return replace(record_pass(real_diagnosis(), stage="validation"), **changes)
+
+
+def run_files(folder: Path) -> None:
+    """The files of a run of two passes, the last with flags, pictures and fits."""
+    diagnosis = real_diagnosis()
+    pixels = torch.arange(16 * 16 * 3).view(16, 16, 3).to(torch.uint8).numpy()
+    sample = int(diagnosis.mistakes.sample[0])
+    images = FlaggedImages(
+        [Picture(sample=sample, id=sample, pixels=pixels, heat=torch.rand(16, 16), caption=["a"])],
+        [Thumbnail(sample=sample, pixels=pixels)],
+    )
+    for number in (0, 1):
+        record = record_pass(diagnosis, stage="validation", number=number, classes=["a", "<b>"])
+        write_diagnosis(folder, "validation", diagnosis, record, images)

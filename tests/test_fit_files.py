@@ -100,10 +100,13 @@ def test_states_of_another_form_are_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"samples": 1.5}, "samples must be int"),
-        ({"xi": 3}, "xi must be a vector"),
-        ({"xi": torch.zeros(3)}, "differ in length"),
-        ({"status": torch.full((24,), 9, dtype=torch.int8)}, "status must lie"),
+        ({"samples": 1.5}, "samples must be int >= 0, got 1.5"),
+        ({"samples": -1}, "samples must be int >= 0, got -1"),
+        ({"level": 1.0}, r"level must be a float in \(0, 1\), got 1.0"),
+        ({"xi": 3}, "xi is int but torch.float64"),
+        ({"xi": torch.zeros(24)}, "xi is torch.float32 of shape"),
+        ({"xi": torch.zeros(3, dtype=torch.float64)}, "differ in length"),
+        ({"status": torch.full((24,), 9, dtype=torch.int8)}, "status holds a number"),
     ],
 )
 def test_damaged_fields_are_refused(fit: TailFit, change: dict[str, Any], message: str) -> None:

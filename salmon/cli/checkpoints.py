@@ -11,11 +11,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from salmon.archives import UNREADABLE, check_tensors_file, load_archive
 from salmon.errors import InputError, StateError
-from salmon.files import DAMAGED, write_atomically
+from salmon.files import write_atomically
 
 STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
+
+
+_STRETCHED = 1 << 20  # bytes of a tensor that may be made of fewer; buffers of ones are saved so
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,8 +51,12 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
     """
     try:
         if path.suffix == ".safetensors":
+            check_tensors_file(path)
             return Checkpoint(load_file(path), plain=True)
-        found = torch.load(path, map_location="cpu", weights_only=weights_only)
+        if weights_only:
+            found = load_archive(path, legacy=True)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=False)
     except pickle.UnpicklingError as error:
         hint = ""
         if weights_only:
@@ -57,14 +65,33 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
                 "which lets it run code"
             )
         raise StateError(f"checkpoint {path} cannot be read safely{hint}.") from error
-    except (*DAMAGED, SafetensorError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (*UNREADABLE, SafetensorError) as error:
+        line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise StateError(f"checkpoint {path} cannot be read ({line}).") from error
+    checkpoint = None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), Mapping):
-        return Checkpoint(found, plain=False)
-    if isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values()):
-        return Checkpoint(found, plain=True)
-    raise StateError(f"checkpoint {path} holds no state_dict; one of Lightning or torch is needed.")
+        checkpoint = Checkpoint(found, plain=False)
+    elif isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values()):
+        checkpoint = Checkpoint(found, plain=True)
+    if checkpoint is None or not all(isinstance(name, str) for name in checkpoint.state_dict):
+        raise StateError(
+            f"checkpoint {path} holds no state_dict; one of Lightning or torch is needed."
+        )
+    _check_weights(checkpoint.state_dict, path)
+    return checkpoint
+
+
+def _check_weights(weights: Mapping[str, Any], path: Path) -> None:
+    """Refuse tensors that are no weights, or a terabyte made of one number used again and again."""
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            continue  # modules may have states of their own
+        odd = value.layout is not torch.strided or value.is_meta
+        if odd or value.nbytes > max(_STRETCHED, value.untyped_storage().nbytes()):
+            raise StateError(
+                f"checkpoint {path}: {name[:60]} of shape {tuple(value.shape)} is no ordinary "
+                "tensor with a number for each element; save the weights as they are in use."
+            )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, source: str) -> None:

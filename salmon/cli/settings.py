@@ -1,12 +1,22 @@
 """Settings of the commands that work on a user's model and data, and the config they come from."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from salmon.errors import InputError
+from salmon.errors import InputError, StateError
+from salmon.files import read_text
+
+MOST_BYTES = 1 << 20
+"""Of a config."""
+MOST_VALUES = 100_000
+"""In a config, each alias counted as all that it stands for."""
+
+_ODD_SCALARS = (ValueError, LookupError, TypeError, AttributeError)
+"""What the YAML reader raises for dates, numbers and bytes that say they are and are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +100,39 @@ def config_sections(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
+        found = _plain_yaml(read_text(Path(path), MOST_BYTES))
+        json.dumps(found, default=str, skipkeys=True)  # numbers of thousands of digits cannot be
+    except StateError as error:
+        raise InputError(f"config {error}") from error
+    except (yaml.YAMLError, *_ODD_SCALARS, RecursionError) as error:
+        line = str(error).partition("\n")[0][:200]
         raise InputError(f"config {path} cannot be read ({line}); YAML is needed.") from error
     if not isinstance(found, dict):
         raise InputError(f"config {path} is no mapping; the config of a fit run is needed.")
     # LightningCLI saves the arguments of a subcommand under its name in some versions.
     return found["fit"] if isinstance(found.get("fit"), dict) and "model" not in found else found
+
+
+def _plain_yaml(text: str) -> Any:
+    """The value of a document of plain values."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        # Before anything is built: merged keys are written out as they are built.
+        if _values_in(root, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values a node stands for; each node is looked at once."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES + 1  # for as long as it is not known: a node inside itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_values_in(each, known) for each in inner)
+    return known[id(node)]

@@ -1,7 +1,13 @@
 """Filters of a network: which weights, in which layer, group and depth."""
 
 from salmon.filters.discover import UNITS, discover
-from salmon.filters.index import SHORTCUTS, FilterIndex, FilterLayer
+from salmon.filters.index import (
+    SHORTCUTS,
+    FilterIndex,
+    FilterLayer,
+    Fingerprint,
+    checked_fingerprint,
+)
 from salmon.filters.names import clean_name
 from salmon.filters.rows import filter_rows, weight_of_rows
 
@@ -10,6 +16,8 @@ __all__ = [
     "UNITS",
     "FilterIndex",
     "FilterLayer",
+    "Fingerprint",
+    "checked_fingerprint",
     "clean_name",
     "discover",
     "filter_rows",

@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from salmon.errors import InputError, StateError
 from salmon.filters.discover import UNITS, Found, discover
 from salmon.filters.groups import group_layers
+from salmon.plain import shown
 
 logger = logging.getLogger(__name__)
+
+Fingerprint = list[tuple[str, int, int]]
+"""Weight name, number of filters and filter size of every layer; plain Python values."""
 
 SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 """Patterns of residual shortcut convolutions, for ``exclude=``: the paper's counts omit them."""
@@ -204,11 +208,11 @@ class FilterIndex:
             for c in range(layer.filters)
         ]
 
-    def fingerprint(self) -> list[tuple[str, int, int]]:
+    def fingerprint(self) -> Fingerprint:
         """Describe what must agree for numbers of one network to be used with another.
 
         Returns:
-            Weight name, number of filters and filter size of every layer; plain Python values.
+            The fingerprint.
         """
         return [(layer.weight, layer.filters, layer.size) for layer in self.layers]
 
@@ -227,11 +231,13 @@ class FilterIndex:
         if mine == theirs:
             return
         odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
-        detail = f"first difference: here {odd[0]}, there {odd[1]}" if odd else "layers are missing"
+        detail = "layers are missing"
+        if odd:
+            detail = f"first difference: here {odd[0]}, there {shown(odd[1])}"
         raise StateError(
-            f"{source} was made for {sum(row[1] for row in theirs)} filters in {len(theirs)} "
-            f"layers, but this network has {len(self)} in {len(mine)} ({detail}). Use the network, "
-            "include= and exclude= it was made with, or make it anew."
+            f"{source} was made for {shown(sum(row[1] for row in theirs))} filters in "
+            f"{len(theirs)} layers, but this network has {len(self)} in {len(mine)} ({detail}). "
+            "Use the network, include= and exclude= it was made with, or make it anew."
         )
 
 
@@ -257,3 +263,24 @@ def _layer(found: Found, group: str) -> FilterLayer:
         parts=found.parts,
         transposed_groups=found.filters // shape[1] if found.transposed else 0,
     )
+
+
+def checked_fingerprint(value: Any, *, source: str) -> Fingerprint:
+    """Check what a file holds as a fingerprint.
+
+    Args:
+        value: What :meth:`FilterIndex.fingerprint` gave, or anything.
+        source: Where it comes from, for the message.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        StateError: If it is something else.
+    """
+    if not isinstance(value, list) or not all(
+        isinstance(row, tuple | list) and [type(item) for item in row] == [str, int, int]
+        for row in value
+    ):
+        raise StateError(f"{source} has no readable list of filters. Make it anew.")
+    return [(name, filters, size) for name, filters, size in value]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import StateError
+from salmon.plain import LARGEST, checked_tensor, names_in, shown
 
 CONSTANT_BELOW = 1e-12
 """A filter whose std is below this share of its mean counts as constant: its z-score uses 1."""
@@ -96,24 +97,49 @@ class TailFit:
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(state, dict) or set(state) != names:
-            have = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            have = names_in(state) if isinstance(state, dict) else type(state).__name__
             raise StateError(
                 f"a saved fit has the fields {sorted(names)} but {have} came; it was written by "
                 "another version or is not a fit. Make the fit anew."
             )
-        numbers = {"samples": int, "dropped": int, "top": int, "level": float}
-        for name, kind in numbers.items():
-            if type(state[name]) is not kind:
-                raise StateError(f"saved fit: {name} must be {kind.__name__}, got {state[name]!r}.")
-        sizes = {}
-        for name in names - set(numbers):
+        level = state["level"]
+        if type(level) is not float or not 0 < level < 1:
+            raise StateError(f"saved fit: level must be a float in (0, 1), got {shown(level)}.")
+        found: dict[str, Any] = {"level": level}
+        for name in ("samples", "dropped", "top"):
             value = state[name]
-            if not isinstance(value, Tensor) or value.ndim != 1:
-                raise StateError(f"saved fit: {name} must be a vector, one number per filter.")
-            sizes[name] = value.numel()
-        if len(set(sizes.values())) != 1:
-            raise StateError(f"saved fit: vectors differ in length: {sizes}.")
-        status = state["status"]
-        if status.numel() and not (int(status.min()) >= 0 and int(status.max()) < len(FitStatus)):
-            raise StateError(f"saved fit: status must lie in 0..{len(FitStatus) - 1}.")
-        return cls(**state)
+            if type(value) is not int or not 0 <= value <= LARGEST:
+                raise StateError(f"saved fit: {name} must be int >= 0, got {shown(value)}.")
+            found[name] = value
+        special = {"status": torch.int8, "exceedances": torch.int64}
+        for name in names - set(found):
+            dtype = special.get(name, torch.float64)
+            found[name] = checked_tensor(state[name], f"saved fit: {name}", (None,), dtype)
+        sizes = {name: len(found[name]) for name in names if isinstance(found[name], Tensor)}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise StateError(f"saved fit: vectors differ in length, or are empty: {sizes}.")
+        fit = cls(**found)
+        fit._check_ranges()
+        return fit
+
+    def _check_ranges(self) -> None:
+        """Refuse numbers that no fit gives, since rankings would be wrong without a sign of it."""
+        nan, fitted = torch.isnan, self.usable
+        possible = {
+            "status": (self.status >= 0) & (self.status < len(FitStatus)),
+            "exceedances": (self.exceedances >= 0) & (self.exceedances <= self.top),
+            "top": torch.tensor(self.top <= self.samples),
+            "rate": (self.rate >= 0) & (self.rate <= 1) & ((self.rate > 0) | ~fitted),
+            "threshold": torch.isfinite(self.threshold) | (nan(self.threshold) & ~fitted),
+            "xi": (torch.isfinite(self.xi) & (self.xi >= -1)) | ~fitted,
+            "sigma": (torch.isfinite(self.sigma) & (self.sigma > 0)) | ~fitted,
+            "ad_p": nan(self.ad_p) | ((self.ad_p >= 0) & (self.ad_p <= 1)),
+            "mean": nan(self.mean) | torch.isfinite(self.mean),
+            "std": nan(self.std) | (self.std >= 0),
+        }
+        for name, good in possible.items():
+            if not bool(good.all()):
+                raise StateError(
+                    f"saved fit: {name} holds a number that no fit gives; it is damaged. Make the "
+                    "fit anew."
+                )

@@ -12,7 +12,7 @@ from salmon.errors import SalmonError
 from salmon.monitor.bases import logger
 from salmon.monitor.settings import Settings
 from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
-from salmon.ranking import Diagnosis
+from salmon.ranking import NO_CLASS, Diagnosis
 from salmon.repairs import to_device
 from salmon.saliency import eval_mode, input_saliency, map_of_image
 from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation, p_text, percent
@@ -123,8 +123,9 @@ def _caption(
     mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
     names = []
     for number in (int(mistakes.target[row]), int(mistakes.predicted[row])):
-        known = classes is not None and number < len(classes)
-        names.append(classes[number] if classes is not None and known else f"class {number}")
+        known = classes is not None and 0 <= number < len(classes)
+        name = "no class" if number == NO_CLASS else f"class {number}"
+        names.append(classes[number] if classes is not None and known else name)
     sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
     lines = [
         f"{place}. {names[0]} taken for {names[1]}",

@@ -4,29 +4,39 @@ A checkpoint may come from another version or another network, or be damaged: st
 have the right types and shapes is refused, and passes of other filters begin a new history.
 """
 
-from collections.abc import Callable
+import secrets
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import Any
 
 from salmon.errors import StateError
-from salmon.filters import FilterIndex
+from salmon.filters import FilterIndex, Fingerprint, checked_fingerprint
+from salmon.plain import dict_of, same_whole, shown
 from salmon.views import History, PassRecord, mistakes_by_filter
 
 STATE_VERSION = 2
 _READABLE = (1, STATE_VERSION)  # the first had no views
 
-_ADVICE = (
-    "Resume without the monitor's state by changing its level, or use the package version and the "
-    "checkpoint that belong together."
-)
+MOST_LETTERS = 100
+"""In the name of a run."""
 
-_Value = TypeVar("_Value")
-Fingerprint = list[tuple[str, int, int]]
+
+def new_run() -> str:
+    """Name a run: names of later runs sort behind those of earlier ones.
+
+    Returns:
+        Such as ``20261124T113554-9f86d081``; the letters behind come from the operating system, not
+        from a generator whose numbers a training uses.
+    """
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 @dataclass(slots=True)
 class ViewMemory:
     """What the views need from earlier passes, by scope, such as ``"test/loader1"``."""
+
+    run: str = field(default_factory=new_run)
+    """Tells the files of this run from those of others in the same folder."""
 
     histories: dict[str, History] = field(default_factory=dict)
     blamed: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -67,6 +77,7 @@ class ViewMemory:
             Plain values and tensors that ``torch.load(weights_only=True)`` reads back.
         """
         return {
+            "run": self.run,
             "histories": {scope: each.state_dict() for scope, each in self.histories.items()},
             "blamed": {scope: dict(each) for scope, each in self.blamed.items()},
             "filters": {scope: list(each) for scope, each in self.filters.items()},
@@ -81,13 +92,20 @@ class ViewMemory:
         Raises:
             StateError: If it is something else; nothing is changed then.
         """
-        state = _by_name(state, "views", lambda each: each)
-        histories = _by_name(state.get("histories", {}), "histories", History.from_state_dict)
-        blamed = _by_name(
-            state.get("blamed", {}), "blamed", lambda each: _by_name(each, "blamed", _count)
-        )
-        filters = _by_name(state.get("filters", {}), "filters", _fingerprint)
-        self.histories, self.blamed, self.filters = histories, blamed, filters
+        parts = dict_of(Any, state, "the monitor's views")
+        histories = dict_of(Any, parts.get("histories", {}), "the monitor's histories")
+        blamed = dict_of(dict[str, int], parts.get("blamed", {}), "the monitor's blamed filters")
+        filters = dict_of(Any, parts.get("filters", {}), "the monitor's filters")
+        fresh = {scope: History.from_state_dict(each) for scope, each in histories.items()}
+        prints = {
+            scope: checked_fingerprint(each, source="the monitor's state")
+            for scope, each in filters.items()
+        }
+        run = parts.get("run", self.run)
+        if not isinstance(run, str) or len(run) > MOST_LETTERS:
+            raise StateError(f"the monitor's run is {shown(run)} where a short name is needed.")
+        self.run = run
+        self.histories, self.blamed, self.filters = fresh, blamed, prints
 
 
 def checked_state(state: Any) -> tuple[dict[str, int], dict[str, dict[str, Any]], Any]:
@@ -103,44 +121,19 @@ def checked_state(state: Any) -> tuple[dict[str, int], dict[str, dict[str, Any]]
     Raises:
         StateError: If it is of another version, or damaged.
     """
-    version = state.get("version") if isinstance(state, dict) else type(state).__name__
-    if type(version) is not int or version not in _READABLE:
+    whole = dict_of(Any, state, "the monitor's state")
+    version = whole.get("version")
+    if not any(same_whole(version, readable) for readable in _READABLE):
         raise StateError(
-            f"the checkpoint holds SaliencyMonitor state of version {version!r} but "
-            f"{STATE_VERSION} is needed. {_ADVICE}"
+            f"the checkpoint holds SaliencyMonitor state of version {shown(version)} but "
+            f"{STATE_VERSION} is needed; resume without the monitor's state by changing its level, "
+            "or use the package version that wrote it."
         )
-    finished = _by_name(state.get("finished"), "finished", _count)
-    fits = _by_name(state.get("fits"), "fits", lambda fit: _by_name(fit, "fits", lambda x: x))
-    return finished, fits, state.get("views") if version > 1 else {}
-
-
-def _by_name(value: Any, what: str, read: Callable[[Any], _Value]) -> dict[str, _Value]:
-    """A dictionary with strings as keys, each value read."""
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise _damaged(what, value, "a dictionary with strings as keys")
-    return {name: read(each) for name, each in value.items()}
-
-
-def _count(value: Any) -> int:
-    """A number of passes or mistakes."""
-    if type(value) is not int or value < 0:
-        raise _damaged("finished or blamed", value, "a whole number >= 0")
-    return value
-
-
-def _fingerprint(value: Any) -> Fingerprint:
-    """What :meth:`FilterIndex.fingerprint` gave."""
-    if not isinstance(value, list) or not all(
-        isinstance(row, tuple | list) and [type(item) for item in row] == [str, int, int]
-        for row in value
-    ):
-        raise _damaged("filters", value, "a list of (weight, filters, size)")
-    return [(row[0], row[1], row[2]) for row in value]
-
-
-def _damaged(what: str, value: Any, needed: str) -> StateError:
-    """What came, what was needed, what to do."""
-    return StateError(
-        f"the checkpoint's SaliencyMonitor state is damaged: {what} holds {type(value).__name__} "
-        f"where {needed} is needed. {_ADVICE}"
-    )
+    finished = dict_of(int, whole.get("finished"), "the monitor's finished passes")
+    if any(number < 0 for number in finished.values()):
+        raise StateError(
+            f"the monitor's state counts {shown(finished)} finished passes; whole numbers >= 0 are "
+            "needed. Resume without the monitor's state by changing its level."
+        )
+    fits = dict_of(dict[str, Any], whole.get("fits"), "the monitor's fits")
+    return finished, fits, {} if same_whole(version, 1) else whole.get("views")

@@ -18,7 +18,7 @@ from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
 from salmon.monitor.union import Found, fit_together, join_found, join_worst
 from salmon.monitor.worst import Glimpse, WorstSamples
-from salmon.ranking import Diagnosis, Mistakes, Reservoir, rank_filters
+from salmon.ranking import NO_CLASS, Diagnosis, Mistakes, Reservoir, rank_filters
 from salmon.saliency import Measurement, logits_of
 from salmon.tails import Tails
 
@@ -140,7 +140,8 @@ class Run:
         logits = logits_of(measurement.output).double()
         classes = (targets if targets.ndim == 1 else targets.argmax(1)).long()
         labelled = (classes >= 0) & (classes < logits.shape[1])
-        predicted, confidence = logits.argmax(1), logits.softmax(1)
+        confidence = logits.softmax(1)
+        predicted = logits.argmax(1).masked_fill(torch.isnan(confidence).any(1), NO_CLASS)
         finite = torch.isfinite(profile).all(1)
         self._dropped = self._dropped.to(finite.device) + (~finite).sum()
         self._unlabelled = self._unlabelled.to(finite.device) + (~labelled).sum()
@@ -159,7 +160,7 @@ class Run:
                     "target": classes,
                     "predicted": predicted,
                     "confidence_target": _pick(confidence, classes.where(labelled, 0)),
-                    "confidence_predicted": _pick(confidence, predicted),
+                    "confidence_predicted": _pick(confidence, predicted.clamp_min(0)),
                     "loss": measurement.losses.double(),
                 },
                 glimpse=glimpse,

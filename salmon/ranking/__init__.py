@@ -2,7 +2,7 @@
 
 from salmon.ranking.blame import Blame, Confusion, confusions, most_blamed
 from salmon.ranking.diagnosis import Diagnosis
-from salmon.ranking.flags import SCHEMA, Mistakes, batch_flags, sample_flags
+from salmon.ranking.flags import NO_CLASS, SCHEMA, Mistakes, batch_flags, sample_flags
 from salmon.ranking.methods import (
     LOG_P_FLOOR,
     METHODS,
@@ -20,6 +20,7 @@ from salmon.ranking.shares import filter_shares, group_shares, layer_counts
 __all__ = [
     "LOG_P_FLOOR",
     "METHODS",
+    "NO_CLASS",
     "SCHEMA",
     "Blame",
     "Confusion",

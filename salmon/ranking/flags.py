@@ -23,6 +23,9 @@ from salmon.ranking.record import Ranking
 
 SCHEMA = "salmon.flagged/1"
 
+NO_CLASS = -1
+"""Predicted where the probabilities are no numbers, as those of NaN logits are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mistakes:
@@ -31,7 +34,7 @@ class Mistakes:
     sample: Tensor  # int64 position among the samples of the loader
     batch: Tensor  # int64
     target: Tensor  # int64 true class
-    predicted: Tensor  # int64
+    predicted: Tensor  # int64, or NO_CLASS
     confidence_target: Tensor  # softmax probabilities
     confidence_predicted: Tensor
     loss: Tensor

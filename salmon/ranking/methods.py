@@ -46,7 +46,7 @@ def rank_filters(
         only filters above their threshold that have a fit are ranked.
 
     Raises:
-        InputError: If shapes, ``method`` or ``top_k`` do not fit.
+        InputError: If shapes, type, ``method`` or ``top_k`` do not fit.
     """
     filters = fit.threshold.numel()
     if profile.ndim != 2 or profile.shape[1] != filters:
@@ -54,6 +54,8 @@ def rank_filters(
             f"profile has shape {tuple(profile.shape)} but fit has {filters} filters; "
             "index both with the same FilterIndex."
         )
+    if profile.is_complex():
+        raise InputError(f"profile is {profile.dtype}; real numbers are needed.")
     if top_k < 1:
         raise InputError(f"top_k is {top_k}; at least 1 filter per sample is needed.")
     mask = _group_mask(method, index, filters)

@@ -22,9 +22,13 @@ class Predictions:
 
     @property
     def right(self) -> Tensor:
-        """``[N]`` bool: classified right; a sample without finite logits is wrong."""
-        finite = torch.isfinite(self.logits).all(1)
-        return (self.logits.argmax(1) == self.targets) & finite
+        """``[N]`` bool: classified right; a sample whose probabilities are NaN is wrong."""
+        return (self.logits.argmax(1) == self.targets) & self._known
+
+    @property
+    def _known(self) -> Tensor:
+        """``[N]`` bool: has probabilities; a logit of minus infinity, as of a mask, is one of 0."""
+        return ~torch.isnan(self.logits.softmax(1)).any(1)
 
     @property
     def accuracy(self) -> float:
@@ -33,16 +37,16 @@ class Predictions:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error over 15 bins of equal width; NaN without finite logits."""
+        """Expected calibration error over 15 bins of equal width; NaN without probabilities."""
         # Imported here, since it takes longer than all else that the command line needs.
         from torchmetrics.functional.classification import multiclass_calibration_error
 
-        finite = torch.isfinite(self.logits).all(1)
-        if not bool(finite.any()):
+        known = self._known
+        if not bool(known.any()):
             return float("nan")
         error = multiclass_calibration_error(
-            self.logits[finite].softmax(1),
-            self.targets[finite],
+            self.logits[known].softmax(1),
+            self.targets[known],
             num_classes=self.logits.shape[1],
             n_bins=CALIBRATION_BINS,
         )

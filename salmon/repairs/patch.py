@@ -9,7 +9,6 @@ once, and reverting restores the bits. Nothing in a file is executed.
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from salmon.archives import check_tensors_file
 from salmon.errors import InputError, StateError
 from salmon.files import tensor_hash, write_atomically
 from salmon.filters import FilterLayer, clean_name
+from salmon.plain import dict_of, shown
 from salmon.repairs.edit import Change, Edit, write
 
 FORMAT = "salmon.patch/1"
 MAX_BYTES = 1 << 34
-MAX_HEADER_BYTES = 1 << 24
+"""Of a patch, which is held as a whole."""
 
 _ORIGINAL, _PATCHED = "base", "patched"
 
@@ -95,7 +96,7 @@ class Patch:
         """
         path = Path(path)
         try:
-            _check_size(path)
+            check_tensors_file(path, MAX_BYTES)
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get("salmon")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -108,11 +109,11 @@ class Patch:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             found = header.get("format") if isinstance(header, dict) else None
             raise StateError(
-                f"{path} holds {found!r} but {FORMAT!r} is needed; it is no patch of ours."
+                f"{path} holds {shown(found)} but {FORMAT!r} is needed; it is no patch of ours."
             )
         try:
             return _patch_of(header, tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise StateError(
                 f"{path} is a damaged or changed patch ({error}); get it anew, or make it anew."
             ) from error
@@ -127,7 +128,8 @@ class Patch:
             Whether anything changed; a network that has the patch already stays as it is.
 
         Raises:
-            StateError: If it is another network, or has other weights; nothing is changed then.
+            StateError: If it is another network, or has other weights, or the patch holds other
+                values than it says; nothing is changed then.
         """
         return self._write(target, new=True)
 
@@ -151,7 +153,18 @@ class Patch:
         found = self._side(state)
         if found == (_PATCHED if new else _ORIGINAL):
             return False
+        before = {c.layer.weight: state[c.layer.weight].detach().clone() for c in self.edit.changes}
         write(state, self.edit.changes, new=new)
+        wanted = self.patched if new else self.base
+        wrong = [name for name in before if tensor_hash(state[name]) != wanted[name]]
+        if wrong:  # values that are not those of the checksums: somebody made the patch by hand
+            with torch.no_grad():
+                for name, old in before.items():
+                    state[name].detach().copy_(old)
+            raise StateError(
+                f"the values of the patch for {wrong[0]} are not those of its checksums; get it "
+                "anew, or make it anew. Nothing was changed."
+            )
         return True
 
     def _side(self, state: Mapping[str, Tensor]) -> str:
@@ -171,6 +184,13 @@ class Patch:
                     f"the patch needs {change.layer.weight} with {size} weights of "
                     f"{change.old.dtype}, but here it has {weight.numel()} of {weight.dtype}; "
                     "apply it to the network it was made for, in the same precision."
+                )
+            groups = change.layer.transposed_groups
+            if groups and (weight.ndim < 2 or groups * weight.shape[1] != change.layer.filters):
+                raise StateError(
+                    f"the patch takes {change.layer.weight} for the weight of a transposed "
+                    f"convolution of {groups} groups, but it is of shape {tuple(weight.shape)}; "
+                    "apply it to the network it was made for."
                 )
         here = {name: tensor_hash(state[name]) for name in self.base}
         others = [n for n in self.base if n not in self.patched and here[n] != self.base[n]]
@@ -216,24 +236,37 @@ def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     """Check and assemble."""
     if header.pop("content", None) != _content_hash(tensors, header):
         raise InputError("its content does not match its checksum")
-    changes = []
-    for name, values in header["layers"].items():
-        layer = FilterLayer(**(values | {"parts": tuple(values["parts"])}))
-        channels, old, new = (tensors.pop(f"{name}/{part}") for part in ("channels", "old", "new"))
-        shape = (len(channels), layer.size)
-        if name != layer.weight or tuple(old.shape) != shape or tuple(new.shape) != shape:
-            raise InputError(f"the tensors of {name} do not fit its description")
-        rising = bool((channels.diff() > 0).all()) and channels.dtype == torch.int64
-        inside = len(channels) > 0 and int(channels[0]) >= 0 and int(channels[-1]) < layer.filters
-        if not rising or not inside or old.dtype != new.dtype:
-            raise InputError(f"the filters of {name} are not in order, or out of range")
-        changes.append(Change(layer, channels, old, new))
+    layers = dict_of(FilterLayer, header.get("layers"), "layers")
+    base, patched = (dict_of(str, header.get(name), name) for name in ("base", "patched"))
+    info = dict_of(Any, header.get("info"), "info")
+    changes = [_change(name, layer, tensors) for name, layer in layers.items()]
     if tensors:
         raise InputError(f"it holds tensors that nothing describes, such as {next(iter(tensors))}")
-    base, patched = header["base"], header["patched"]
     if not {change.layer.weight for change in changes} <= set(patched) <= set(base):
         raise InputError("its checksums do not belong to its tensors")
-    return Patch(Edit(tuple(changes)), base, patched, header["info"])
+    return Patch(Edit(tuple(changes)), base, patched, info)
+
+
+def _change(name: str, layer: FilterLayer, tensors: dict[str, Tensor]) -> Change:
+    """Take the tensors of a weight out of those of a file, if they fit its description."""
+    parts = ("channels", "old", "new")
+    if name != layer.weight or not all(f"{name}/{part}" in tensors for part in parts):
+        raise InputError(f"the tensors of {name} are missing")
+    channels, old, new = (tensors.pop(f"{name}/{part}") for part in parts)
+    least = {"filters": 1, "size": 1, "rows": 1, "transposed_groups": 0}
+    odd = [field for field, low in least.items() if getattr(layer, field) < low]
+    if odd or not layer.parts or layer.filters % len(layer.parts):
+        raise InputError(f"the description of {name} holds numbers that no layer has")
+    if channels.dtype != torch.int64 or channels.ndim != 1 or len(channels) == 0:
+        raise InputError(f"the filters of {name} are no list of numbers")
+    shape = (len(channels), layer.size)
+    if tuple(old.shape) != shape or tuple(new.shape) != shape:
+        raise InputError(f"the tensors of {name} do not fit its description")
+    rising = bool((channels[1:] > channels[:-1]).all())
+    inside = int(channels[0]) >= 0 and int(channels[-1]) < layer.filters
+    if not rising or not inside or old.dtype != new.dtype or not old.is_floating_point():
+        raise InputError(f"the filters of {name} are not in order, or out of range")
+    return Change(layer, channels, old, new)
 
 
 def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
@@ -242,16 +275,6 @@ def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> s
     for name in sorted(tensors):
         digest.update(f"{name} {tensor_hash(tensors[name])}".encode())
     return digest.hexdigest()
-
-
-def _check_size(path: Path) -> None:
-    """Refuse files whose header alone would fill the memory."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if size > MAX_BYTES or not 0 < header <= min(MAX_HEADER_BYTES, size):
-        raise InputError(f"{size} bytes with a header of {header}")
 
 
 def _state(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
+from salmon.archives import UNREADABLE, load_archive
 from salmon.errors import StateError
-from salmon.files import DAMAGED, write_atomically
-from salmon.filters import FilterIndex
+from salmon.files import write_atomically
+from salmon.filters import FilterIndex, checked_fingerprint
 from salmon.gpd import TailFit
+from salmon.plain import shown
 
 FORMAT = "salmon.fit/2"
+MOST_BYTES = 1 << 30
+"""A larger file is not read; a million filters take a tenth of it."""
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
@@ -42,11 +46,12 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
         StateError: If the file is missing, no saved fit, damaged, or belongs to other filters.
     """
     try:
-        state = torch.load(Path(path), map_location="cpu", weights_only=True)
-    except (*DAMAGED, pickle.UnpicklingError) as error:
+        state = load_archive(Path(path), most=MOST_BYTES)
+    except (*UNREADABLE, pickle.UnpicklingError) as error:
+        line = str(error).partition("\n")[0][:200]
         raise StateError(
-            f"{path} cannot be read as a saved fit ({type(error).__name__}); a file written by "
-            "save_fit, or the monitor's fit-*.pt, is needed."
+            f"{path} cannot be read as a saved fit ({type(error).__name__}: {line}); a file "
+            "written by save_fit, or the monitor's fit-*.pt, is needed."
         ) from error
     return fit_from_state(state, index, source=str(path))
 
@@ -80,14 +85,10 @@ def fit_from_state(state: Any, index: FilterIndex, *, source: str) -> TailFit:
     """
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise StateError(f"{source} holds {found!r} but {FORMAT!r} is needed. Make the fit anew.")
-    filters = state.get("filters")
-    if not isinstance(filters, list) or not all(
-        isinstance(row, tuple | list) and [type(item) for item in row] == [str, int, int]
-        for row in filters
-    ):
-        raise StateError(f"{source} has no readable list of filters. Make the fit anew.")
-    index.check_fingerprint(filters, source=source)
+        raise StateError(
+            f"{source} holds {shown(found)} but {FORMAT!r} is needed. Make the fit anew."
+        )
+    index.check_fingerprint(checked_fingerprint(state.get("filters"), source=source), source=source)
     fit = TailFit.from_state_dict(state.get("fit", {}))
     if fit.threshold.numel() != len(index):
         raise StateError(

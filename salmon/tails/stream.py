@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salmon.errors import InputError, StateError
-
-STATE_VERSION = 1
+from salmon.errors import InputError
+from salmon.tails.saved import STATE_VERSION, checked_state
 
 _MOMENT_COLUMNS = 2048
+_LEAST_SQUARE = 1e-290  # squares below lose digits of the 53 that float64 has down to 2e-308
+_SEEN_CONSTANT = 1e-132
 
 
 class Tails:
@@ -62,14 +63,24 @@ class Tails:
 
     @property
     def mean(self) -> Tensor:
-        """``[F]`` float64 mean; NaN before the first sample."""
-        return torch.where(self._count > 0, self._mean, torch.nan)
+        """``[F]`` float64 mean; NaN before the first sample, and where it is too large."""
+        held = (self._count > 0) & torch.isfinite(self._mean)
+        return torch.where(held, self._mean, torch.nan)
 
     @property
     def std(self) -> Tensor:
-        """``[F]`` float64 standard deviation with ``n - 1``; NaN below two samples."""
+        """``[F]`` float64 standard deviation with ``n - 1``; NaN below two samples.
+
+        NaN also where float64 cannot hold its square: values of different size below about 1e-145,
+        or beyond 1e150. (Their tails are fitted all the same.)
+        """
         freedom = self._count - 1
-        return torch.where(freedom > 0, (self._m2 / freedom).sqrt(), torch.nan)
+        variance = self._m2 / freedom
+        size = self._mean.abs()
+        # Above the second size, a variance as small as this is that of a constant filter anyway.
+        lost = (variance < _LEAST_SQUARE) & (size > 0) & (size < _SEEN_CONSTANT)
+        held = (freedom > 0) & ~lost & torch.isfinite(variance)
+        return torch.where(held, variance.sqrt(), torch.nan)
 
     def update(self, profile: Tensor) -> None:
         """Add samples.
@@ -166,7 +177,7 @@ class Tails:
         Raises:
             StateError: If the state is of another version, shape or capacity, or inconsistent.
         """
-        fresh = _checked_state(state, self.num_filters, self.capacity)
+        fresh = checked_state(state, self.num_filters, self.capacity)
         largest = fresh["largest"]
         self._reset(torch.device("cpu"), largest.dtype)
         for part in largest.t().split(self._spare):
@@ -279,32 +290,3 @@ class Tails:
             columns[short] = columns[short].sort(dim=1).values
             self._fill[short] = (columns[short] > -torch.inf).sum(1)
         self._bound = self.capacity
-
-
-def _checked_state(state: dict[str, Any], num_filters: int, capacity: int) -> dict[str, Any]:
-    """The state, or a StateError that says what does not fit."""
-    names = {"version", "capacity", "samples", "dropped", "largest", "mean", "m2"}
-    if not isinstance(state, dict) or set(state) != names or state["version"] != STATE_VERSION:
-        raise StateError(
-            f"a saved stream has the fields {sorted(names)} and version {STATE_VERSION}; this one "
-            "was written by another version or is not a stream. Collect the statistics anew."
-        )
-    samples, largest = state["samples"], state["largest"]
-    if state["capacity"] != capacity or type(samples) is not int or samples < 0:
-        raise StateError(
-            f"the saved stream has capacity {state['capacity']!r} and {samples!r} samples; "
-            f"capacity {capacity} is needed. Use max_exceedances={state['capacity']!r}."
-        )
-    shapes = {
-        "largest": (num_filters, min(samples, capacity)),
-        "mean": (num_filters,),
-        "m2": (num_filters,),
-    }
-    for name, shape in shapes.items():
-        value = state[name]
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise StateError(f"saved stream: {name} is {found} but {shape} is needed.")
-    if bool((largest.diff(dim=1) > 0).any()) or not bool(torch.isfinite(largest).all()):
-        raise StateError("saved stream: the largest values are not finite and in descending order.")
-    return state

@@ -7,21 +7,29 @@ the last pass, a line each, as base64 of PNG or JPEG. Nothing in them is execute
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from salmon.errors import StateError
-from salmon.files import json_text, write_atomically
+from salmon.files import json_text, read_lines, read_text, write_atomically
+from salmon.plain import from_plain, shown
 from salmon.views.pictures import Picture, Thumbnail, encoded, enlarged
-from salmon.views.plain import from_plain
 from salmon.views.raster import Pixels
-from salmon.views.record import SCHEMA, PassRecord
+from salmon.views.record import SCHEMA, PassRecord, check_record
 
 PICTURE_SCHEMA = "salmon.picture/1"
-MOST_BYTES = 64 * 2**20
-"""A larger file is not read."""
+
+MOST_BYTES = 8 << 20
+"""Of a record: ten times what a network of 10,000 layers and 1,000 classes needs. Python's objects
+take up to 30 times the memory of their text."""
+MOST_PICTURE_BYTES = 64 << 20
+"""Of a file of pictures, which are all held."""
+MOST_FLAG_BYTES = 1 << 30
+"""Of a file of flags, which are read one by one: 100,000 mistakes with 25 filters take 0.6 GB."""
+MOST_LINE_BYTES = 1 << 20
+"""Of a line of either: a flag with 4,000 filters has as much."""
 
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 _SIDE = 192  # of the images in the report
@@ -73,8 +81,10 @@ def read_pass(path: Path) -> PassRecord:
     Raises:
         StateError: If the file cannot be read, or is something else.
     """
-    (value,) = _objects(path, [_text(path)], SCHEMA)
-    return from_plain(PassRecord, value, path.name)
+    (value,) = _objects(path, [read_text(path, MOST_BYTES)], SCHEMA)
+    record = from_plain(PassRecord, value, path.name)
+    check_record(record, path.name)
+    return record
 
 
 def write_pictures(
@@ -124,7 +134,8 @@ def read_pictures(path: Path) -> list[StoredPicture]:
         StateError: If the file cannot be read, or an image is something else.
     """
     found = []
-    for value in _objects(path, _text(path).splitlines(), PICTURE_SCHEMA):
+    lines = read_lines(path, MOST_PICTURE_BYTES, MOST_LINE_BYTES)
+    for value in _objects(path, lines, PICTURE_SCHEMA):
         picture = from_plain(StoredPicture, value, path.name)
         for image in (picture.image, picture.heat):
             if image is not None and not _is_image(image):
@@ -133,20 +144,20 @@ def read_pictures(path: Path) -> list[StoredPicture]:
     return found
 
 
-def read_flags(path: Path, schema: str) -> list[dict[str, Any]]:
+def read_flags(path: Path, schema: str) -> Iterator[dict[str, Any]]:
     """Read the flags of a pass.
 
     Args:
         path: The file of flags.
         schema: That its lines must have.
 
-    Returns:
+    Yields:
         One object per line.
 
     Raises:
         StateError: If the file cannot be read, or is something else.
     """
-    return list(_objects(path, _text(path).splitlines(), schema))
+    yield from _objects(path, read_lines(path, MOST_FLAG_BYTES, MOST_LINE_BYTES), schema)
 
 
 def _stored(pixels: Pixels) -> StoredImage:
@@ -164,27 +175,22 @@ def _is_image(image: StoredImage) -> bool:
     return image.media in _MAGIC and data.startswith(_MAGIC[image.media])
 
 
-def _text(path: Path) -> str:
-    """The content of a file of ours."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise StateError(f"{path} has more than {MOST_BYTES >> 20} MiB and was not read.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StateError(f"{path} cannot be read ({error}).") from error
-
-
-def _objects(path: Path, texts: Sequence[str], schema: str) -> Iterator[dict[str, Any]]:
+def _objects(path: Path, texts: Iterable[str], schema: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, all of one schema."""
     for number, text in enumerate(texts, 1):
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise StateError(f"{path}, line {number}, is no JSON ({error}).") from error
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
         if found != schema:
             raise StateError(
-                f"{path}, line {number}, holds {found!r} where {schema!r} is needed; it was "
+                f"{path}, line {number}, holds {shown(found)} where {schema!r} is needed; it was "
                 "written by another version or is something else."
             )
         yield value
+
+
+def _no_number(text: str) -> None:
+    """Refuse NaN and Infinity, which Python takes but JSON has no place for."""
+    raise ValueError(f"{text} is no number of JSON")

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from salmon.errors import StateError
-from salmon.views.record import LayerRow, PassRecord
+from salmon.plain import checked_tensor, dict_of, from_plain
+from salmon.views.record import METHODS, LayerRow, PassRecord
 
+_ROW = ("layer", "group", "filters")
 _VECTORS = ("passes", "steps", "samples", "misclassified")
 
 
@@ -134,7 +136,7 @@ class History:
             A dictionary that ``torch.load(weights_only=True)`` reads back.
         """
         return {
-            "layers": [(row.layer, row.group, row.filters) for row in self.layers],
+            "layers": [tuple(getattr(row, name) for name in _ROW) for row in self.layers],
             "counts": dict(self.counts),
             **{name: getattr(self, name) for name in _VECTORS},
         }
@@ -152,50 +154,39 @@ class History:
         Raises:
             StateError: If it is something else, or its parts do not fit together.
         """
-        names = {"layers", "counts", *_VECTORS}
-        if not isinstance(state, dict) or set(state) != names:
-            have = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        where = "saved history"
+        found = dict_of(Any, state, where)
+        missing = [name for name in ("layers", "counts", *_VECTORS) if name not in found]
+        rows = found.get("layers")
+        if missing or not isinstance(rows, list) or not rows:
             raise StateError(
-                f"a saved history has the fields {sorted(names)} but {have} came; it was written "
-                "by another version or is no history. Resume without it."
+                f"{where}: {missing[0] if missing else 'layers'} is missing; it was written by "
+                "another version or is damaged. Start a new run, or leave the monitor's state out."
             )
-        rows, counts, passes = state["layers"], state["counts"], state["passes"]
-        if not isinstance(rows, list | tuple) or not rows or not all(map(_is_layer, rows)):
-            raise StateError(
-                "a saved history has no readable layers; (name, group, filters) of each are "
-                "needed. It is damaged: resume without it."
-            )
-        length = passes.numel() if isinstance(passes, Tensor) else 0
-        if not isinstance(counts, dict) or not all(
-            isinstance(name, str) and _is_table(table, (length, len(rows)))
-            for name, table in counts.items()
-        ):
-            raise StateError(
-                f"the counts of a saved history are not whole numbers for its {length} passes and "
-                f"{len(rows)} layers; the history is damaged. Resume without it."
-            )
-        if not all(_is_table(state[name], (length,)) for name in _VECTORS) or not bool(
-            length and (passes[1:] > passes[:-1]).all()
-        ):
-            raise StateError(
-                f"the vectors {', '.join(_VECTORS)} of a saved history are not whole numbers of "
-                "passes in order; the history is damaged. Resume without it."
-            )
-        return cls(
-            layers=tuple(LayerRow(layer=a, group=b, filters=c) for a, b, c in rows),
-            counts=dict(counts),
-            **{name: state[name] for name in _VECTORS},
+        layers = tuple(
+            from_plain(LayerRow, _named(row), f"{where}: layers[{i}]") for i, row in enumerate(rows)
         )
+        first = checked_tensor(found["passes"], f"{where}: passes", (None,), torch.int64)
+        vectors = {
+            name: checked_tensor(found[name], f"{where}: {name}", (len(first),), torch.int64)
+            for name in _VECTORS
+        }
+        shape = (len(first), len(layers))
+        counts = {
+            name: checked_tensor(value, f"{where}: counts of {name}", shape, torch.int64)
+            for name, value in dict_of(Any, found["counts"], f"{where}: counts").items()
+        }
+        whole = [*vectors.values(), *counts.values()]
+        if len(first) == 0 or any(bool((part < 0).any()) for part in whole):
+            raise StateError(f"{where}: it is empty, or a count is negative. Start a new run.")
+        if not bool((first[1:] > first[:-1]).all()):
+            raise StateError(f"{where}: its passes are not in order. Start a new run.")
+        if not set(METHODS) <= set(counts) or any(layer.filters < 1 for layer in layers):
+            raise StateError(f"{where}: a ranking or a filter is missing. Start a new run.")
+        return cls(layers=layers, counts=counts, **vectors)
 
 
-def _is_layer(row: Any) -> bool:
-    """Whether it is a row of ``layers``."""
-    plain = isinstance(row, list | tuple) and [type(item) for item in row] == [str, str, int]
-    return plain and row[2] > 0
-
-
-def _is_table(value: Any, shape: tuple[int, ...]) -> bool:
-    """Whether it holds numbers of things, in this shape."""
-    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.shape != shape:
-        return False
-    return bool((value >= 0).all())
+def _named(row: Any) -> Any:
+    """A row of ``layers`` as the fields of a :class:`LayerRow`."""
+    fits = isinstance(row, tuple | list) and len(row) == len(_ROW)
+    return dict(zip(_ROW, row, strict=True)) if fits else row

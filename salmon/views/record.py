@@ -10,14 +10,25 @@ from dataclasses import dataclass
 import torch
 
 from salmon import gpd
+from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
-from salmon.ranking import Confusion, Diagnosis, confusions, layer_counts, most_blamed
+from salmon.ranking import (
+    NO_CLASS,
+    Confusion,
+    Diagnosis,
+    confusions,
+    layer_counts,
+    most_blamed,
+)
 
 SCHEMA = "salmon.pass/1"
 
 MOST_ROWS = 50
 """Rows of a table at most: TensorBoard shows all texts of a tag at once."""
+
+METHODS = ("pot", "zscore")
+"""Rankings that every record has."""
 
 XI_EDGES = tuple(round(-1.0 + 0.1 * i, 1) for i in range(31))
 """Bins of the histograms of xi; values beyond the ends count in the first and last."""
@@ -105,9 +116,44 @@ class PassRecord:
         Returns:
             Its name, or the number where names are not known.
         """
+        if number == NO_CLASS:
+            return "none"
         if self.classes is not None and 0 <= number < len(self.classes):
             return self.classes[number]
         return str(number)
+
+
+def check_record(record: PassRecord, where: str) -> None:
+    """Refuse a record whose parts do not fit together, so that nothing could be drawn of it.
+
+    Args:
+        record: As read from a file, each part of the right type.
+        where: Name of the file.
+
+    Raises:
+        StateError: If it is one.
+    """
+    layers, bins = len(record.layers), len(XI_EDGES) - 1
+    whole = [
+        record.number, record.step, record.samples, record.misclassified,
+        *(n for row in [*record.counts.values(), *record.xi.values()] for n in row),
+        *record.fits.values(),
+    ]  # fmt: skip
+    trouble = {
+        "layers": layers == 0 or any(layer.filters < 1 for layer in record.layers),
+        "counts": not set(METHODS) <= set(record.counts)
+        or any(len(row) != layers for row in record.counts.values()),
+        "fits": set(record.fits) != set(STATUSES) or sum(record.fits.values()) == 0,
+        "xi": any(len(row) != bins for row in record.xi.values()),
+        "examples": any(len(each.fitted) != len(each.observed) for each in record.examples),
+        "numbers": min(whole) < 0,
+    }
+    for name, wrong in trouble.items():
+        if wrong:
+            raise StateError(
+                f"{where}: its {name} do not fit together; it is damaged or was written by another "
+                "version. Make the file anew."
+            )
 
 
 def record_pass(

@@ -4,22 +4,26 @@ import heapq
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from salmon.errors import InputError
+from salmon.errors import InputError, StateError
+from salmon.plain import from_plain
 from salmon.ranking import SCHEMA as FLAG_SCHEMA
 from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
 from salmon.views.history import History
-from salmon.views.plain import from_plain
 from salmon.views.record import PassRecord
 
 _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
 _DEEP = 4  # folders below the one that is named
 
+_LETTERS = 200  # of a name in the table
+
 MOST_FLAGS = 500
 """Flagged samples in the table; the page stays light enough for a phone."""
+NAMED = 3
+"""Top filters of each that are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ class StoredFlag:
     confidence_target: float
     confidence_predicted: float
     loss: float
-    top: list[StoredBlame]
+    top: list[StoredBlame]  # the first of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,14 +77,11 @@ def gather(folder: Path) -> list[Section]:
         StateError: If a file cannot be read, or is something else.
     """
     sections = []
-    for place in _folders(folder, _DEEP):
-        passes: dict[str, list[tuple[int, Path]]] = {}
-        for path in place.iterdir():
-            match = _PASS.fullmatch(path.name)
-            if match is not None:
-                passes.setdefault(match["scope"], []).append((int(match["number"]), path))
-        for scope, found in sorted(passes.items()):
-            sections.append(_section(folder, place, scope, [path for _, path in sorted(found)]))
+    try:
+        for place, scope, paths in _passes(folder):
+            sections.append(_section(folder, place, scope, paths))
+    except OSError as error:
+        raise StateError(f"{folder} cannot be read ({error}).") from error
     if not sections:
         raise InputError(
             f"{folder} holds no passes of the monitor (files pass-*.json in a folder 'salmon'); "
@@ -88,6 +89,18 @@ def gather(folder: Path) -> list[Section]:
             "one that salmon diagnose wrote."
         )
     return sections
+
+
+def _passes(folder: Path) -> Iterator[tuple[Path, str, list[Path]]]:
+    """Folders with passes, and their files by scope, in order."""
+    for place in _folders(folder, _DEEP):
+        passes: dict[str, list[tuple[int, Path]]] = {}
+        for path in place.iterdir():
+            match = _PASS.fullmatch(path.name)
+            if match is not None:
+                passes.setdefault(match["scope"], []).append((int(match["number"]), path))
+        for scope, found in sorted(passes.items()):
+            yield place, scope, [path for _, path in sorted(found)]
 
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:
@@ -110,6 +123,7 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
     run = place.parent if place.name == "salmon" else place
     inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
     name = f"{inner}: {scope}" if str(inner) != "." else scope
+    name = name.encode(errors="replace").decode()  # names of files need not be text
     count, flags = _worst_flags(flagged) if flagged.is_file() else (0, [])
     return Section(
         name=name,
@@ -128,14 +142,31 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
 
 def _worst_flags(path: Path) -> tuple[int, list[StoredFlag]]:
     """Number of flagged samples, and those of the highest loss; a loss that is not finite leads."""
-    samples = [f for f in read_flags(path, FLAG_SCHEMA) if f.get("kind") == "sample"]
-    worst = heapq.nlargest(MOST_FLAGS, samples, key=_loss)
-    return len(samples), [
-        from_plain(StoredFlag, flag | {"id": str(flag.get("id"))}, path.name) for flag in worst
-    ]
+    number = 0
+
+    def samples() -> Iterator[StoredFlag]:
+        nonlocal number
+        for flag in read_flags(path, FLAG_SCHEMA):
+            if flag.get("kind") == "sample":
+                number += 1
+                yield _stored(flag, path.name)
+
+    worst = heapq.nlargest(MOST_FLAGS, samples(), key=_loss)  # holds no more than these
+    return number, worst
 
 
-def _loss(flag: dict[str, Any]) -> float:
-    """The loss of a flag, as far as it is a number."""
-    loss = flag.get("loss")
-    return float(loss) if isinstance(loss, int | float) else math.inf
+def _stored(flag: dict[str, Any], where: str) -> StoredFlag:
+    """What the table shows of a flag."""
+    top = flag.get("top")
+    shown = {"id": str(flag.get("id")), "top": top[:NAMED] if isinstance(top, list) else top}
+    stored = from_plain(StoredFlag, flag | shown, where)
+    return replace(
+        stored,
+        id=stored.id[:_LETTERS],
+        top=[replace(t, label=t.label[:_LETTERS], group=t.group[:_LETTERS]) for t in stored.top],
+    )
+
+
+def _loss(flag: StoredFlag) -> float:
+    """The loss of a flag; one that is not finite was left out of the file."""
+    return math.inf if math.isnan(flag.loss) else flag.loss

@@ -17,7 +17,7 @@ from salmon.views.files import StoredImage
 from salmon.views.findings import findings
 from salmon.views.fit_charts import fit_page, xi_chart
 from salmon.views.palette import DARK, LIGHT, Colour
-from salmon.views.report.gathering import Section, StoredFlag
+from salmon.views.report.gathering import NAMED, Section, StoredFlag
 from salmon.views.svg import svg
 from salmon.views.tables import (
     FILTER_COLUMNS,
@@ -27,8 +27,6 @@ from salmon.views.tables import (
     p_text,
     pair_rows,
 )
-
-_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +62,8 @@ def render(sections: Sequence[Section], title: str) -> str:
         title: Of the page.
 
     Returns:
-        HTML that loads nothing from elsewhere; the same sections give the same page.
+        HTML that loads nothing from elsewhere; the same sections give the same page. What is no
+        text in a name is shown as question marks.
     """
     environment = Environment(
         autoescape=True,
@@ -75,7 +74,7 @@ def render(sections: Sequence[Section], title: str) -> str:
     )
     script = _asset("table.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         title=title,
         p_text=p_text,
         style=Markup(_asset("style.css").replace("/* paints */", _paints())),
@@ -83,6 +82,7 @@ def render(sections: Sequence[Section], title: str) -> str:
         script_hash=digest,
         sections=[_section(number, section) for number, section in enumerate(sections)],
     )
+    return page.encode(errors="replace").decode()  # JSON may hold halves of characters
 
 
 def _section(number: int, section: Section) -> dict[str, object]:
@@ -129,7 +129,7 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "pictures": [picture for picture in section.pictures if picture.caption],
         "rows": rows,
         "flags": section.flagged,
-        "named": _NAMED,
+        "named": NAMED,
     }
 
 

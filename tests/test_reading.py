@@ -1,0 +1,489 @@
+"""Reading what others may have written: limits, types, messages of bounded length."""
+
+import dataclasses
+import json
+import math
+import os
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salmon import FilterIndex, InputError, Patch, SaliencyMonitor, StateError
+from salmon.archives import MOST_PICKLE_BYTES, check_tensors_file, load_archive
+from salmon.cli.checkpoints import read_checkpoint
+from salmon.cli.settings import config_sections
+from salmon.files import read_lines, read_text
+from salmon.plain import checked_tensor, dict_of, from_plain, shown
+from salmon.repairs.edit import Directions
+from salmon.views import History, gather
+from salmon.views.files import read_flags, read_pass, write_pass
+from salmon.views.record import LayerRow, check_record
+from salmon.views.report.page import render
+from tests.hostile import archive_of, entries_of
+from tests.mutations import entangled, nested
+from tests.readers import PlainNet, saved
+from tests.records import hand_record, run_files
+
+
+def test_a_file_of_the_largest_size_is_read_and_a_byte_more_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x" * 100)
+    assert read_text(path, 100) == "x" * 100
+    with pytest.raises(StateError, match="more than 99 bytes and was not read"):
+        read_text(path, 99)
+    path.write_text("ab\ncd\u2028e\n\nf")
+    assert list(read_lines(path, 100, 8)) == ["ab\n", "cd\u2028e\n", "\n", "f"]
+    with pytest.raises(StateError, match="more than 11 bytes, or a line"):
+        list(read_lines(path, 11, 8))
+    with pytest.raises(StateError, match="a line of more than 6"):
+        list(read_lines(path, 100, 6))
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [pipe, device, Path.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "pass-validation-000000.json"
+    make(path)
+    index = FilterIndex.from_model(nn.Conv2d(1, 2, 3))
+    from salmon.tails import load_fit
+
+    readers: list[Any] = [
+        read_pass, Patch.load, read_checkpoint, lambda p: load_fit(p, index),
+        lambda p: config_sections(str(p)), lambda p: list(read_flags(p, "x")),
+        lambda p: gather(p.parent),
+    ]  # fmt: skip
+    for read in readers:
+        with pytest.raises((StateError, InputError), match="is no regular file"):
+            read(path)
+    (tmp_path / "a.safetensors").symlink_to(path)
+    with pytest.raises(StateError, match="is no regular file"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (10**5000, "an integer of 16610 bits"),
+        (-(10**5000), "an integer of 16610 bits"),
+        (torch.zeros(10**6), "Tensor[1000000]"),
+        (7, "7"),
+        ("abc", "'abc'"),
+    ],
+    ids=["huge", "negative", "tensor", "number", "text"],
+)
+def test_values_are_shown_in_a_few_characters(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize("value", [entangled(), nested(10_000), "x" * 10**6, {"a": entangled()}])
+def test_the_largest_values_are_shown_in_a_few_characters_too(value: Any) -> None:
+    assert 0 < len(shown(value)) <= 300
+
+
+@dataclasses.dataclass
+class Sample:
+    """Of all kinds of fields."""
+
+    whole: int
+    real: float
+    names: tuple[str, ...]
+    more: dict[str, list[int]]
+    perhaps: LayerRow | None
+
+
+GOOD: dict[str, Any] = {
+    "whole": 3, "real": 2, "names": ["a", "b"], "more": {"a": [1]},
+    "perhaps": {"layer": "a", "group": "b", "filters": 1},
+}  # fmt: skip
+
+
+def test_plain_values_become_a_record() -> None:
+    layer = LayerRow(layer="a", group="b", filters=1)
+    found = from_plain(Sample, GOOD | {"unknown": 1}, "here")
+    assert found == Sample(3, 2.0, ("a", "b"), {"a": [1]}, layer)
+    assert isinstance(found.real, float)
+    assert math.isnan(from_plain(Sample, GOOD | {"real": None}, "here").real)
+    assert from_plain(Sample, GOOD | {"perhaps": None}, "here").perhaps is None
+    assert dict_of(Any, {"a": {1: 2}}, "here") == {"a": {1: 2}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"whole": 2**63}, "here.whole is 9223372036854775808, which is out of range"),
+        ({"whole": 3.0}, "here.whole is float where int"),
+        ({"whole": True}, "here.whole is bool where int"),
+        ({"whole": None}, "here.whole is NoneType where int"),
+        ({"real": 10**400}, "here.real is an integer of 1329 bits, which is out of range"),
+        ({"real": math.inf}, "here.real is inf, which is out of range"),
+        ({"real": "1"}, "here.real is str where float"),
+        ({"names": "ab"}, "here.names is str"),
+        ({"names": [1]}, r"here.names\[0\] is int where str"),
+        ({"more": {1: [1]}}, "here.more is dict where named values"),
+        ({"more": {"a" * 100: [None]}}, r"here.more.a{60}\[0\] is NoneType where int"),
+        ({"perhaps": {"layer": "a"}}, "here.perhaps has no 'group'"),
+    ],
+)
+def test_other_values_are_refused_by_their_place(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(StateError, match=message):
+        from_plain(Sample, GOOD | change, "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0, 2.0], "x is list but"),
+        (nn.Parameter(torch.zeros(2, 3)), "x is Parameter but"),
+        (torch.zeros(2, 3).to_sparse(), "another layout"),
+        (torch.zeros(2, 3, device="meta"), "another layout"),
+        (torch.zeros(2, 3, dtype=torch.float16), r"torch.float16 of shape \(2, 3\)"),
+        (torch.zeros(3), r"torch.float32 of shape \(3,\)"),
+        (torch.zeros(4, 3), r"of shape \(4, 3\) but torch.float32 or torch.float64 \[2, any\]"),
+        (torch.zeros(1).expand(2, 1 << 34), "137438953472 bytes made of 4"),
+    ],
+)
+def test_tensors_of_another_kind_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(StateError, match=message):
+        checked_tensor(value, "x", (2, None), torch.float32, torch.float64)
+
+
+def test_a_tensor_that_fits_comes_without_its_graph() -> None:
+    value = torch.ones(2, 3, requires_grad=True) * 2
+    found = checked_tensor(value, "x", (2, None), torch.float32)
+    assert not found.requires_grad
+    assert torch.equal(found, value)
+
+
+def test_a_fit_of_another_layer_is_refused_however_large_its_numbers() -> None:
+    index = FilterIndex.from_model(nn.Conv2d(1, 2, 3))
+    with pytest.raises(StateError, match="an integer of 16610 bits filters in 1 layers") as caught:
+        index.check_fingerprint([("a" * 10**6, 10**5000, 3)], source="it")
+    assert len(str(caught.value)) < 1000
+
+
+def test_an_archive_is_read_as_it_was_and_a_flipped_bit_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    value: dict[str, Any] = {"a": torch.arange(1000.0), "b": [1, (2.5, None)], "c": torch.zeros(())}
+    torch.save(value, path)
+    found = load_archive(path)
+    assert torch.equal(found["a"], value["a"])
+    assert found["b"] == value["b"]
+    data = bytearray(path.read_bytes())
+    place = data.index(torch.tensor([500.0, 501.0]).numpy().tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert not torch.equal(torch.load(path, weights_only=True)["a"], value["a"])  # unnoticed there
+    with pytest.raises(zipfile.BadZipFile, match="Bad CRC-32"):
+        load_archive(path)
+
+
+def two_of_a_name(entries: dict[str, bytes]) -> bytes:
+    return archive_of([*entries.items(), *entries.items()])
+
+
+def compressed(entries: dict[str, bytes]) -> bytes:
+    return archive_of(list(entries.items()), zipfile.ZIP_DEFLATED)
+
+
+def script(entries: dict[str, bytes]) -> bytes:
+    return archive_of([*entries.items(), ("archive/constants.pkl", b"")])
+
+
+def with_pickle(content: bytes) -> Any:
+    return lambda entries: archive_of(
+        [(n, content if n.endswith("data.pkl") else v) for n, v in entries.items()]
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (two_of_a_name, "two entries have one name"),
+        (compressed, "compressed or encrypted"),
+        (script, "TorchScript"),
+        (with_pickle(bytes(MOST_PICKLE_BYTES + 1)), "4194305 bytes of plain values"),
+        (with_pickle(b"\x80\x02cbuiltins\nbytearray\nK\x05\x85R."), "calls builtins bytearray"),
+        (with_pickle(b"\x80\x02c__builtin__\nbytearray\nK\x05\x85R."), "calls __builtin__"),
+        (with_pickle(b"\x80\x02cos\nsystem\nX\x01\0\0\0x\x85R."), "Weights only load failed"),
+    ],
+    ids=["names", "compressed", "script", "long", "array", "old array", "system"],
+)
+def test_archives_that_ask_for_more_than_they_hold_are_refused(
+    tmp_path: Path, make: Any, message: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(make(dict(entries_of(saved(torch.ones(3))))))
+    with pytest.raises((InputError, UnpicklingError), match=message):
+        load_archive(path)
+    with pytest.raises(StateError, match="cannot be read"):
+        read_checkpoint(path)
+
+
+def test_checkpoints_of_the_older_format_are_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "old", _use_new_zipfile_serialization=False)
+    assert read_checkpoint(tmp_path / "old").state_dict["w"].tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(InputError, match="no archive of torch"):
+        load_archive(tmp_path / "old")
+    with pytest.raises(InputError, match="bytes are more than 10"):
+        load_archive(tmp_path / "old", most=10)
+
+
+def test_objects_in_a_checkpoint_need_trust(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}, "path": Path("x")}, tmp_path / "a")
+    with pytest.raises(StateError, match="use --weights_only false"):
+        read_checkpoint(tmp_path / "a")
+    assert read_checkpoint(tmp_path / "a", weights_only=False).content["path"] == Path("x")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({1: torch.ones(1)}, "holds no state_dict"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "no ordinary tensor"),
+        ({"w": torch.ones(1, device="meta")}, "no ordinary tensor"),
+        ({"w": torch.ones(1).expand(1 << 20)}, "no ordinary tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")  # torch's
+def test_weights_that_are_none_are_refused(
+    tmp_path: Path, state: dict[Any, Tensor], message: str
+) -> None:
+    for content in (state, {"state_dict": state}):
+        torch.save(content, tmp_path / "a.ckpt")
+        with pytest.raises(StateError, match=message):
+            read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_small_buffers_of_equal_numbers_are_taken(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(3, 5), "s": torch.ones(())}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt").state_dict["w"].shape == (3, 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", bytes(8), b"\xff" * 8, bytes([9, *bytes(9)])])
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(InputError, match="bytes with a header of"):
+        check_tensors_file(tmp_path / "a")
+
+
+def patch_of(network: nn.Module) -> Patch:
+    index = FilterIndex.from_model(network)
+    gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
+    return Patch.make(
+        network, Directions(network, index, gradients).step([1], 0.1, normalised=True)
+    )
+
+
+def with_change(patch: Patch, **changes: Any) -> Patch:
+    """A patch of somebody who changed it and made its checksum fit."""
+    change = dataclasses.replace(patch.edit.changes[0], **changes)
+    return dataclasses.replace(patch, edit=dataclasses.replace(patch.edit, changes=(change,)))
+
+
+def test_a_patch_with_other_values_than_it_says_changes_nothing(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3))
+    honest = patch_of(network)
+    change, before = honest.edit.changes[0], network.get_parameter("0.weight").detach().clone()
+    with_change(honest, new=change.new + 1, old=change.old + 1).save(tmp_path / "p")
+    forged = Patch.load(tmp_path / "p")
+    with pytest.raises(StateError, match="not those of its checksums"):
+        forged.apply(network)
+    assert torch.equal(network.get_parameter("0.weight"), before)
+    honest.apply(network)
+    after = network.get_parameter("0.weight").detach().clone()
+    with pytest.raises(StateError, match="not those of its checksums"):
+        forged.revert(network)
+    assert torch.equal(network.get_parameter("0.weight"), after)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("filters", "3", "layers.0.weight.filters is str"),
+        ("size", 9.0, "layers.0.weight.size is float"),
+        ("rows", 0, "numbers that no layer has"),
+        ("transposed_groups", -1, "numbers that no layer has"),
+        ("parts", [], "numbers that no layer has"),
+        ("parts", ["Q", "K"], "numbers that no layer has"),
+        ("weight", "other", "checksums do not belong to its tensors"),
+    ],
+)
+def test_a_patch_for_a_layer_that_cannot_be_is_refused(
+    tmp_path: Path, field: str, value: Any, message: str
+) -> None:
+    patch = patch_of(nn.Sequential(nn.Conv2d(1, 3, 3)))
+    layer = dataclasses.replace(patch.edit.changes[0].layer, **{field: value})
+    with_change(patch, layer=layer).save(tmp_path / "p")
+    with pytest.raises(StateError, match=message):
+        Patch.load(tmp_path / "p")
+
+
+def test_a_patch_for_another_kind_of_convolution_is_refused(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 3))
+    patch = patch_of(network)
+    layer = dataclasses.replace(patch.edit.changes[0].layer, transposed_groups=2)
+    with_change(patch, layer=layer).save(tmp_path / "p")
+    with pytest.raises(StateError, match="transposed convolution of 2 groups"):
+        Patch.load(tmp_path / "p").apply(network)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [*x]", "aliases stand for more than"),
+        ("a: 2001-99-99", "month must be in"),
+        ("a: !!int ''", "cannot be read"),
+        ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        ("a: 0x" + "f" * 5000, "cannot be read"),
+        ("[" * 5000, "recursion"),
+        ("- 1", "is no mapping"),
+        ("", "is no mapping"),
+        ("a: 1\n---\nb: 2", "expected a single document"),
+    ],
+)
+def test_odd_configs_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        config_sections(str(tmp_path / "c.yaml"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_aliases_of_a_reasonable_config_are_taken(tmp_path: Path) -> None:
+    text = "base: &b {lr: 0.1}\nmodel:\n  <<: *b\n  width: 3\ndata: [*b, *b]\n"
+    (tmp_path / "c.yaml").write_text(text)
+    found = config_sections(str(tmp_path / "c.yaml"))
+    assert found["model"] == {"lr": 0.1, "width": 3}
+    assert found["data"] == [{"lr": 0.1}] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "its layers do not fit"),
+        ({"layers": [LayerRow(layer="a", group="b", filters=0)]}, "its layers do not fit"),
+        ({"counts": {"pot": [1, 2, 3]}}, "its counts do not fit"),
+        ({"counts": {"pot": [1, 2], "zscore": [1, 2, 3]}}, "its counts do not fit"),
+        ({"fits": {"ok": 3}}, "its fits do not fit"),
+        ({"fits": dict.fromkeys(hand_record().fits, 0)}, "its fits do not fit"),
+        ({"xi": {"early": [1]}}, "its xi do not fit"),
+        ({"samples": -1}, "its numbers do not fit"),
+    ],
+)
+def test_a_record_whose_parts_do_not_fit_together_is_refused(
+    tmp_path: Path, changes: Any, message: str
+) -> None:
+    record = hand_record(**changes)
+    with pytest.raises(StateError, match=message):
+        check_record(record, "here")
+    write_pass(tmp_path / "a.json", record)
+    with pytest.raises(StateError, match=f"a.json: {message}"):
+        read_pass(tmp_path / "a.json")
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_pass(tmp_path / "a.json", hand_record())
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"level": 0.9', '"level": NaN'))
+    with pytest.raises(StateError, match="NaN is no number of JSON"):
+        read_pass(tmp_path / "a.json")
+
+
+def test_names_that_are_no_text_are_shown_as_question_marks(tmp_path: Path) -> None:
+    folder = tmp_path / "salmon"
+    run_files(folder)
+    path = folder / "pass-validation-000001.json"
+    path.write_text(path.read_text().replace('"<b>"', '"\\ud800x"'))
+    odd = os.fsdecode(b"pass-\xff-000001.json")
+    (folder / odd).write_bytes(path.read_bytes())
+    page = render(gather(tmp_path), "run")
+    assert "?x" in page
+    assert page.encode()
+    assert [section.name for section in gather(tmp_path)] == ["validation", "?"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(StateError, match=r"cannot be read \(.*Permission denied"):
+        gather(tmp_path)
+
+
+def test_long_names_of_flags_are_cut_and_three_filters_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "salmon"
+    run_files(folder)
+    path = folder / "flagged-validation-000001.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["id"] = "x" * 10_000
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    (section,) = gather(tmp_path)
+    assert section.flags
+    assert {len(flag.id) for flag in section.flags} == {200}
+    assert max(len(flag.top) for flag in section.flags) == 3
+
+
+def monitor_state(**changes: Any) -> dict[str, Any]:
+    monitor = SaliencyMonitor()
+    monitor._memory.take("validation", hand_record(), FilterIndex.from_model(PlainNet()))
+    return monitor.state_dict() | changes
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1], "the monitor's state is list"),
+        (monitor_state(version=True), "version True but 2"),
+        (monitor_state(version=torch.zeros(2)), r"version Tensor\[2\] but 2"),
+        (monitor_state(finished=None), "finished passes is NoneType"),
+        (monitor_state(finished={"validation": "3"}), "passes.validation is str where int"),
+        (monitor_state(finished={"validation": -3}), "whole numbers >= 0"),
+        (monitor_state(fits={"validation": 3}), "fits.validation is int"),
+        (monitor_state(views=None), "views is NoneType"),
+        (monitor_state(views={"histories": {}, "blamed": {"a": {"b": 1.5}}}), "is float where int"),
+    ],
+)
+def test_a_state_of_another_form_changes_nothing(state: Any, message: str) -> None:
+    monitor = SaliencyMonitor()
+    monitor.load_state_dict(monitor_state(finished={"validation": 7}))
+    with pytest.raises(StateError, match=message):
+        monitor.load_state_dict(state)
+    assert monitor.state_dict()["finished"] == {"validation": 7}
+    assert list(monitor.state_dict()["views"]["histories"]) == ["validation"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "layers is missing"),
+        ({"layers": [("a", "b")]}, r"layers\[0\] is tuple where LayerRow"),
+        ({"layers": [("a", "b", 0)] * 3}, "a ranking or a filter is missing"),
+        ({"counts": {}}, "a ranking or a filter is missing"),
+        ({"counts": {"pot": torch.zeros(1, 2).long()}}, r"of shape \(1, 2\)"),
+        ({"passes": torch.zeros(1)}, "torch.float32"),
+        ({"steps": torch.zeros(2).long()}, r"steps is of shape \(2,\)"),
+        ({"samples": torch.tensor([-1])}, "a count is negative"),
+    ],
+)
+def test_a_history_of_another_form_is_refused(changes: Any, message: str) -> None:
+    state = History.of([hand_record()]).state_dict()
+    assert History.from_state_dict(state).samples.tolist() == [200]
+    with pytest.raises(StateError, match=message):
+        History.from_state_dict(state | changes)
+    with pytest.raises(StateError, match="steps is missing"):
+        History.from_state_dict({k: v for k, v in state.items() if k != "steps"})
