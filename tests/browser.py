@@ -38,6 +38,24 @@ walk(document.body);
 return found.join(" ").replace(/\\s+/g, " ");
 """
 
+# Loaded pictures, lines with points and filled cells, in the same trees.
+_DRAWN = """
+let images = 0, lines = 0, cells = 0;
+const walk = (node) => {
+  if (node.nodeType !== Node.ELEMENT_NODE && node !== document.body && !node.host) return;
+  const box = node.getBoundingClientRect ? node.getBoundingClientRect() : {width: 0, height: 0};
+  const seen = box.width > 20 && box.height > 0;
+  const name = (node.nodeName || "").toLowerCase();
+  if (name === "img" && node.naturalWidth > 100 && seen) images += 1;
+  if (name === "path" && (node.getAttribute("d") || "").length > 20 && seen) lines += 1;
+  if (name === "td" && node.textContent.trim() && seen) cells += 1;
+  if (node.shadowRoot) node.shadowRoot.childNodes.forEach(walk);
+  node.childNodes.forEach(walk);
+};
+walk(document.body);
+return {images, lines, cells};
+"""
+
 
 def find_programs() -> tuple[str, str]:
     """Chromium and its driver; without them tests are skipped, but not in CI."""
@@ -76,6 +94,12 @@ def deep_text(page: Chrome) -> str:
     """All text of a page, that of its components too."""
     text: str = page.execute_script(_DEEP)
     return text
+
+
+def drawn(page: Chrome) -> dict[str, int]:
+    """What is to be seen on a page beside its words."""
+    found: dict[str, int] = page.execute_script(_DRAWN)
+    return found
 
 
 class Server:

@@ -35,6 +35,8 @@ PHASES = (
 )  # fmt: skip
 EPOCHS = 2
 BATCHES = 8  # in an epoch, with a validation after every fourth
+OWN = ("run", "seconds", "share")
+"""What no two runs have in common."""
 PASSES = 5  # four in fit, one in validate
 
 
@@ -158,7 +160,7 @@ def read_file(path: Path) -> Any:
     if kind == "pass":
         return read_pass(path)
     if kind == "flagged":
-        return read_flags(path, FLAG_SCHEMA)
+        return list(read_flags(path, FLAG_SCHEMA))
     if kind == "pictures":
         return read_pictures(path)
     if kind == "fit":
@@ -190,13 +192,15 @@ def results(folder: Path) -> dict[str, Any]:
     for path in sorted((folder / "salmon").glob("[!.]*")):
         if path.suffix == ".json":
             record = json.loads(path.read_text())
-            found[path.name] = {k: v for k, v in record.items() if k not in ("seconds", "share")}
+            found[path.name] = {k: v for k, v in record.items() if k not in OWN}
         elif path.suffix == ".pt":
             found[path.name] = _bits(torch.load(path, weights_only=True))
         else:
             found[path.name] = path.read_bytes()
     checkpoint = load_state(folder / "checkpoints" / "last.ckpt")
-    found["state of the monitor"] = _bits(checkpoint["callbacks"][monitor().state_key])
+    state = checkpoint["callbacks"][monitor().state_key]
+    del state["views"]["run"]
+    found["state of the monitor"] = _bits(state)
     for name in ("state_dict", "optimizer_states", "global_step"):
         found[name] = _bits(checkpoint[name])
     return found

@@ -25,8 +25,9 @@ LAYERS = [
 def hand_record(number: int = 0, **changes: Any) -> PassRecord:
     """A pass of three layers, with shares 0.1, 0.3, 0.6 by POT and 0, 0.1, 0.9 by z-score."""
     record = PassRecord(
-        stage="validation", loader=0, number=number, step=10 * number, samples=200, dropped=0,
-        misclassified=20, kept=20, top_k=5, level=0.9, given_fit=False, seconds=1.5, share=0.5,
+        run="20260101T000000-a", stage="validation", loader=0, number=number, step=10 * number,
+        samples=200, dropped=0, misclassified=20, kept=20, top_k=5, level=0.9,
+        given_fit=False, seconds=1.5, share=0.5,
         classes=None, layers=LAYERS,
         counts={"pot": [10, 30, 60], "zscore": [0, 10, 90]},
         fits={"ok": 18, "exponential": 0, "boundary": 2, "too_few": 0, "degenerate": 4},
@@ -66,7 +67,9 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
 
 def real_record(**changes: Any) -> PassRecord:
     """The record of it."""
-    return replace(record_pass(real_diagnosis(), stage="validation"), **changes)
+    return replace(
+        record_pass(real_diagnosis(), run="20260101T000000-a", stage="validation"), **changes
+    )
 
 
 def run_files(folder: Path) -> None:
@@ -79,5 +82,8 @@ def run_files(folder: Path) -> None:
         [Thumbnail(sample=sample, pixels=pixels)],
     )
     for number in (0, 1):
-        record = record_pass(diagnosis, stage="validation", number=number, classes=["a", "<b>"])
+        record = record_pass(
+            diagnosis, run="20260101T000000-a", stage="validation", number=number,
+            classes=["a", "<b>"],
+        )  # fmt: skip
         write_diagnosis(folder, "validation", diagnosis, record, images)

@@ -91,8 +91,31 @@ def test_images_of_other_sizes_and_other_inputs_are_kept_as_they_are() -> None:
 
 
 def test_what_is_kept_holds_no_memory_of_its_batch() -> None:
-    for one in collected(WorstSamples(3, 3), [40]).pictures:
-        assert one.inputs.untyped_storage().nbytes() == one.inputs.nbytes
+    worst = collected(WorstSamples(3, 3), [40])
+    for kept in (*(one.inputs for one in worst.pictures), *worst.thumbnails.values()):
+        assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
+@hypothesis.given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+def test_the_range_is_that_of_all_images_right_ones_too(sizes: list[int]) -> None:
+    inputs = samples(40)[0].double()
+    low, high = collected(WorstSamples(3, 7), sizes).extremes or ([], [])
+    assert low == inputs.amin((0, 2, 3)).tolist()
+    assert high == inputs.amax((0, 2, 3)).tolist()
+
+
+def test_broken_images_and_other_numbers_of_colours_do_not_spoil_the_range() -> None:
+    worst = WorstSamples(1, 1)
+    for images in (
+        torch.full((1, 3, 2, 2), torch.nan), torch.rand(1, 3, 2, 2) / 2,
+        torch.full((1, 3, 2, 2), torch.inf), torch.full((1, 1, 2, 2), 9.0),
+        torch.full((1, 3, 2, 2), 200, dtype=torch.uint8),
+    ):  # fmt: skip
+        glimpse = worst.look(images, torch.zeros(1), torch.ones(1), torch.ones(1) > 0)
+        assert glimpse is not None
+        worst.keep(glimpse, torch.zeros(1).long())
+    assert worst.extremes is not None
+    assert max(worst.extremes[1]) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -101,6 +124,7 @@ def test_what_is_kept_holds_no_memory_of_its_batch() -> None:
         (torch.zeros(2, 3, 5, 5), (2, 3, 5, 5)),
         ((torch.zeros(2, 4), torch.zeros(2, 1, 5, 5)), (2, 1, 5, 5)),
         ({"x": torch.zeros(2, 7, 5, 5)}, None),
+        ({"mask": torch.zeros(2, 1, 9, 9), "x": torch.zeros(2, 3, 5, 5)}, (2, 3, 5, 5)),
         (torch.zeros(2, 3, 5), None),
         ("text", None),
     ],
@@ -144,6 +168,13 @@ def test_class_names_are_those_given_else_those_of_the_data_set() -> None:
     both: Any = ConcatDataset([plain, Named()])
     assert class_names(loader(both), ViewSettings()) == ["cat", "dog"]
     assert class_names(loader(plain), ViewSettings()) is None
+    imagenet: Any = Named()
+    imagenet.classes = [("tench", "Tinca tinca"), ("crane", "bird"), ("crane", "machine"), "cat"]
+    assert class_names(loader(imagenet), ViewSettings()) == [
+        "tench", "crane, bird", "crane, machine", "cat",
+    ]  # fmt: skip
+    imagenet.classes = [("tench",), 3]
+    assert class_names(loader(imagenet), ViewSettings()) is None
     assert class_names([1, 2], ViewSettings()) is None
     given = ViewSettings(class_names=["a", "b"])
     assert class_names(loader(Named()), given) == ["a", "b"]

@@ -26,7 +26,8 @@ from salmon.views.record import LayerRow, check_record
 from salmon.views.report.page import render
 from tests.hostile import archive_of, entries_of
 from tests.mutations import entangled, nested
-from tests.readers import PlainNet, saved
+from tests.networks import PlainNet
+from tests.readers import saved
 from tests.records import hand_record, run_files
 
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import tracemalloc
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 from salmon import InputError, SaliencyMonitor, StateError, ViewSettings
 from salmon.cli import main
 from salmon.views import gather, write_report
+from salmon.views.files import write_pass
+from salmon.views.record import LayerRow
 from salmon.views.report.page import render
+from tests.records import hand_record, run_files
 from tests.trainers import Module, digits, loader, trainer
 
 NAMES = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cat & dog", "{{ 7 * 7 }}"]
@@ -160,23 +165,111 @@ def spoil(folder: Path, name: str, content: bytes) -> None:
     (folder / "salmon" / name).write_bytes(content)
 
 
+@pytest.mark.parametrize("content", [b'{"schema": "salmon.pass/1"}', b"\x80\x04."])
+def test_a_damaged_record_is_named(run: Path, tmp_path: Path, content: bytes) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    spoil(copy, "pass-validation-000001.json", content)
+    with pytest.raises(StateError, match=r"pass-validation-000001\.json"):
+        gather(copy)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("pass-validation-000001.json", b'{"schema": "salmon.pass/1"}'),
-        ("pass-validation-000001.json", b"\x80\x04."),
         ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/1", "kind": "sample"}'),
         ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/0"}'),
         ("flagged-validation-000001.jsonl", b"[1]"),
         ("pictures-validation.jsonl", b'{"schema": "salmon.picture/1", "number": 1}'),
     ],
 )
-def test_a_damaged_file_is_named(run: Path, tmp_path: Path, name: str, content: bytes) -> None:
+def test_damaged_flags_or_pictures_cost_these_only_and_are_named(
+    run: Path, tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     spoil(copy, name, content)
-    with pytest.raises(StateError, match=name.replace(".", r"\.")):
-        gather(copy)
+    (section,) = [each for each in gather(copy) if each.name == "validation"]
+    assert bool(section.flags) == name.startswith("pictures")
+    assert bool(section.pictures) == name.startswith("flagged")
+    (note,) = section.notes
+    assert "left out" in note
+    assert name in note
+    assert note in unescape(Page(render([section], "run")).text)
+    assert main(["report", str(copy), "-o", str(tmp_path / "r.html")]) == 0
+    assert name in capsys.readouterr().err
+
+
+def test_passes_of_an_earlier_run_in_the_same_folder_are_left_out(tmp_path: Path) -> None:
+    views = ViewSettings(class_names=NAMES, pictures=1)
+    for epochs in (3, 2):
+        monitor = SaliencyMonitor(level=0.7, strict=True, views=views)
+        trainer(tmp_path, monitor, max_epochs=epochs).fit(Module(), loader(digits(64)), loader())
+    assert len(list((tmp_path / "salmon").glob("pass-validation-*.json"))) == 3
+    (section,) = gather(tmp_path)
+    assert section.record.run == monitor.state_dict()["views"]["run"]
+    assert section.history.passes.tolist() == [0, 1]
+    assert section.before is not None
+    assert section.flagged == monitor.results["validation"].misclassified
+    assert section.pictures
+    assert section.notes == ["The folder also holds 1 passes of earlier runs; they are left out."]
+
+
+def test_a_run_that_goes_on_is_still_the_same_run(tmp_path: Path) -> None:
+    first = SaliencyMonitor(level=0.7, strict=True)
+    trainer(tmp_path, first, max_epochs=2).fit(Module(), loader(digits(64)), loader())
+    second = SaliencyMonitor(level=0.7, strict=True)
+    second.load_state_dict(first.state_dict())
+    trainer(tmp_path, second).validate(Module(), loader(), verbose=False)
+    (section,) = gather(tmp_path)
+    assert (section.history.passes.tolist(), section.notes) == ([0, 1, 2], [])
+
+
+def test_changes_are_not_told_against_another_network(tmp_path: Path) -> None:
+    layers = [LayerRow(layer="net.other", group="early", filters=24)]
+    (tmp_path / "salmon").mkdir()
+    other = hand_record(
+        0, layers=layers, counts={"pot": [100], "zscore": [100]}, xi={"early": [0] * 30}
+    )
+    for record in (other, hand_record(1)):
+        write_pass(tmp_path / "salmon" / f"pass-validation-{record.number:06d}.json", record)
+    (section,) = gather(tmp_path)
+    assert (section.history.passes.tolist(), section.before) == ([1], None)
+
+
+def test_more_flags_than_memory_should_hold_are_read_one_by_one(tmp_path: Path) -> None:
+    run_files(tmp_path / "salmon")
+    path = tmp_path / "salmon" / "flagged-validation-000001.jsonl"
+    flags = [json.loads(line) for line in path.read_text().splitlines()]
+    flag = next(each for each in flags if each["kind"] == "sample")
+    line = json.dumps(flag | {"padding": 90_000 * "x"})
+    with path.open("w") as file:
+        for _ in range(800):  # 72 MB
+            file.write(f"{line}\n")
+    tracemalloc.start()
+    try:
+        (section,) = gather(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (section.flagged, len(section.flags), section.notes) == (800, 200, [])
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.25, "Validation pass 3 of this run, counted from 0, at step 30. Measuring and fitting "
+               "took 1.5 s, 25 % of the pass."),
+        (None, "Diagnosis of 200 samples. Measuring and fitting took 1.5 s."),
+    ],
+)  # fmt: skip
+def test_the_page_says_which_pass_it_is_and_what_it_cost(
+    tmp_path: Path, share: float | None, words: str
+) -> None:
+    (tmp_path / "salmon").mkdir()
+    record = hand_record(3, share=share)
+    write_pass(tmp_path / "salmon" / "pass-validation-000003.json", record)
+    assert words in Page(render(gather(tmp_path), "run")).text
 
 
 def test_links_to_other_folders_are_not_followed(run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import pytest
 
-from salmon.cli.table import Progress
+from salmon.cli.table import Progress, print_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,3 +140,20 @@ def test_a_command_in_a_terminal_shows_progress_and_drawn_tables(tmp_path: Path)
     assert done.wait(timeout=60) == 0
     assert "measuring new data" in shown
     assert "┃" in shown
+
+
+ODD = [["[red]a[/red]", "1"], ["[/nothing]", "2"], ["\x1b[2Jcleared\rover", "3"]]
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_names_from_data_are_neither_markup_nor_commands_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, rich: bool
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: find_spec(name) if rich else None)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal.file)
+    print_table("Classes [bold]", ["true", "[i]"], ODD)
+    shown = terminal.shown()
+    for text in ("Classes [bold]", "[i]", "[red]a[/red]", "[/nothing]", "?[2Jcleared?over"):
+        assert text in shown
+    assert "\x1b[2J" not in shown

@@ -10,13 +10,15 @@ import torch
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.wandb import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
 from salmon.markdown import cell, literal, markdown_table
 from salmon.views import Board, History, Picture, add_layout, publish
 from salmon.views.record import FilterRow, PairRow
-from salmon.views.tables import filter_rows, p_text
+from salmon.views.tables import filter_rows, filter_table, p_text, pair_table
 from tests.records import hand_record
 
 RECORD = hand_record(
@@ -63,9 +65,39 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     assert list(histogram.histogram_value.bucket_limit) == [1, 2, 3]
     assert list(histogram.histogram_value.bucket) == [10, 30, 60]
     text = text_of(found, "salmon/filters")
-    assert "| net.a.0[1] | early | 9 | -3 | 0.001 |" in text
-    assert "| net.b.0[2] | late | 4 | new |  |" in text
+    assert r"| net.a.0\[1\] | early | 9 | -3 | 0.001 |" in text
+    assert r"| net.b.0\[2\] | late | 4 | new |  |" in text
+    assert "new: not among the 50 filters in the table then" in text
     assert "20 of 200 samples are misclassified" in text_of(found, "salmon/summary")
+
+
+@pytest.mark.parametrize(
+    ("counts", "bins"),
+    [
+        ([10, 30, 60], [(0, 1, 10), (1, 2, 30), (2, 3, 60)]),
+        ([0, 0, 7, 0, 5, 0], [(2, 3, 7), (3, 4, 0), (4, 5, 5)]),
+        ([0, 4, 0], [(1, 2, 4)]),
+    ],
+)
+def test_the_slow_loader_of_tensorboard_keeps_every_bin_where_it_is(
+    tmp_path: Path, counts: list[int], bins: list[tuple[float, ...]]
+) -> None:
+    one = board(tmp_path)
+    one.histogram("depth", range(len(counts) + 1), counts, 1)
+    one.experiment.close()
+    (path,) = tmp_path.glob("*tfevents*")
+    values = [v for event in EventFileLoader(str(path)).Load() for v in event.summary.value]
+    assert [tuple(row) for row in make_ndarray(values[-1].tensor)] == bins
+
+
+def test_names_in_the_table_of_filters_are_literal() -> None:
+    name = "net.__init__*[1]*"
+    row = FilterRow(label=name, group="<i>g</i>", mistakes=1, median_p=None)
+    pair = PairRow(target=0, predicted=1, mistakes=1, filters=[name])
+    record = hand_record(filters=[row], pairs=[pair])
+    for text in (filter_table(record, None), pair_table(record)):
+        assert literal(name) in text
+        assert "<i>" not in text
 
 
 def text_of(found: EventAccumulator, tag: str) -> str:

@@ -21,7 +21,9 @@ from tests.records import LAYERS, hand_record, real_diagnosis, real_record
 
 def test_a_record_holds_what_the_diagnosis_says() -> None:
     diagnosis = real_diagnosis()
-    record = record_pass(diagnosis, stage="validation", number=3, step=70, classes=["a", "b"])
+    record = record_pass(
+        diagnosis, run="a", stage="validation", number=3, step=70, classes=["a", "b"]
+    )
     index, ranking = diagnosis.index, diagnosis.rankings["pot"]
     assert [row.layer for row in record.layers] == [layer.layer for layer in index.layers]
     named = ranking.filters[ranking.filters >= 0]
@@ -42,7 +44,7 @@ def test_xi_is_counted_in_bins_of_a_tenth_whose_ends_take_the_rest() -> None:
     xi = diagnosis.fit.xi.clone()
     xi[:3] = torch.tensor([-1.0, 5.0, 2.0])
     diagnosis = replace(diagnosis, fit=replace(diagnosis.fit, xi=xi))
-    record = record_pass(diagnosis, stage="validation")
+    record = record_pass(diagnosis, run="a", stage="validation")
     for number, group in enumerate(diagnosis.index.groups):
         own = xi[(diagnosis.index.group_of == number) & diagnosis.fit.usable].numpy()
         inside = np.clip(own, XI_EDGES[0], np.nextafter(XI_EDGES[-1], 0))
@@ -51,7 +53,7 @@ def test_xi_is_counted_in_bins_of_a_tenth_whose_ends_take_the_rest() -> None:
 
 def test_the_examples_are_the_best_the_median_and_the_worst_fit() -> None:
     diagnosis = real_diagnosis()
-    record = record_pass(diagnosis, stage="validation")
+    record = record_pass(diagnosis, run="a", stage="validation")
     p = np.sort(diagnosis.fit.ad_p.numpy()[~np.isnan(diagnosis.fit.ad_p.numpy())])[::-1]
     assert [example.kind for example in record.examples] == ["best", "median", "worst"]
     assert [example.p for example in record.examples] == [p[0], p[len(p) // 2], p[-1]]
@@ -71,7 +73,7 @@ def test_the_examples_are_the_best_the_median_and_the_worst_fit() -> None:
 
 def test_shares_among_the_metrics_are_those_of_the_ranking() -> None:
     diagnosis = real_diagnosis()
-    metrics = pass_metrics(record_pass(diagnosis, stage="validation"))
+    metrics = pass_metrics(record_pass(diagnosis, run="a", stage="validation"))
     for method, ranking in diagnosis.rankings.items():
         for group, share in group_shares(ranking, diagnosis.index).items():
             assert metrics[f"share/{method}/{group}"] == pytest.approx(share, rel=1e-12)

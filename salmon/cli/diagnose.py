@@ -9,12 +9,14 @@ from salmon.files import check_new_folder, json_text, publish_folder, write_atom
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.monitor import (
+    Clock,
     Diagnosis,
     Run,
     Settings,
     batch_ids,
     class_names,
     flagged_images,
+    new_run,
     normalisation,
     unpack_batch,
     write_diagnosis,
@@ -47,7 +49,8 @@ def run_diagnose(job_settings: JobSettings, options: Any) -> int:
     job = load_job(job_settings)
     index = FilterIndex.from_model(job.model)
     fit = None if options.fit is None else load_fit(options.fit, index)
-    with Progress(quiet=options.quiet) as progress:
+    clock = Clock()
+    with Progress(quiet=options.quiet) as progress, clock:
         if fit is None and job.reference is not None:
             known = _measured(job, "reference", job.reference, index, settings, None, progress)
             fit = known.finish().fit
@@ -58,7 +61,10 @@ def run_diagnose(job_settings: JobSettings, options: Any) -> int:
         job.model, diagnosis, run.worst, settings,
         classes=classes, normalisation=normalisation(job.new, settings.views),
     )  # fmt: skip
-    record = record_pass(diagnosis, stage="diagnose", given_fit=fit is not None, classes=classes)
+    record = record_pass(
+        diagnosis, run=new_run(), stage="diagnose", given_fit=fit is not None,
+        seconds=clock.busy, classes=classes,
+    )  # fmt: skip
     summary = _summary(job, diagnosis, given=options.fit is not None)
 
     def fill(folder: Any) -> None:

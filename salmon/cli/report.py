@@ -1,5 +1,6 @@
 """``salmon report``: the files of runs as one page."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ def run_report(options: Any) -> int:
     check_new_file(out, force=options.force)
     sections = gather(folder)
     write_report(out, sections, f"salmon: {folder.resolve().name}")
+    for section in sections:
+        for note in section.notes:
+            print(f"{section.name}: {note}", file=sys.stderr)
     if not options.quiet:
         names = ", ".join(section.name for section in sections)
         print(f"{len(sections)} sections ({names}).")

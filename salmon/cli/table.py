@@ -103,12 +103,13 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     if sys.stdout.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text  # in which brackets are no markup
 
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
+            table.add_column(Text(column), justify="left" if i == 0 else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(visible(cell)) for cell in row))
         Console().print(table)
         return
     print(plain_table(title, columns, rows))
@@ -125,7 +126,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     Returns:
         Lines of equal width, without a line break at the end.
     """
-    lines = [columns, *rows]
+    lines = [columns, *([visible(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = [
         "  ".join(
@@ -135,3 +136,15 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         for line in lines
     ]
     return "\n".join([title, text[0], "-" * len(text[0]), *text[1:]])
+
+
+def visible(name: str) -> str:
+    """A name from data without what a terminal would obey.
+
+    Args:
+        name: Any text.
+
+    Returns:
+        The same in one line, with a question mark for each letter that cannot be printed.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -13,7 +13,7 @@ from torch import nn
 
 from salmon.errors import InputError
 from salmon.gpd import TailFit
-from salmon.monitor.bases import CallbackBase
+from salmon.monitor.bases import CallbackBase, logger
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.monitor.context import check_trainer, guarded
 from salmon.monitor.measured_pass import MeasuredPass
@@ -153,6 +153,12 @@ class SaliencyMonitor(CallbackBase):
             UnsupportedError: If the trainer is one of these.
         """
         check_trainer(trainer)
+        all_of_them = [one for one in trainer.callbacks if isinstance(one, SaliencyMonitor)]  # type: ignore[attr-defined]
+        if len(all_of_them) > 1 and all_of_them[0] is self:
+            logger.warning(
+                "the trainer has %d SaliencyMonitors, whose metrics, charts and files go under the "
+                "same names and replace each other; give it one at a time.", len(all_of_them),
+            )  # fmt: skip
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a pass."""

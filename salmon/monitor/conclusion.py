@@ -34,7 +34,7 @@ class Conclusion:
         self,
         settings: Settings,
         number: int,
-        measuring: Clock,
+        passing: Clock,
         memory: ViewMemory,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -43,7 +43,7 @@ class Conclusion:
         Args:
             settings: Of the monitor.
             number: Of the pass.
-            measuring: Of the pass.
+            passing: Of the pass.
             memory: What the views know of the passes before; updated.
             ranks: All processes; the first one writes and shows.
         """
@@ -53,13 +53,14 @@ class Conclusion:
         """Of drawing and writing views."""
         self._settings = settings
         self._number = number
-        self._measuring = measuring
+        self._passing = passing
         self._memory = memory
         self._ranks = ranks
 
     def conclude(
-        self, trainer: Trainer, model: LightningModule, scope: str, loader: int, run: Run
-    ) -> Diagnosis:
+        self, trainer: Trainer, model: LightningModule, scope: str, loader: int, run: Run,
+        measuring: Clock,
+    ) -> Diagnosis:  # fmt: skip
         """Conclude the run of one loader.
 
         Args:
@@ -68,6 +69,7 @@ class Conclusion:
             scope: A key of the monitor's results.
             loader: The loader's number.
             run: What was measured.
+            measuring: Runs while this loader is measured or concluded.
 
         Returns:
             What it found.
@@ -81,8 +83,9 @@ class Conclusion:
                 diagnosis,
                 **pass_context(trainer, scope, self._number),
                 given_fit=self._settings.reference is not None,
-                seconds=self._measuring.busy,
-                share=self._measuring.share,
+                run=self._memory.run,
+                seconds=measuring.busy,
+                share=measuring.busy / max(self._passing.total, 1e-9),
                 classes=classes,
             )
             log_metrics(model, scope, record)
@@ -110,11 +113,14 @@ class Conclusion:
         """Make images of the worst mistakes."""
         settings, data = self._settings, loader_of(trainer, loader)
         with muted(model):
-            return flagged_images(
+            images = flagged_images(
                 model, diagnosis, run.worst, settings,
                 classes=classes, normalisation=normalisation(data, settings.views),
+                maps=not self._memory.without_maps,
                 forward_context=partial(forward_context, trainer),
             )  # fmt: skip
+        self._memory.without_maps |= images.without_maps
+        return images
 
     def _write(
         self, folder: Path | None, scope: str, diagnosis: Diagnosis, record: PassRecord,

@@ -1,5 +1,6 @@
 """What a data set tells about itself: names of its classes, and how its images were normalised."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,19 @@ def class_names(loader: Any, settings: ViewSettings) -> list[str] | None:
         return [str(name) for name in settings.class_names]
     for data in _datasets(loader):
         names = getattr(data, "classes", None)
-        if isinstance(names, Sequence) and names and all(isinstance(name, str) for name in names):
-            return list(names)
+        if isinstance(names, list | tuple) and names:
+            synonyms = [_synonyms(name) for name in names]
+            if all(synonyms):
+                # torchvision's ImageNet has several names for a class; two classes are "crane".
+                first = Counter(words[0] for words in synonyms)
+                return [w[0] if first[w[0]] == 1 else ", ".join(w) for w in synonyms]
     return None
+
+
+def _synonyms(name: Any) -> list[str]:
+    """Names of one class; none where it is named by something else."""
+    words = list(name) if isinstance(name, list | tuple) else [name]
+    return words if all(isinstance(word, str) for word in words) else []
 
 
 def normalisation(loader: Any, settings: ViewSettings) -> Normalisation | None:

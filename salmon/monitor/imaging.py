@@ -8,19 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import SalmonError
 from salmon.monitor.bases import logger
 from salmon.monitor.settings import Settings
 from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
 from salmon.ranking import NO_CLASS, Diagnosis
 from salmon.repairs import to_device
 from salmon.saliency import eval_mode, input_saliency, map_of_image
-from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation, p_text, percent
+from salmon.views import (
+    METHOD_NAMES,
+    Normalisation,
+    Picture,
+    Thumbnail,
+    clipped,
+    guess_normalisation,
+    p_text,
+    percent,
+)
 
 MAP_FILTERS = 10
 """Filters boosted for a map, as many as Levin et al. take."""
 
 _NAMED = 3  # filters in a caption
+_LETTERS = 22  # of a class in a caption: two of them go into a line
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +38,8 @@ class FlaggedImages:
 
     pictures: list[Picture] = field(default_factory=list)
     thumbnails: list[Thumbnail] = field(default_factory=list)
+    without_maps: bool = False
+    """Whether the network could not have its maps computed."""
 
 
 def flagged_images(
@@ -39,6 +50,7 @@ def flagged_images(
     *,
     classes: Sequence[str] | None = None,
     normalisation: Normalisation | None = None,
+    maps: bool = True,
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> FlaggedImages:
     """Make pictures of the worst mistakes.
@@ -50,6 +62,7 @@ def flagged_images(
         settings: Of the monitor.
         classes: Names of the classes, where they are known.
         normalisation: Of the images; None guesses it.
+        maps: Whether saliency maps are tried, where the settings want them.
         forward_context: Makes a context around a forward, such as that of autocast.
 
     Returns:
@@ -58,18 +71,18 @@ def flagged_images(
     small = worst.thumbnails
     if not small:
         return FlaggedImages()
-    normalisation = normalisation or guess_normalisation(list(small.values()))
+    normalisation = normalisation or guess_normalisation(*worst.extremes or ((), ()))
     rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
-    pictures, with_maps = [], settings.views.maps
+    pictures, with_maps = [], settings.views.maps and maps
     for place, one in enumerate(worst.pictures, 1):
         images, row = find_images(one.inputs), rows.get(one.sample)
         if images is None or row is None:  # a profile left out within memory_mb
             continue
-        heat = None
+        heat, method = None, ""
         if with_maps:
             try:
-                heat = _map(model, one, diagnosis, row, settings, forward_context)
-            except (SalmonError, RuntimeError) as error:
+                heat, method = _map(model, one, diagnosis, row, settings, forward_context)
+            except Exception as error:  # noqa: BLE001  # a network's own, of any kind
                 with_maps = False
                 logger.warning(
                     "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
@@ -81,14 +94,16 @@ def flagged_images(
                 id=diagnosis.ids[row],
                 pixels=normalisation.pixels(images[0]),
                 heat=heat,
-                caption=_caption(place, diagnosis, row, classes, mapped=heat is not None),
+                caption=_caption(
+                    place, diagnosis, row, classes, method if heat is not None else ""
+                ),
             )
         )
     thumbnails = [
         Thumbnail(sample=number, pixels=normalisation.pixels(image))
         for number, image in list(small.items())[: settings.views.thumbnails]
     ]
-    return FlaggedImages(pictures, thumbnails)
+    return FlaggedImages(pictures, thumbnails, settings.views.maps and not with_maps)
 
 
 def _map(
@@ -98,11 +113,13 @@ def _map(
     row: int,
     settings: Settings,
     forward_context: Callable[[], AbstractContextManager[object]],
-) -> Tensor | None:
-    """Where the top filters of a sample look; nothing where none could be ranked."""
-    filters = diagnosis.rankings["pot"].filters[row : row + 1, :MAP_FILTERS]
-    if bool((filters < 0).all()):
-        filters = diagnosis.rankings["zscore"].filters[row : row + 1, :MAP_FILTERS]
+) -> tuple[Tensor | None, str]:
+    """Where the top filters of a sample look, and who ranked them; no map if it is not finite."""
+    method = "pot"
+    filters = diagnosis.rankings[method].filters[row : row + 1, :MAP_FILTERS]
+    if bool((filters < 0).all()):  # no filter is above its threshold
+        method = "zscore"
+        filters = diagnosis.rankings[method].filters[row : row + 1, :MAP_FILTERS]
     inputs, targets = to_device((one.inputs, one.targets), model)
     with eval_mode(model):
         gradients = input_saliency(
@@ -112,20 +129,21 @@ def _map(
     position = image_position(one.inputs)
     gradient = None if position is None else pytree.tree_leaves(gradients)[position]
     if not isinstance(gradient, Tensor) or not bool(torch.isfinite(gradient).all()):
-        return None
-    return map_of_image(gradient[0].cpu())
+        return None, method
+    return map_of_image(gradient[0].cpu()), method
 
 
 def _caption(
-    place: int, diagnosis: Diagnosis, row: int, classes: Sequence[str] | None, *, mapped: bool
+    place: int, diagnosis: Diagnosis, row: int, classes: Sequence[str] | None, mapped_by: str
 ) -> list[str]:
-    """What is known of a mistake, in a few lines."""
+    """What is known of a mistake, in a few lines; whose filters the map beside it shows, if any."""
     mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
     names = []
     for number in (int(mistakes.target[row]), int(mistakes.predicted[row])):
         known = classes is not None and 0 <= number < len(classes)
         name = "no class" if number == NO_CLASS else f"class {number}"
-        names.append(classes[number] if classes is not None and known else name)
+        name = classes[number] if classes is not None and known else name
+        names.append(clipped(" ".join(name.split()), _LETTERS))
     sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
     lines = [
         f"{place}. {names[0]} taken for {names[1]}",
@@ -139,6 +157,7 @@ def _caption(
             lines.append(f"{index.label(number)}, p {p_text(p)}")
     if len(lines) == 2:
         lines.append("no filter above its threshold")
-    if mapped:
-        lines.append("right image: pixels that move the top filters")
+    if mapped_by:
+        name = METHOD_NAMES[mapped_by]
+        lines.append(f"right image: pixels that move the top filters by {name}")
     return lines

@@ -1,5 +1,6 @@
 """One measured validation or test: from batches to logged and written diagnoses, one per loader."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -74,6 +75,7 @@ class MeasuredPass:
         self._stage = stage
         self._number = number
         self._clock = Clock()
+        self._clocks: defaultdict[int, Clock] = defaultdict(Clock)  # by loader
         self._ranks = ranks
         self._conclusion = Conclusion(settings, number, self._clock, memory or ViewMemory(), ranks)
         self._runs: dict[int, Run] = {}
@@ -101,7 +103,8 @@ class MeasuredPass:
         """
         if not self._alive:
             return
-        with self._guarded("stopped measuring"), self._clock, ordinary_tensors():
+        own = self._clocks[loader]
+        with self._guarded("stopped measuring"), self._clock, own, ordinary_tensors():
             try:
                 inputs, targets = self._settings.unpack(batch)
                 samples = check_samples(inputs, targets)
@@ -162,9 +165,10 @@ class MeasuredPass:
             if self._ended():  # on all ranks, since what ends it is told to all
                 break
             scope = f"{self._stage}/loader{loader}" if several else self._stage
-            with self._guarded(f"could not finish {scope}"), self._clock, ordinary_tensors():
+            own = self._clocks[loader]
+            with self._guarded(f"could not finish {scope}"), self._clock, own, ordinary_tensors():
                 run = self._run(trainer, loader)
-                found[scope] = self._conclusion.conclude(trainer, model, scope, loader, run)
+                found[scope] = self._conclusion.conclude(trainer, model, scope, loader, run, own)
         if found and not self._ended():
             with self._guarded("could not log its cost"):
                 end = self._conclusion

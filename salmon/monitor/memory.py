@@ -25,10 +25,10 @@ def new_run() -> str:
     """Name a run: names of later runs sort behind those of earlier ones.
 
     Returns:
-        Such as ``20261124T113554-9f86d081``; the letters behind come from the operating system, not
-        from a generator whose numbers a training uses.
+        Such as ``20261124T113554.023000-9f86d081``; what is random comes from the operating system,
+        not from a generator whose numbers a training uses.
     """
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
 
 
 @dataclass(slots=True)
@@ -45,6 +45,8 @@ class ViewMemory:
     """Of the last pass; not in the first checkpoints of version 2."""
     shown: dict[str, str] = field(default_factory=dict)
     """Texts by tag, as last put up; not in checkpoints."""
+    without_maps: bool = False
+    """Whether saliency maps failed once, so that they are not tried again; not in checkpoints."""
     laid_out: set[tuple[str, str]] = field(default_factory=set)
     """Folders of loggers, with the tags that their layouts hold; not in checkpoints."""
 

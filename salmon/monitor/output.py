@@ -17,7 +17,7 @@ from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis, batch_flags, group_shares, sample_flags
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
-from salmon.views import TEXT_ROWS, Board, PassRecord, pass_metrics, write_pass, write_pictures
+from salmon.views import MOST_ROWS, Board, PassRecord, pass_metrics, write_pass, write_pictures
 
 
 def metric_scope(scope: str) -> str:
@@ -61,7 +61,7 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings
         with guarded(settings, f"could not say in {board.name} what it measures"):
             board.text(
                 f"{metric_scope(scope)}/coverage",
-                f"{coverage.summary()}\n\n{coverage.markdown(TEXT_ROWS)}",
+                f"{coverage.summary()}\n\n{coverage.markdown(MOST_ROWS)}",
                 trainer.global_step,
             )
 

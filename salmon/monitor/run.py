@@ -173,6 +173,8 @@ class Run:
     def _collect(self) -> None:
         """Look for the mistakes of the pending batches; on a GPU, the only wait for the device."""
         for one in self._pending:
+            if one.glimpse is not None:
+                self.worst.keep(one.glimpse, one.numbers)
             wrong = one.wrong.nonzero().squeeze(1)
             rows = wrong.cpu()
             if len(rows) == 0:
@@ -190,8 +192,6 @@ class Run:
                 room = self._settings.memory_mb * BYTES_PER_MB // size
                 self._reservoir = Reservoir(max(1, room), width, self._settings.seed)
             self._reservoir.offer(numbers, one.profile[wrong].cpu())
-            if one.glimpse is not None:
-                self.worst.keep(one.glimpse, one.numbers)
         self._pending.clear()
 
     def finish(self, ranks: Ranks = ALONE) -> Diagnosis:

@@ -5,6 +5,7 @@ GPU before :meth:`WorstSamples.keep`.
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,16 @@ from torch.utils import _pytree as pytree
 from salmon.saliency import take_rows
 
 THUMBNAIL = 48  # pixels of the longer edge
+_AT_ONCE = 16  # images copied to be scaled down
+
+Range = tuple[list[float], list[float]]
+"""Lowest and highest value, each per colour."""
 
 Entry = tuple[float, int, Any]
 """Loss, minus the position in the pass, and the sample or image."""
 
 Entries = tuple[list[Entry], list[Entry]]
-Scores = tuple[list[tuple[float, int]], list[tuple[float, int]]]
+Scores = tuple[list[tuple[float, int]], list[tuple[float, int]], Range | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +38,7 @@ class Glimpse:
     thumbnails: Tensor | None  # [T, C, h, w]
     inputs: Any  # of the first P
     targets: Tensor  # of the first P
+    extremes: Tensor | None  # [2, C] lowest and highest value of each colour in the whole batch
 
     @property
     def nbytes(self) -> int:
@@ -62,6 +68,8 @@ class WorstSamples:
         """
         self._pictures = _Best(pictures)
         self._thumbnails = _Best(max(thumbnails, pictures))
+        self.extremes: Range | None = None
+        """Of all images, where they are no uint8 images."""
 
     def look(self, inputs: Any, targets: Tensor, losses: Tensor, wrong: Tensor) -> Glimpse | None:
         """Take the worst samples of a batch aside.
@@ -86,9 +94,10 @@ class WorstSamples:
         return Glimpse(
             rows=top.indices,
             losses=top.values,
-            thumbnails=None if images is None else shrunk(images[top.indices]),
+            thumbnails=None if images is None else _shrunk_rows(images, top.indices),
             inputs=taken if self._pictures.capacity else None,
             targets=targets,
+            extremes=None if images is None else _extremes(images),
         )
 
     def keep(self, glimpse: Glimpse, numbers: Tensor) -> None:
@@ -98,13 +107,21 @@ class WorstSamples:
             glimpse: Of a batch.
             numbers: ``[N]`` positions of its samples in the pass.
         """
+        if glimpse.extremes is not None:
+            low, high = glimpse.extremes.tolist()
+            self._widen((low, high))
         losses, rows = glimpse.losses.cpu(), glimpse.rows.cpu()
         positions = numbers[rows].tolist()
         wanted = (losses > -torch.inf) & (losses >= self._thumbnails.floor)
-        for i in wanted.nonzero().squeeze(1).tolist():
+        chosen = wanted.nonzero().squeeze(1)
+        images: list[Tensor | None] = [None] * len(chosen)
+        if glimpse.thumbnails is not None:
+            small = glimpse.thumbnails[chosen.to(glimpse.thumbnails.device)].cpu()
+            images = [one.clone() for one in small]  # one that is kept holds no other's memory
+        for i, image in zip(chosen.tolist(), images, strict=True):
             loss = float(losses[i])
-            if glimpse.thumbnails is not None:
-                self._thumbnails.offer(loss, positions[i], glimpse.thumbnails[i].cpu())
+            if image is not None:
+                self._thumbnails.offer(loss, positions[i], image)
             if i < len(glimpse.targets) and loss >= self._pictures.floor:
                 inputs, targets = take_rows(
                     (glimpse.inputs, glimpse.targets), slice(i, i + 1), len(glimpse.targets)
@@ -124,12 +141,12 @@ class WorstSamples:
         return dict(zip(self._thumbnails.numbers(), self._thumbnails.kept(), strict=True))
 
     def scores(self) -> Scores:
-        """Losses and positions of what is kept.
+        """Losses and positions of what is kept, and the range of all images.
 
         Returns:
             Of the pictures and of the thumbnails.
         """
-        return self._pictures.scores(), self._thumbnails.scores()
+        return self._pictures.scores(), self._thumbnails.scores(), self.extremes
 
     def restrict(self, scores: Sequence[Scores]) -> None:
         """Drop what does not belong to the worst of all.
@@ -137,9 +154,26 @@ class WorstSamples:
         Args:
             scores: As of :meth:`scores`, of everybody.
         """
-        for place, best in enumerate((self._pictures, self._thumbnails)):
-            every = sorted((entry for each in scores for entry in each[place]), reverse=True)
+        kept = ([each[0] for each in scores], [each[1] for each in scores])
+        for best, lists in zip((self._pictures, self._thumbnails), kept, strict=True):
+            every = sorted((entry for entries in lists for entry in entries), reverse=True)
             best.keep_only(set(every[: best.capacity]))
+        for each in scores:
+            if each[2] is not None:
+                self._widen(each[2])
+
+    def _widen(self, extremes: Range) -> None:
+        """Take the range of more images in."""
+        if not all(map(math.isfinite, (*extremes[0], *extremes[1]))):
+            return  # a broken image says nothing of the others
+        if self.extremes is None:
+            self.extremes = extremes
+        elif len(extremes[0]) == len(self.extremes[0]):
+            low, high = self.extremes
+            self.extremes = (
+                list(map(min, low, extremes[0])),
+                list(map(max, high, extremes[1])),
+            )
 
     def entries(self) -> Entries:
         """Everything that is kept.
@@ -210,7 +244,7 @@ def find_images(inputs: Any) -> Tensor | None:
         inputs: Tensors in any nesting.
 
     Returns:
-        The first ``[N, C, H, W]`` tensor of one or three colours, or None.
+        The first ``[N, C, H, W]`` tensor of three colours, else the first of one, or None.
     """
     position = image_position(inputs)
     return None if position is None else pytree.tree_leaves(inputs)[position]
@@ -225,10 +259,12 @@ def image_position(inputs: Any) -> int | None:
     Returns:
         Its number among the leaves, or None.
     """
-    for position, leaf in enumerate(pytree.tree_leaves(inputs)):
-        real = isinstance(leaf, Tensor) and not leaf.is_complex() and leaf.dtype != torch.bool
-        if real and leaf.ndim == 4 and leaf.shape[1] in (1, 3) and leaf.numel():
-            return position
+    leaves = pytree.tree_leaves(inputs)
+    for colours in (3, 1):  # a mask may come before its image
+        for position, leaf in enumerate(leaves):
+            real = isinstance(leaf, Tensor) and not leaf.is_complex() and leaf.dtype != torch.bool
+            if real and leaf.ndim == 4 and leaf.shape[1] == colours and leaf.numel():
+                return position
     return None
 
 
@@ -255,3 +291,15 @@ def shrunk(images: Tensor) -> Tensor:
 def _own_copy(tensor: Tensor) -> Tensor:
     """A copy on the CPU that holds nothing but itself."""
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _shrunk_rows(images: Tensor, rows: Tensor) -> Tensor:
+    """Small images of some rows, which may be all of a large batch, a few at a time."""
+    return torch.cat([shrunk(images[part]) for part in rows.split(_AT_ONCE)])
+
+
+def _extremes(images: Tensor) -> Tensor | None:
+    """``[2, C]`` lowest and highest value of each colour; None of uint8 images."""
+    if images.dtype == torch.uint8:
+        return None
+    return torch.stack([images.amin((0, 2, 3)), images.amax((0, 2, 3))]).double()

@@ -1,21 +1,23 @@
 """What people look at: numbers, charts, tables, flagged images, and a report that travels."""
 
 from salmon.views.board import Board
-from salmon.views.drawing import percent
+from salmon.views.charts import METHOD_NAMES
+from salmon.views.drawing import clipped, percent
 from salmon.views.files import write_pass, write_pictures
 from salmon.views.history import History
 from salmon.views.layout import add_layout
 from salmon.views.pictures import Normalisation, Picture, Thumbnail, guess_normalisation
-from salmon.views.publish import TEXT_ROWS, publish
-from salmon.views.record import PassRecord, record_pass
+from salmon.views.publish import publish
+from salmon.views.record import MOST_ROWS, PassRecord, record_pass
 from salmon.views.report import gather, write_report
 from salmon.views.scalars import pass_metrics
 from salmon.views.settings import ViewSettings
 from salmon.views.tables import PAIR_COLUMNS, mistakes_by_filter, p_text, pair_rows
 
 __all__ = [
+    "METHOD_NAMES",
+    "MOST_ROWS",
     "PAIR_COLUMNS",
-    "TEXT_ROWS",
     "Board",
     "History",
     "Normalisation",
@@ -24,6 +26,7 @@ __all__ = [
     "Thumbnail",
     "ViewSettings",
     "add_layout",
+    "clipped",
     "gather",
     "guess_normalisation",
     "mistakes_by_filter",

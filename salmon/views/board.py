@@ -103,10 +103,13 @@ class Board:
         if total == 0 or not hasattr(self.experiment, "add_histogram_raw"):
             return
         numbers, left = np.asarray(counts), np.asarray(edges[:-1])
+        filled = numbers.nonzero()[0]
         self.experiment.add_histogram_raw(
             tag=tag,
-            min=float(edges[0]),
-            max=float(edges[-1]),
+            # TensorBoard's slow loader drops empty bins at the ends, and stretches the outermost
+            # of the others to these two.
+            min=float(edges[filled[0]]),
+            max=float(edges[filled[-1] + 1]),
             num=total,
             sum=float((numbers * left).sum()),
             sum_squares=float((numbers * left**2).sum()),

@@ -9,14 +9,15 @@ from torch import Tensor
 from salmon.views.drawing import (
     FAINT,
     GRID,
-    SERIES,
     Box,
     Dot,
     Drawing,
     Frame,
+    Grid,
     Line,
     Words,
     clipped,
+    dash_of,
     heading,
     legend,
     percent,
@@ -48,7 +49,7 @@ def share_lines(history: History, method: str) -> Drawing:
     else:
         values = history.group_shares(method)
         title = f"Share of each group among the top filters, by {METHOD_NAMES[method]}, in %"
-        low, high = 0.0, 100.0
+        low, high = 0.0, min(100.0, _padded(values)[1])
     groups, passes = history.groups, history.passes.tolist()
     frame = Frame(62, 34, 420, 210, _range(passes), (low, high))
     drawing = Drawing(650, max(310, 60 + 18 * len(groups)), title, _spoken(groups, values[-1]))
@@ -61,7 +62,7 @@ def share_lines(history: History, method: str) -> Drawing:
         ]
         if len(known) > 1:
             points = tuple((frame.x(at), frame.y(value)) for at, value in known)
-            drawing.add(Line(points, series(i), 2, dashed=i >= SERIES))
+            drawing.add(Line(points, series(i), 2, dash_of(i)))
         if len(known) <= _MAX_DOTS:  # they show a single pass, and clutter a long run
             drawing.add(
                 *(
@@ -87,13 +88,14 @@ def heat_map(history: History, method: str) -> Drawing:
     shares, labels = _columns(history.layer_shares(method), history.passes)
     top = float(torch.nan_to_num(shares).amax())
     height = max(7.0, min(_ROW, 700 / len(history.layers)))
-    width = max(3.0, min(40.0, 480 / len(shares)))
+    width = round(max(3.0, min(40.0, 480 / len(shares))), 1)
     left, head = 226.0, 34.0
     title = f"Share of each layer among the top filters, by {METHOD_NAMES[method]}"
     rows, names = len(history.layers), layer_names(history.layers)
     drawing = Drawing(
         max(left + width * len(shares) + 60, 560), head + height * rows + 50, title,
-        f"A row per layer from the first on top, a column per validation; the darkest cell is "
+        f"A row per layer from the first on top, a column per {_column_text(history)}; the darkest "
+        f"cell is "
         f"{percent(top)}. " + _peak(history, shares[-1]),
     )  # fmt: skip
     drawing.add(heading(title))
@@ -107,19 +109,20 @@ def heat_map(history: History, method: str) -> Drawing:
         if height >= 11 or row % 2 == 0:
             name = Words(left - 6, y + height / 2 + 3, clipped(names[row], 28), "end", 9, FAINT)
             drawing.add(name)
-        for column, share in enumerate(shares[:, row].tolist()):
-            if not math.isnan(share):
-                hint = f"{layer.layer}, validation {labels[column]}: {percent(share)}"
-                drawing.add(
-                    Box(left + column * width, y, width - 0.5, height - 0.5, series(0),
-                        share / top if top else 0.0, hint)
-                )  # fmt: skip
+    strengths = (shares.t() / top if top else shares.t() * 0).tolist()
+    hints = tuple(
+        _row_text(layer.layer, values, labels)
+        for layer, values in zip(history.layers, shares.t().tolist(), strict=True)
+    )
+    drawing.add(Grid(left, head, width, height, series(0), tuple(map(tuple, strengths)), hints))
     bottom = head + height * rows
     every = max(1, math.ceil(34 / width))
     for column in range(0, len(shares), every):
         at = left + (column + 0.5) * width
-        drawing.add(Words(at, bottom + 15, labels[column], "middle", 10, FAINT))
-    drawing.add(Words(left, bottom + 36, f"validation; darkest = {percent(top)}", paint=FAINT))
+        first = labels[column].partition(" ")[0]  # of those that a column stands for
+        drawing.add(Words(at, bottom + 15, first, "middle", 10, FAINT))
+    note = f"a column per {_column_text(history)}; darkest = {percent(top)}"
+    drawing.add(Words(left, bottom + 36, note, paint=FAINT))
     return drawing
 
 
@@ -140,7 +143,7 @@ def share_bars(record: PassRecord) -> Drawing:
     title = f"Share of each group among the top {record.top_k} filters of mistakes, in %"
     spoken = "; ".join(
         f"{group}: "
-        + ", ".join(f"{name} {100 * values[i]:.1f}" for name, values in columns.items())
+        + ", ".join(f"{name} {_number(100 * values[i])}" for name, values in columns.items())
         for i, group in enumerate(history.groups)
     )
     return _bars(title, spoken, list(history.groups), columns, percent=True)
@@ -209,13 +212,16 @@ def _bars(
         y = 36 + row * i
         drawing.add(Words(left - 8, y + row / 2 + 1, clipped(name, 24), "end", 9 if thin else 12))
         for number, column in enumerate(columns.values()):
-            value = 0.0 if math.isnan(column[i]) else scale * column[i]
-            length, at = width * value / top, y + number * bar
-            hint = f"{name}: {value:.1f}"
-            drawing.add(Box(left, at, max(length, 0.7), bar - 1.5, _paint_of(number), title=hint))
+            value, at = scale * column[i], y + number * bar
+            length = 0.0 if math.isnan(value) else width * value / top
+            if not math.isnan(value):
+                hint = f"{name}: {_number(value)}"
+                drawing.add(
+                    Box(left, at, max(length, 0.7), bar - 1.5, _paint_of(number), title=hint)
+                )
             if not thin:
-                at += bar - 2
-                drawing.add(Words(left + length + 5, at, f"{value:.1f}", size=10, paint=FAINT))
+                text = Words(left + length + 5, at + bar - 2, _number(value), size=10, paint=FAINT)
+                drawing.add(text)
     return drawing
 
 
@@ -224,12 +230,35 @@ def _paint_of(number: int) -> str:
     return series(number if number < 2 else 6)
 
 
+def _together(passes: Tensor) -> int:
+    """How many passes a column of a heat map stands for."""
+    return -(-len(passes) // _MAX_CELLS)
+
+
 def _columns(shares: Tensor, passes: Tensor) -> tuple[Tensor, list[str]]:
     """At most so many columns as a heat map has room for, and their names."""
-    at_once = -(-len(shares) // _MAX_CELLS)
+    at_once = _together(passes)
     parts = list(zip(shares.split(at_once), passes.split(at_once), strict=True))
     merged = torch.stack([part.nanmean(0) for part, _ in parts])
-    return merged, [str(int(numbers[0])) for _, numbers in parts]
+    return merged, [
+        str(int(numbers[0])) + (f" to {int(numbers[-1])}" if len(numbers) > 1 else "")
+        for _, numbers in parts
+    ]
+
+
+def _column_text(history: History) -> str:
+    """What a column of a heat map stands for."""
+    together = _together(history.passes)
+    return "validation" if together == 1 else f"{together} validations"
+
+
+def _row_text(layer: str, shares: Sequence[float], labels: Sequence[str]) -> str:
+    """The last and the largest share of a layer, in words."""
+    known = [(share, label) for share, label in zip(shares, labels, strict=True) if share == share]
+    if not known:
+        return f"{layer}: not known"
+    (last, at), (most, when) = known[-1], max(known)
+    return f"{layer}: {percent(last)} in validation {at}; most in {when}: {percent(most)}"
 
 
 def _peak(history: History, shares: Tensor) -> str:
@@ -243,9 +272,15 @@ def _peak(history: History, shares: Tensor) -> str:
 def _spoken(groups: Sequence[str], last: Tensor) -> str:
     """The last numbers in words."""
     numbers = ", ".join(
-        f"{group} {100 * value:.1f}" for group, value in zip(groups, last.tolist(), strict=True)
+        f"{group} {_number(100 * value)}"
+        for group, value in zip(groups, last.tolist(), strict=True)
     )
     return f"Last validation: {numbers}."
+
+
+def _number(value: float) -> str:
+    """A percentage, or that nothing was ranked."""
+    return "none ranked" if math.isnan(value) else f"{value:.1f}"
 
 
 def _range(passes: Sequence[int]) -> tuple[float, float]:

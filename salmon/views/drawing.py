@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 INK, FAINT, GRID = "ink", "faint", "grid"
 SERIES = 8
 """Number of paints ``series0`` .. ``series7`` that most colour-blind people can tell apart."""
+DASHES: tuple[tuple[float, ...], ...] = ((), (6, 4), (2, 3), (10, 3, 2, 3))
+"""Lengths of stroke and gap in turn; repeated."""
 
 Point = tuple[float, float]
 
@@ -47,7 +49,20 @@ class Line:
     points: tuple[Point, ...]
     paint: str = INK
     width: float = 1.0
-    dashed: bool = False
+    dash: int = 0  # 0 is unbroken; each number has a pattern of its own, up to that of DASHES
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows of cells, each as strong as its number; NaN leaves a cell out."""
+
+    x: float
+    y: float
+    width: float  # of a cell
+    height: float
+    paint: str
+    rows: tuple[tuple[float, ...], ...]  # strengths, 0 to 1
+    titles: tuple[str, ...]  # one per row, shown when pointed at
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +90,7 @@ class Words:
     upright: bool = False  # turned by a quarter, read from below
 
 
-Shape = Box | Line | Dot | Words
+Shape = Box | Line | Grid | Dot | Words
 
 
 @dataclass(slots=True)
@@ -212,14 +227,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def legend(x: float, y: float, names: Sequence[str], first: int = 0) -> list[Shape]:
-    """Names of paints, under each other.
+def legend(x: float, y: float, names: Sequence[str]) -> list[Shape]:
+    """Names of lines, under each other.
 
     Args:
         x: Left edge.
         y: Top.
         names: Of consecutive series.
-        first: Number of the first one.
 
     Returns:
         Shapes.
@@ -228,10 +242,22 @@ def legend(x: float, y: float, names: Sequence[str], first: int = 0) -> list[Sha
     for i, name in enumerate(names):
         level = y + 18 * i
         shapes += [
-            Box(x, level, 12, 12, series(first + i)),
-            Words(x + 18, level + 10, clipped(name, 20)),
+            Line(((x, level + 6), (x + 24, level + 6)), series(i), 3, dash_of(i)),
+            Words(x + 30, level + 10, clipped(name, 18)),
         ]
     return shapes
+
+
+def dash_of(number: int) -> int:
+    """Dashes of a line, so that lines of one paint can be told apart.
+
+    Args:
+        number: Of the series, counted from 0.
+
+    Returns:
+        A place in :data:`DASHES`.
+    """
+    return number // SERIES % len(DASHES)
 
 
 def heading(text: str) -> Words:

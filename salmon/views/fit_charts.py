@@ -52,7 +52,7 @@ def fit_page(record: PassRecord) -> Drawing:
         )
     drawing.add(Words(14, 152, doubt_text(record), size=11, paint=FAINT))
     for i, example in enumerate(record.examples):
-        drawing.add(*_panel(example, 60 + 230 * i, 200))
+        drawing.add(*_panel(example, 60 + 230 * i, 200, first=i == 0))
     return drawing
 
 
@@ -115,18 +115,18 @@ def xi_chart(record: PassRecord) -> Drawing:
     for value in (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0):
         drawing.add(Words(frame.x(value), bottom + 16, f"{value:g}", "middle", 11, FAINT))
     zero = frame.x(0.0)
-    drawing.add(Line(((zero, 30), (zero, bottom)), FAINT, dashed=True))
+    drawing.add(Line(((zero, 30), (zero, bottom)), FAINT, dash=1))
     drawing.description = f"Mean xi, from bins of 0.1: {'; '.join(means)}."
     return drawing
 
 
-def _panel(example: FitExample, left: float, top: float) -> list[Shape]:
+def _panel(example: FitExample, left: float, top: float, *, first: bool) -> list[Shape]:
     """Observed quantiles against fitted ones."""
     high = max([*example.fitted, *example.observed, 1e-9]) * 1.05
     frame = Frame(left, top, 150, 150, (0, high), (0, high))
     return [
-        *frame.axes("fitted, in sigma", "observed, in sigma" if example.kind == "best" else ""),
-        Line(((frame.x(0), frame.y(0)), (frame.x(high), frame.y(high))), FAINT, dashed=True),
+        *frame.axes("fitted, in sigma", "observed, in sigma" if first else ""),
+        Line(((frame.x(0), frame.y(0)), (frame.x(high), frame.y(high))), FAINT, dash=1),
         *(
             Dot(frame.x(a), frame.y(b), series(0), 2)
             for a, b in zip(example.fitted, example.observed, strict=True)

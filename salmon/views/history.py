@@ -1,6 +1,6 @@
 """The passes of a run beside each other: where mistakes were made, and since when."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +36,12 @@ class History:
         Returns:
             The history since the network last changed.
         """
-        history: History | None = None
-        for record in records:
-            history = cls.start(record) if history is None else history.followed_by(record)
-        assert history is not None
-        return history
+        every = list(records)
+        assert every
+        first = len(every) - 1
+        while first and _comparable(every[first - 1], every[-1]):
+            first -= 1
+        return cls._joined(every[first:])
 
     @classmethod
     def start(cls, record: PassRecord) -> "History":
@@ -52,13 +53,21 @@ class History:
         Returns:
             A history of it alone.
         """
+        return cls._joined([record])
+
+    @classmethod
+    def _joined(cls, records: Sequence[PassRecord]) -> "History":
+        """Passes of the same layers, in order."""
         return cls(
-            layers=tuple(record.layers),
-            passes=torch.tensor([record.number]),
-            steps=torch.tensor([record.step]),
-            samples=torch.tensor([record.samples]),
-            misclassified=torch.tensor([record.misclassified]),
-            counts={name: torch.tensor([row]) for name, row in record.counts.items()},
+            layers=tuple(records[0].layers),
+            passes=torch.tensor([record.number for record in records]),
+            steps=torch.tensor([record.step for record in records]),
+            samples=torch.tensor([record.samples for record in records]),
+            misclassified=torch.tensor([record.misclassified for record in records]),
+            counts={
+                name: torch.tensor([record.counts[name] for record in records])
+                for name in records[0].counts
+            },
         )
 
     def followed_by(self, record: PassRecord) -> "History":
@@ -190,3 +199,8 @@ def _named(row: Any) -> Any:
     """A row of ``layers`` as the fields of a :class:`LayerRow`."""
     fits = isinstance(row, tuple | list) and len(row) == len(_ROW)
     return dict(zip(_ROW, row, strict=True)) if fits else row
+
+
+def _comparable(one: PassRecord, other: PassRecord) -> bool:
+    """Whether two passes measured the same layers."""
+    return one.layers == other.layers and set(one.counts) == set(other.counts)

@@ -77,39 +77,35 @@ class Normalisation:
         return image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
-def guess_normalisation(images: Sequence[Tensor]) -> Normalisation:
-    """Guess from the range of images how they were normalised.
+def guess_normalisation(low: Sequence[float], high: Sequence[float]) -> Normalisation:
+    """Guess from the range of all images how they were normalised.
 
     Args:
-        images: ``[C, H, W]`` each, of one data set.
+        low: ``[C]`` lowest value of each colour; nothing, as of ``high``, where none is known.
+        high: The highest.
 
     Returns:
         [0, 1] as it is; [0, 255]; [-1, 1]; ImageNet's; else what shows the whole range.
     """
-    known = [image.float() for image in images if image.dtype != torch.uint8 and image.numel()]
-    known = [image[torch.isfinite(image).all((1, 2))] for image in known]
-    known = [image for image in known if len(image)]
-    if not known:
+    least, most = min(low, default=0.0), max(high, default=1.0)
+    if least >= -_SLACK and most <= 1 + _SLACK:
         return Normalisation(mean=(0.0,), std=(1.0,))
-    low = min(float(image.min()) for image in known)
-    high = max(float(image.max()) for image in known)
-    if low >= -_SLACK and high <= 1 + _SLACK:
-        return Normalisation(mean=(0.0,), std=(1.0,))
-    if low >= 0 and high <= 255:
+    if least >= 0 and most <= 255:
         return Normalisation(mean=(0.0,), std=(1 / 255,))
-    if low >= -1 - _SLACK and high <= 1 + _SLACK:
+    if least >= -1 - _SLACK and most <= 1 + _SLACK:
         return Normalisation(mean=(0.5,), std=(0.5,))
-    if all(len(image) == 3 and _in_imagenet_range(image) for image in known):
+    if len(low) == 3 and _in_imagenet_range(low, high):
         return Normalisation(mean=IMAGENET[0], std=IMAGENET[1])
-    spread = max(high - low, torch.finfo(torch.float32).tiny)
-    return Normalisation(mean=(-low / spread,), std=(1 / spread,))
+    spread = max(most - least, torch.finfo(torch.float32).tiny)
+    return Normalisation(mean=(-least / spread,), std=(1 / spread,))
 
 
-def _in_imagenet_range(image: Tensor) -> bool:
+def _in_imagenet_range(low: Sequence[float], high: Sequence[float]) -> bool:
     """Whether every colour lies where ImageNet's normalisation puts [0, 1]."""
-    mean, std = (torch.tensor(each) for each in IMAGENET)
-    low, high = image.amin((1, 2)), image.amax((1, 2))
-    return bool(((low >= -mean / std - _SLACK) & (high <= (1 - mean) / std + _SLACK)).all())
+    return all(
+        a >= -mean / std - _SLACK and b <= (1 - mean) / std + _SLACK
+        for a, b, mean, std in zip(low, high, *IMAGENET, strict=True)
+    )
 
 
 def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
@@ -186,10 +182,12 @@ def encoded(pixels: Pixels, how: str) -> tuple[str, bytes]:
         Its media type and the bytes.
     """
     image, buffer = Image.fromarray(pixels), io.BytesIO()
+    if bool((pixels == pixels[:, :, :1]).all()):
+        image = image.convert("L")  # the same grey in half the bytes
     if how == "photo":
         image.save(buffer, "JPEG", quality=85)
         return "image/jpeg", buffer.getvalue()
-    if how == "chart":  # a third of the bytes and of the time
+    if how == "chart" and image.mode == "RGB":  # a third of the bytes and of the time
         image = image.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image.save(buffer, "PNG", compress_level=3)
     return "image/png", buffer.getvalue()

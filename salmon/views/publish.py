@@ -22,9 +22,6 @@ from salmon.views.tables import (
     pair_table,
 )
 
-TEXT_ROWS = 50
-"""TensorBoard shows all texts of a tag at once, so tables stay short."""
-
 
 def publish(
     boards: Sequence[Board],

@@ -1,5 +1,6 @@
 """Drawings as pixels, for loggers that take pictures."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from salmon.views.drawing import Box, Dot, Drawing, Line, Words
+from salmon.views.drawing import DASHES, Box, Dot, Drawing, Grid, Line, Words
 from salmon.views.palette import LIGHT, Colour, mixed
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,13 +34,10 @@ def pixels(drawing: Drawing, scale: int = SCALE) -> Pixels:
     for shape in drawing.shapes:
         match shape:
             case Box():
-                if shape.width > 0 and shape.height > 0:
-                    x, y = shape.x * scale, shape.y * scale
-                    end = (x + shape.width * scale - 1, y + shape.height * scale - 1)
-                    brush.rectangle(
-                        (x, y, max(x, end[0]), max(y, end[1])),
-                        fill=mixed(LIGHT[shape.paint], LIGHT["paper"], shape.strength),
-                    )
+                _box(brush, shape, scale)
+            case Grid():
+                for box in _cells(shape):
+                    _box(brush, box, scale)
             case Dot():
                 x, y, r = shape.x * scale, shape.y * scale, shape.radius * scale
                 brush.ellipse((x - r, y - r, x + r, y + r), fill=LIGHT[shape.paint])
@@ -63,22 +61,51 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+def _box(brush: ImageDraw.ImageDraw, box: Box, scale: int) -> None:
+    """A filled rectangle; nothing where it has no area."""
+    if box.width <= 0 or box.height <= 0:
+        return
+    x, y = box.x * scale, box.y * scale
+    end = (x + box.width * scale - 1, y + box.height * scale - 1)
+    brush.rectangle(
+        (x, y, max(x, end[0]), max(y, end[1])),
+        fill=mixed(LIGHT[box.paint], LIGHT["paper"], box.strength),
+    )
+
+
+def _cells(grid: Grid) -> Iterator[Box]:
+    """The cells that have a number."""
+    for row, strengths in enumerate(grid.rows):
+        for column, strength in enumerate(strengths):
+            if strength > 0:  # neither NaN nor the shade of the paper
+                yield Box(
+                    grid.x + column * grid.width, grid.y + row * grid.height,
+                    grid.width, grid.height - 0.5, grid.paint, strength,
+                )  # fmt: skip
+
+
 def _line(brush: ImageDraw.ImageDraw, line: Line, scale: int) -> None:
-    """A line, or every other piece of it."""
+    """A line, in its dashes."""
     points = [(x * scale, y * scale) for x, y in line.points]
     width, colour = max(1, round(line.width * scale)), LIGHT[line.paint]
-    if not line.dashed:
+    pattern = [length * scale for length in DASHES[line.dash]]
+    if not pattern:
         brush.line(points, fill=colour, width=width, joint="curve")
         return
+    place, left = 0, pattern[0]  # in the pattern; they go on over the corners
     for (x0, y0), (x1, y1) in pairwise(points):
-        pieces = max(1, round(float(np.hypot(x1 - x0, y1 - y0)) / (9 * scale)))
-        for i in range(pieces):
-            start, end = i / pieces, (i + 0.55) / pieces
-            brush.line(
-                (x0 + (x1 - x0) * start, y0 + (y1 - y0) * start,
-                 x0 + (x1 - x0) * end, y0 + (y1 - y0) * end),
-                fill=colour, width=width,
-            )  # fmt: skip
+        length, at = float(np.hypot(x1 - x0, y1 - y0)), 0.0
+        while at < length:
+            end = min(length, at + left)
+            if place % 2 == 0:
+                part = [(x0 + (x1 - x0) * s / length, y0 + (y1 - y0) * s / length)
+                        for s in (at, end)]  # fmt: skip
+                brush.line(part, fill=colour, width=width)
+            left -= end - at
+            at = end
+            if left <= 0:
+                place = (place + 1) % len(pattern)
+                left = pattern[place]
 
 
 def _words(image: Image.Image, brush: ImageDraw.ImageDraw, words: Words, scale: int) -> None:

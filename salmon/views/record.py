@@ -37,6 +37,7 @@ DOUBTFUL_BELOW = 0.05
 """A fit is doubtful where its Anderson-Darling p-value is lower; of good fits, as many are."""
 
 _QUANTILES = 64
+_KINDS = ((), ("only",), ("best", "worst"), ("best", "median", "worst"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class PairRow:
 class FitExample:
     """Quantiles of a filter's excesses against those of its fit, both in units of sigma."""
 
-    kind: str  # "best", "median" or "worst"
+    kind: str  # "best", "median" or "worst"; "only" where there is but one
     label: str
     xi: float
     p: float  # Anderson-Darling
@@ -84,6 +85,7 @@ class FitExample:
 class PassRecord:
     """A measured pass."""
 
+    run: str  # its name, which tells it from others in one folder; names of later runs sort last
     stage: str
     loader: int
     number: int  # of the pass in its stage, from 0
@@ -95,8 +97,8 @@ class PassRecord:
     top_k: int
     level: float  # that the thresholds stand for
     given_fit: bool  # whether the tails are those of other data
-    seconds: float  # that the monitor took
-    share: float  # of the pass
+    seconds: float  # for measuring and fitting, without pictures and views
+    share: float | None  # that these seconds are of the whole pass, where there was one
     classes: list[str] | None  # names, by class number
     layers: list[LayerRow]
     counts: dict[str, list[int]]  # by method: ranked filters per layer
@@ -159,26 +161,28 @@ def check_record(record: PassRecord, where: str) -> None:
 def record_pass(
     diagnosis: Diagnosis,
     *,
+    run: str,
     stage: str,
     number: int = 0,
     step: int = 0,
     loader: int = 0,
     given_fit: bool = False,
     seconds: float = 0.0,
-    share: float = 0.0,
+    share: float | None = None,
     classes: Sequence[str] | None = None,
 ) -> PassRecord:
     """Boil a diagnosis down.
 
     Args:
         diagnosis: What the pass found.
+        run: Its name.
         stage: Such as ``"validation"``.
         number: Of the pass in its stage, from 0.
         step: Of the trainer.
         loader: Its number.
         given_fit: Whether the tails are those of other data.
-        seconds: That the measurement took.
-        share: Of the pass.
+        seconds: That measuring and fitting took.
+        share: That these seconds are of the pass.
         classes: Their names, where they are known.
 
     Returns:
@@ -188,6 +192,7 @@ def record_pass(
     tested = ~torch.isnan(fit.ad_p)
     doubtful = (fit.ad_p[tested] < DOUBTFUL_BELOW).double().mean()
     return PassRecord(
+        run=run,
         stage=stage,
         loader=loader,
         number=number,
@@ -260,7 +265,7 @@ def _examples(diagnosis: Diagnosis) -> list[FitExample]:
     """Quantiles of the filters whose excesses were kept, which are in order of their fit."""
     fit, found = diagnosis.fit, []
     excesses: Mapping[int, torch.Tensor] = diagnosis.excesses
-    for kind, (number, excess) in zip(("best", "median", "worst"), excesses.items(), strict=False):
+    for kind, (number, excess) in zip(_KINDS[len(excesses)], excesses.items(), strict=True):
         xi, sigma = fit.xi[number], fit.sigma[number]
         n = len(excess)
         rows = torch.linspace(0, n - 1, min(n, _QUANTILES)).round().long()

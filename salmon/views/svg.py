@@ -4,10 +4,14 @@ The page defines the custom properties ``--ink``, ``--faint``, ``--grid`` and ``
 ``--series7``; each has a colour for light paper to fall back on.
 """
 
+import math
+from itertools import groupby
 from xml.sax.saxutils import escape, quoteattr
 
-from salmon.views.drawing import Box, Dot, Drawing, Line, Shape, Words
+from salmon.views.drawing import DASHES, Box, Dot, Drawing, Grid, Line, Shape, Words
 from salmon.views.palette import LIGHT
+
+_SHADES = 16  # of a cell in a grid, beside none
 
 
 def svg(drawing: Drawing, name: str) -> str:
@@ -50,11 +54,14 @@ def _element(shape: Shape) -> str:
             return _titled(inner, "circle", shape.title)
         case Line():
             points = " ".join(f"{_n(x)},{_n(y)}" for x, y in shape.points)
-            dashes = ' stroke-dasharray="5 4"' if shape.dashed else ""
+            pattern = " ".join(map(_n, DASHES[shape.dash]))
+            dashes = f' stroke-dasharray="{pattern}"' if pattern else ""
             return (
                 f'<polyline points="{points}" fill="none" stroke-width="{_n(shape.width)}"{dashes} '
                 f'stroke-linejoin="round" style="stroke:{_paint(shape.paint)}"/>'
             )
+        case Grid():
+            return "\n".join(_row(shape, i) for i in range(len(shape.rows)))
         case Words():
             turn = f' transform="rotate(-90 {_n(shape.x)} {_n(shape.y)})"' if shape.upright else ""
             weight = ' font-weight="600"' if shape.bold else ""
@@ -63,6 +70,41 @@ def _element(shape: Shape) -> str:
                 f'font-size="{_n(shape.size)}"{weight}{turn} style="fill:{_paint(shape.paint)}">'
                 f"{escape(shape.text)}</text>"
             )
+
+
+def _row(grid: Grid, number: int) -> str:
+    """A row of cells: one broken line per shade, since a rectangle per cell makes heavy pages."""
+    strokes: dict[int, str] = {}
+    ends: dict[int, int] = {}  # columns where the lines stand
+    column, wide = 0, round(grid.width, 1)  # in steps that add up without rounding
+    middle = _n(grid.y + (number + 0.5) * grid.height)
+    for shade, cells in groupby(map(_shade, grid.rows[number])):
+        end = column + len(list(cells))
+        if shade:
+            if shade not in strokes:
+                strokes[shade], ends[shade] = f"M{_n(grid.x)} {middle}", 0
+            gap = column - ends[shade]
+            strokes[shade] += (
+                f"m{_n(gap * wide)} 0" if gap else ""
+            ) + f"h{_n((end - column) * wide)}"
+            ends[shade] = end
+        column = end
+    lines = "".join(
+        f'<path d="{line}" opacity="{shade / _SHADES:.3g}"/>'
+        for shade, line in sorted(strokes.items())
+    )
+    whole = (
+        f'<rect x="{_n(grid.x)}" y="{_n(grid.y + number * grid.height)}" '
+        f'width="{_n(column * wide)}" height="{_n(grid.height)}" class="hint"/>'
+    )
+    title = f"<title>{escape(grid.titles[number])}</title>"
+    style = f"stroke:{_paint(grid.paint)};stroke-width:{_n(grid.height - 0.5)}"
+    return f'<g fill="none" style="{style}">{title}{lines}{whole}</g>'
+
+
+def _shade(strength: float) -> int:
+    """Which shade a cell has; 0 is that of the paper."""
+    return 0 if math.isnan(strength) else math.ceil(strength * _SHADES - 1e-9)
 
 
 def _titled(start: str, tag: str, title: str) -> str:

@@ -4,10 +4,14 @@ import math
 from collections.abc import Mapping
 
 from salmon.markdown import literal, markdown_table
-from salmon.views.record import PassRecord
+from salmon.views.record import MOST_ROWS, PassRecord
 
 FILTER_COLUMNS = ("filter", "group", "mistakes", "change", "median p")
 PAIR_COLUMNS = ("true", "predicted", "mistakes", "filters blamed most")
+
+CHANGE_TEXT = (
+    f"change: against the pass before; new: not among the {MOST_ROWS} filters in the table then."
+)
 
 
 def p_text(p: float | None) -> str:
@@ -76,9 +80,13 @@ def filter_table(record: PassRecord, before: Mapping[str, int] | None) -> str:
     """
     text = (
         f"Filters among the top {record.top_k} of the most mistakes ({record.kept} of "
-        f"{record.misclassified} mistakes ranked). *change* is against the validation before."
+        f"{record.misclassified} mistakes ranked). {CHANGE_TEXT}"
     )
-    return f"{text}\n\n{markdown_table(FILTER_COLUMNS, filter_rows(record, before))}"
+    rows = [
+        [literal(label), literal(group), *numbers]
+        for label, group, *numbers in filter_rows(record, before)
+    ]
+    return f"{text}\n\n{markdown_table(FILTER_COLUMNS, rows)}"
 
 
 def pair_table(record: PassRecord) -> str:
@@ -91,7 +99,7 @@ def pair_table(record: PassRecord) -> str:
         A table.
     """
     rows = [
-        [literal(true), literal(predicted), count, filters]
+        [literal(true), literal(predicted), count, literal(filters)]
         for true, predicted, count, filters in pair_rows(record)
     ]
     return markdown_table(PAIR_COLUMNS, rows)

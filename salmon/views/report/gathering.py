@@ -20,8 +20,8 @@ _DEEP = 4  # folders below the one that is named
 
 _LETTERS = 200  # of a name in the table
 
-MOST_FLAGS = 500
-"""Flagged samples in the table; the page stays light enough for a phone."""
+MOST_FLAGS = 200
+"""Flagged samples in the table, as many as have a thumbnail; the page stays light for a phone."""
 NAMED = 3
 """Top filters of each that are shown."""
 
@@ -61,6 +61,7 @@ class Section:
     flagged: int  # samples in the last pass
     flags: list[StoredFlag]  # the worst of them, worst first
     pictures: list[StoredPicture]  # of the last pass
+    notes: list[str]  # on what is left out
 
 
 def gather(folder: Path) -> list[Section]:
@@ -74,7 +75,8 @@ def gather(folder: Path) -> list[Section]:
 
     Raises:
         InputError: If there is no run.
-        StateError: If a file cannot be read, or is something else.
+        StateError: If a file of a pass cannot be read, or is something else. Damaged files of flags
+            or pictures cost these only; the section has a note.
     """
     sections = []
     try:
@@ -115,29 +117,49 @@ def _folders(folder: Path, deep: int) -> Iterator[Path]:
 
 
 def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Section:
-    """One stage and loader."""
-    records = [read_pass(path) for path in paths]
-    record = records[-1]
-    flagged = place / paths[-1].name.replace("pass-", "flagged-", 1).replace(".json", ".jsonl")
-    pictures = place / f"pictures-{scope}.jsonl"
+    """One stage and loader: of the last run that wrote here."""
+    every = [read_pass(path) for path in paths]
+    last = max(record.run for record in every)
+    records = [record for record in every if record.run == last]
+    record, history = records[-1], History.of(records)
+    flagged = place / f"flagged-{scope}-{record.number:06d}.jsonl"
+    shown = place / f"pictures-{scope}.jsonl"
+    notes = []
+    if len(records) < len(every):
+        notes.append(
+            f"The folder also holds {len(every) - len(records)} passes of earlier runs; they are "
+            "left out."
+        )
+    flags, pictures = (0, list[StoredFlag]()), list[StoredPicture]()
+    try:
+        if flagged.is_file():
+            flags = _worst_flags(flagged)
+    except StateError as error:
+        notes.append(f"The flagged samples are left out: {error}")
+    try:
+        if shown.is_file():
+            # Those of another pass show other samples.
+            pictures = [one for one in read_pictures(shown) if one.number == record.number]
+    except StateError as error:
+        notes.append(f"The images are left out: {error}")
+    return Section(
+        name=_name(folder, place, scope),
+        record=record,
+        history=history,
+        before=records[-2] if len(history.passes) > 1 else None,
+        flagged=flags[0],
+        flags=flags[1],
+        pictures=pictures,
+        notes=notes,
+    )
+
+
+def _name(folder: Path, place: Path, scope: str) -> str:
+    """What a section is called."""
     run = place.parent if place.name == "salmon" else place
     inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
     name = f"{inner}: {scope}" if str(inner) != "." else scope
-    name = name.encode(errors="replace").decode()  # names of files need not be text
-    count, flags = _worst_flags(flagged) if flagged.is_file() else (0, [])
-    return Section(
-        name=name,
-        record=record,
-        history=History.of(records),
-        before=records[-2] if len(records) > 1 else None,
-        flagged=count,
-        flags=flags,
-        pictures=[
-            picture
-            for picture in (read_pictures(pictures) if pictures.is_file() else [])
-            if picture.number == record.number  # those of another pass show other samples
-        ],
-    )
+    return name.encode(errors="replace").decode()  # names of files need not be text
 
 
 def _worst_flags(path: Path) -> tuple[int, list[StoredFlag]]:

@@ -17,6 +17,7 @@ from salmon.views.files import StoredImage
 from salmon.views.findings import findings
 from salmon.views.fit_charts import fit_page, xi_chart
 from salmon.views.palette import DARK, LIGHT, Colour
+from salmon.views.record import PassRecord
 from salmon.views.report.gathering import NAMED, Section, StoredFlag
 from salmon.views.svg import svg
 from salmon.views.tables import (
@@ -122,6 +123,8 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "id": f"section-{number}",
         "name": section.name,
         "record": record,
+        "when": _when(record),
+        "notes": section.notes,
         "findings": findings(record, history),
         "charts": drawn,
         "filters": (FILTER_COLUMNS, filter_rows(record, before)),
@@ -131,6 +134,16 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "flags": section.flagged,
         "named": NAMED,
     }
+
+
+def _when(record: PassRecord) -> str:
+    """Which pass it was."""
+    if record.share is None:  # a diagnosis, without a trainer
+        return f"Diagnosis of {record.samples} samples."
+    return (
+        f"{record.stage.capitalize()} pass {record.number} of this run, counted from 0, at step "
+        f"{record.step}."
+    )
 
 
 def _asset(name: str) -> str:
