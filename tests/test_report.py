@@ -212,7 +212,7 @@ def test_passes_of_an_earlier_run_in_the_same_folder_are_left_out(tmp_path: Path
     assert section.before is not None
     assert section.flagged == monitor.results["validation"].misclassified
     assert section.pictures
-    assert section.notes == ["The folder also holds 1 passes of earlier runs; they are left out."]
+    assert section.notes == ["Left out: passes of earlier runs in the same folder (1)."]
 
 
 def test_a_run_that_goes_on_is_still_the_same_run(tmp_path: Path) -> None:

@@ -126,10 +126,8 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
     shown = place / f"pictures-{scope}.jsonl"
     notes = []
     if len(records) < len(every):
-        notes.append(
-            f"The folder also holds {len(every) - len(records)} passes of earlier runs; they are "
-            "left out."
-        )
+        others = len(every) - len(records)
+        notes.append(f"Left out: passes of earlier runs in the same folder ({others}).")
     flags, pictures = (0, list[StoredFlag]()), list[StoredPicture]()
     try:
         if flagged.is_file():
