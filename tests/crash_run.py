@@ -35,7 +35,7 @@ PHASES = (
 )  # fmt: skip
 EPOCHS = 2
 BATCHES = 8  # in an epoch, with a validation after every fourth
-OWN = ("run", "seconds", "share")
+OWN = ("run", "seconds", "share", "time")
 """What no two runs have in common."""
 PASSES = 5  # four in fit, one in validate
 

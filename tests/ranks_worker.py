@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from salmon import RepairInTraining, RepairSettings, SaliencyMonitor, ViewSettings
 from salmon.monitor import run as run_module
 from salmon.monitor.ranks import Ranks
-from salmon.monitor.union import fit_together, merged_shard
+from salmon.monitor.union import fit_together, merged_shard, shard_of
 from salmon.ranking import Diagnosis
 from salmon.tails import Tails
 from tests.shifts import dataset
@@ -156,6 +156,38 @@ def broken(folder: Path) -> Any:
     return validated(folder, loader(digits(43)), monitor(unpack=Broken(SIZE - 1), strict=False))
 
 
+class Opaque:
+    """A part of a batch that one rank cannot hand to the others."""
+
+    def __reduce__(self) -> Any:
+        if RANK == SIZE - 1:
+            raise TypeError("cannot pickle an open file")
+        return Opaque, ()
+
+
+class Beside(Strict):
+    """Takes images with something beside them."""
+
+    def forward(self, x: Any, beside: Any = None) -> Tensor:
+        return super().forward(x[0] if isinstance(x, tuple | list) else x)
+
+
+def with_opaque(rows: Any) -> Any:
+    """A batch with such a part."""
+    images, labels = torch.utils.data.default_collate(rows)
+    return (images, Opaque()), labels
+
+
+def unpicklable(folder: Path) -> Any:
+    """What the worst mistakes of one rank hold cannot be sent: the pass ends on all."""
+    watched = monitor(strict=False, views=ViewSettings(pictures=30, maps=False))
+    data = DataLoader(digits(43), 8, collate_fn=with_opaque)
+    torch.manual_seed(3)
+    work = trainer(folder, watched)
+    work.validate(Beside(), data, verbose=False)
+    return {"results": list(watched.results), "val_loss": float(work.callback_metrics["val_loss"])}
+
+
 def broken_strict(folder: Path) -> Any:
     """One rank fails and is strict: all raise, the others with its message."""
     try:
@@ -229,19 +261,33 @@ def exact(folder: Path) -> Any:
     rows = torch.randn(500, 37, generator=torch.Generator().manual_seed(5)).exp()
     rows[::50, 3] = torch.nan
     rows[:, 7] = 1.0  # ties everywhere
-    ranks = Ranks(RANK, SIZE)
-    tails = Tails(37, 64)
+    return shared_out(rows)
+
+
+def narrow(folder: Path) -> Any:
+    """Fewer filters than ranks, or as many."""
+    return shared_out(torch.randn(500, 2, generator=torch.Generator().manual_seed(6)).exp())
+
+
+def shared_out(rows: Tensor) -> Any:
+    """Every size-th row for each rank."""
+    ranks, filters = Ranks(RANK, SIZE), rows.shape[1]
+    tails = Tails(filters, 64)
     for part in rows[RANK::SIZE].split(19):
         tails.update(part)
-    shard = merged_shard(tails, ranks)[1] if SIZE > 1 else tails
-    largest = ranks.gather_rows(shard.largest())
+    own = slice(None)
+    if SIZE > 1:
+        start, end = shard_of(filters, SIZE, RANK)
+        own = slice(end - start)
+    shard = merged_shard(tails, ranks) if SIZE > 1 else tails
+    largest = ranks.gather_rows(shard.largest()[own])
     fit, excesses = fit_together(tails, 0.9, ranks)
     return {"largest": largest, "fit": fit.state_dict(), "excesses": excesses}
 
 
 CASES: list[Callable[[Path], Any]] = [
     uneven, few, loaders, chosen, spoilt, given, shuffled, broken, broken_strict, full_disk,
-    no_trace, repaired, exact,
+    no_trace, repaired, exact, narrow, unpicklable,
 ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ LAYERS = [
 def hand_record(number: int = 0, **changes: Any) -> PassRecord:
     """A pass of three layers, with shares 0.1, 0.3, 0.6 by POT and 0, 0.1, 0.9 by z-score."""
     record = PassRecord(
-        run="20260101T000000-a", stage="validation", loader=0, number=number, step=10 * number,
+        run="a", time=1.8e9 + number, stage="validation", loader=0, number=number, step=10 * number,
         samples=200, dropped=0, misclassified=20, kept=20, top_k=5, level=0.9,
         given_fit=False, seconds=1.5, share=0.5,
         classes=None, layers=LAYERS,

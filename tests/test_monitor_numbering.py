@@ -1,5 +1,6 @@
 """Where samples stand when several processes share them out, against the real sampler."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -12,10 +13,12 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     TensorDataset,
 )
 
+from salmon import InputError
 from salmon.monitor.loaders import keeps_order, whole_loader
 from salmon.monitor.numbering import Numbering
 from salmon.monitor.ranks import ALONE, PeerError
@@ -58,6 +61,19 @@ def test_batches_of_all_processes_have_numbers_of_their_own() -> None:
     assert sorted(numbers) == list(range(12))
 
 
+class Picked(Sampler[int]):
+    """A part of the data, in an order of its own."""
+
+    def __init__(self, places: list[int]) -> None:
+        self.places = places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 @pytest.mark.parametrize(
     ("sampler", "ordered"),
     [
@@ -87,6 +103,17 @@ def test_a_part_of_a_loader_becomes_the_whole() -> None:
     ]  # fmt: skip
     alone = DataLoader(rows, 4)
     assert whole_loader(alone) is alone
+
+
+def test_the_whole_of_a_loader_with_a_sampler_is_what_the_sampler_gives() -> None:
+    rows = data(10)
+    picked = Picked([7, 3, 9, 0, 5])
+    shared = DistributedSamplerWrapper(picked, num_replicas=2, rank=1, shuffle=False)
+    whole = whole_loader(DataLoader(rows, 2, sampler=shared))
+    assert [batch[0].tolist() for batch in whole] == [[7, 3], [9, 0], [5]]
+    other: Any = DistributedSampler(data(6), 2, 0)
+    with pytest.raises(InputError, match="shared out by a DistributedSampler of another data set"):
+        whole_loader(DataLoader(rows, 2, sampler=other))
 
 
 @hypothesis.given(filters=st.integers(1, 500), size=st.integers(1, 40))

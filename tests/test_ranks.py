@@ -99,11 +99,12 @@ def test_every_rank_holds_what_one_process_finds(ranks: Path, alone: Path, case:
         assert_close(found["state"], expected["state"], case)
 
 
+@pytest.mark.parametrize("case", ["exact", "narrow"])
 def test_the_kept_values_are_the_same_bit_for_bit_however_rows_are_shared_out(
-    ranks: Path, alone: Path
+    ranks: Path, alone: Path, case: str
 ) -> None:
-    (expected,) = saved(alone, "exact")
-    for found in saved(ranks, "exact"):
+    (expected,) = saved(alone, case)
+    for found in saved(ranks, case):
         assert torch.equal(found["largest"], expected["largest"])
         for name in ("threshold", "rate", "exceedances", "status"):
             one, other = found["fit"][name], expected["fit"][name]
@@ -184,6 +185,16 @@ def test_trouble_on_one_rank_ends_the_pass_on_all(ranks: Path) -> None:
         assert message == (
             f"PeerError: rank {size - 1} of {size} stopped (KeyError: 'a column is missing')"
         )
+
+
+def test_what_one_rank_cannot_send_ends_the_pass_on_all(ranks: Path, alone: Path) -> None:
+    for found in saved(ranks, "unpicklable"):
+        assert found["results"] == []
+        assert found["val_loss"] > 0  # the validation went on
+    size = len(saved(ranks, "unpicklable"))
+    log = (ranks / "log").read_text()
+    assert f"rank {size - 1} of {size} failed (TypeError: cannot pickle an open file)" in log
+    assert saved(alone, "unpicklable")[0]["results"] == ["validation"]
 
 
 def test_training_on_several_ranks_is_the_same_with_and_without_the_monitor(ranks: Path) -> None:

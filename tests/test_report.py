@@ -212,7 +212,9 @@ def test_passes_of_an_earlier_run_in_the_same_folder_are_left_out(tmp_path: Path
     assert section.before is not None
     assert section.flagged == monitor.results["validation"].misclassified
     assert section.pictures
-    assert section.notes == ["Left out: passes of earlier runs in the same folder (1)."]
+    assert section.notes == [
+        "Left out: passes of earlier runs, or given up by this one, in its folder (1)."
+    ]
 
 
 def test_a_run_that_goes_on_is_still_the_same_run(tmp_path: Path) -> None:
@@ -223,6 +225,22 @@ def test_a_run_that_goes_on_is_still_the_same_run(tmp_path: Path) -> None:
     trainer(tmp_path, second).validate(Module(), loader(), verbose=False)
     (section,) = gather(tmp_path)
     assert (section.history.passes.tolist(), section.notes) == ([0, 1, 2], [])
+
+
+def test_passes_that_were_given_up_for_an_earlier_checkpoint_are_left_out(tmp_path: Path) -> None:
+    first = SaliencyMonitor(level=0.7, strict=True)
+    work = trainer(tmp_path, first, max_epochs=1)
+    work.fit(Module(), loader(digits(64)), loader())
+    state = first.state_dict()
+    for epochs in (3, 1):
+        monitor = SaliencyMonitor(level=0.7, strict=True)
+        monitor.load_state_dict(state)
+        trainer(tmp_path, monitor, max_epochs=epochs).fit(Module(), loader(digits(64)), loader())
+    (section,) = gather(tmp_path)
+    assert section.history.passes.tolist() == [0, 1]
+    assert section.flagged == monitor.results["validation"].misclassified
+    (note,) = section.notes
+    assert "given up by this one, in its folder (2)" in note
 
 
 def test_changes_are_not_told_against_another_network(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from salmon.archives import UNREADABLE, check_tensors_file, load_archive
+from salmon.archives import UNREADABLE, TooMuchError, check_tensors_file, load_archive
 from salmon.errors import InputError, StateError
 from salmon.files import write_atomically
 
@@ -19,7 +19,10 @@ STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
 
 
-_STRETCHED = 1 << 20  # bytes of a tensor that may be made of fewer; buffers of ones are saved so
+_STRETCHED = 1 << 26  # bytes of a tensor that may be made of fewer, such as a buffer of ones
+
+
+_TRUST = "you trust whoever wrote it, use --weights_only false, which lets it run code"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,20 +61,17 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
         else:
             found = torch.load(path, map_location="cpu", weights_only=False)
     except pickle.UnpicklingError as error:
-        hint = ""
-        if weights_only:
-            hint = (
-                "; if it holds objects and you trust whoever wrote it, use --weights_only false, "
-                "which lets it run code"
-            )
+        hint = f"; if it holds objects and {_TRUST}" if weights_only else ""
         raise StateError(f"checkpoint {path} cannot be read safely{hint}.") from error
-    except (*UNREADABLE, SafetensorError) as error:
+    except TooMuchError as error:
+        raise StateError(f"checkpoint {path} cannot be read ({error}); if {_TRUST}.") from error
+    except (*UNREADABLE, ImportError, SafetensorError) as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise StateError(f"checkpoint {path} cannot be read ({line}).") from error
     checkpoint = None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), Mapping):
         checkpoint = Checkpoint(found, plain=False)
-    elif isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values()):
+    elif isinstance(found, dict) and found and all(map(_belongs, found.items())):
         checkpoint = Checkpoint(found, plain=True)
     if checkpoint is None or not all(isinstance(name, str) for name in checkpoint.state_dict):
         raise StateError(
@@ -79,6 +79,12 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
         )
     _check_weights(checkpoint.state_dict, path)
     return checkpoint
+
+
+def _belongs(item: tuple[Any, Any]) -> bool:
+    """Whether an entry is one of a state dict: a tensor, or a module's own state."""
+    name, value = item
+    return isinstance(value, Tensor) or str(name).endswith("_extra_state")
 
 
 def _check_weights(weights: Mapping[str, Any], path: Path) -> None:
@@ -124,10 +130,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, repaired: bool) -> N
             optimizer state belongs to the weights without the patch; a state dict has none.
 
     Raises:
+        InputError: If safetensors cannot hold it.
         OSError: If it cannot be written.
     """
     if path.suffix == ".safetensors":
-        data = save(dict(checkpoint.state_dict))
+        data = save(_apart(checkpoint.state_dict))
         write_atomically(path, lambda file: file.write(data))
         return
     content = checkpoint.content
@@ -135,6 +142,20 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, repaired: bool) -> N
         content = {name: value for name, value in content.items() if name != STALE}
         content |= {STALE: {"patch": "applied", "optimizer_states": "stale"}} if repaired else {}
     write_atomically(path, lambda file: torch.save(content, file))
+
+
+def _apart(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Weights as safetensors takes them: each in memory of its own, in the usual order."""
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise InputError(
+                f"{name[:60]} is {type(value).__name__} of a layout that safetensors cannot hold; "
+                "write a file whose name ends in .ckpt or .pt."
+            )
+    return {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
 
 
 def check_new_file(path: Path, *, force: bool) -> None:

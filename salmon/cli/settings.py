@@ -1,6 +1,7 @@
 """Settings of the commands that work on a user's model and data, and the config they come from."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ MOST_BYTES = 1 << 20
 """Of a config."""
 MOST_VALUES = 100_000
 """In a config, each alias counted as all that it stands for."""
+MOST_LETTERS = 10_000
+"""In a value of a config."""
 
 _ODD_SCALARS = (ValueError, LookupError, TypeError, AttributeError)
-"""What the YAML reader raises for dates, numbers and bytes that say they are and are not."""
+"""What the YAML reader raises for numbers and bytes that say they are and are not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +116,38 @@ def config_sections(path: str | None) -> dict[str, Any]:
     return found["fit"] if isinstance(found.get("fit"), dict) and "model" not in found else found
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Reads plain values as LightningCLI does: ``1e-3`` is a number, a date is a string."""
+
+
+_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in _REPLACED]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"([-+]?\d[\d_]*(\.[\d_]*([eE][-+]?\d+)?|[eE][-+]?\d+)|\.\d[\d_]*([eE][-+]?\d+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
 def _plain_yaml(text: str) -> Any:
     """The value of a document of plain values."""
-    loader = yaml.SafeLoader(text)
+    for number, event in enumerate(yaml.parse(text, _Loader)):  # before anything is built
+        if number > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES} values")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MOST_LETTERS:
+            raise yaml.YAMLError(f"it holds a value of more than {MOST_LETTERS} letters")
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
             return None
-        # Before anything is built: merged keys are written out as they are built.
+        # Merged keys are written out as they are built.
         if _values_in(root, {}) > MOST_VALUES:
             raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
         return loader.construct_document(root)

@@ -74,7 +74,9 @@ class Conclusion:
         Returns:
             What it found.
         """
-        classes = class_names(loader_of(trainer, loader), self._settings.views)
+        classes = self._ranks.together(
+            lambda: class_names(loader_of(trainer, loader), self._settings.views)
+        )
         diagnosis = run.finish(self._ranks)
         folder = folder_of(trainer, self._settings)  # asks the first rank, so all have to call
 

@@ -3,7 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    Sampler,
+    SequentialSampler,
+)
 
 from salmon.errors import InputError
 from salmon.monitor.batches import SampleIds, Unpack, ids_of_batch, unpack_batch
@@ -53,12 +59,27 @@ def whole_loader(loader: Any) -> Any:
 
     Returns:
         The loader itself where it gives all.
+
+    Raises:
+        InputError: If it shares out samples in a way that cannot be undone.
     """
-    if not isinstance(sampler_of(loader), DistributedSampler):
+    shared = sampler_of(loader)
+    if not isinstance(shared, DistributedSampler):
         return loader
+    chosen = None
+    if shared.dataset is not loader.dataset:
+        # Lightning shares out what a sampler of the user's gives, which may be a part of the data.
+        chosen = getattr(shared.dataset, "_sampler", None)
+        if not isinstance(chosen, Sampler):
+            raise InputError(
+                f"the samples of the loader are shared out by a {type(shared).__name__} of another "
+                "data set, so that it is not known which ones belong to it; give a loader without "
+                "a sampler, or with one that is not distributed."
+            )
     return DataLoader(
         loader.dataset,
         loader.batch_size,
+        sampler=chosen,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
     )

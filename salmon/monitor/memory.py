@@ -22,13 +22,13 @@ MOST_LETTERS = 100
 
 
 def new_run() -> str:
-    """Name a run: names of later runs sort behind those of earlier ones.
+    """Name a run.
 
     Returns:
-        Such as ``20261124T113554.023000-9f86d081``; what is random comes from the operating system,
-        not from a generator whose numbers a training uses.
+        Such as ``20261124T113554-9f86d081``; what is random comes from the operating system, not
+        from a generator whose numbers a training uses.
     """
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 @dataclass(slots=True)

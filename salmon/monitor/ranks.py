@@ -5,6 +5,7 @@ wait for each other for ever. So whatever can fail on one rank runs in :meth:`Ra
 tells the others before any of them begins the next collective.
 """
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -73,12 +74,24 @@ class Ranks:
 
         Returns:
             The values of all ranks, by rank.
+
+        Raises:
+            PeerError: If that of another rank cannot be pickled; what pickle raises, if it is this
+                one's.
         """
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        error, data = None, b""
+        try:
+            data = pickle.dumps(value)  # may hold what a user's loader gave
+        except Exception as caught:  # noqa: BLE001  # told to all, then raised
+            error = caught
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, (_text(error), data), group=self._group)
+        if error is not None:
+            raise error
+        self._raise_for_peers([text for text, _ in told])
+        return [pickle.loads(theirs) for _, theirs in told]  # of this very program
 
     def together(self, task: Callable[[], _Value]) -> _Value:
         """Run a task without collectives on every rank; if one fails, all raise.
@@ -99,13 +112,17 @@ class Ranks:
             if self.size == 1:
                 raise
             error = caught
-        troubles = self.objects(None if error is None else f"{type(error).__name__}: {error}")
+        troubles = self.objects(_text(error))
         if error is not None:
             raise error
-        found = [(rank, text) for rank, text in enumerate(troubles) if text is not None]
-        if found:
-            raise PeerError(f"rank {found[0][0]} of {self.size} failed ({found[0][1]}).")
+        self._raise_for_peers(troubles)
         return value  # type: ignore[return-value]
+
+    def _raise_for_peers(self, troubles: Sequence[str | None]) -> None:
+        """Raise if any rank had trouble."""
+        for rank, text in enumerate(troubles):
+            if text is not None:
+                raise PeerError(f"rank {rank} of {self.size} failed ({text}).")
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Put the rows of all ranks under each other, on every rank.
@@ -147,6 +164,11 @@ class Ranks:
         )  # fmt: skip
         pieces = taken.cpu().split([a * b for a, b in mine])
         return [piece.view(shape) for piece, shape in zip(pieces, mine, strict=True)]
+
+
+def _text(error: Exception | None) -> str | None:
+    """What the other ranks are told of an error."""
+    return None if error is None else f"{type(error).__name__}: {error}"
 
 
 ALONE = Ranks()

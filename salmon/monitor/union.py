@@ -45,10 +45,10 @@ def fit_together(tails: Tails, level: float, ranks: Ranks) -> tuple[TailFit, dic
     if ranks.size == 1:
         fit = fit_tails(tails, level)
         return fit, example_excesses(tails, example_filters(fit), fit)
-    start, merged = merged_shard(tails, ranks)
-    end = start + merged.num_filters
+    merged = merged_shard(tails, ranks)
+    start, end = shard_of(tails.num_filters, ranks.size, ranks.rank)
     part = ranks.together(lambda: fit_tails(merged, level, warn=ranks.first))
-    fit = _joined_fit(part, ranks)
+    fit = _joined_fit(part, end - start, ranks)
     own = {
         number: place
         for number in example_filters(fit).tolist()
@@ -62,7 +62,7 @@ def fit_together(tails: Tails, level: float, ranks: Ranks) -> tuple[TailFit, dic
     return fit, {number: everyone[number] for number in example_filters(fit).tolist()}
 
 
-def merged_shard(tails: Tails, ranks: Ranks) -> tuple[int, Tails]:
+def merged_shard(tails: Tails, ranks: Ranks) -> Tails:
     """Merge the tails of this rank's shard of the filters.
 
     Args:
@@ -70,10 +70,12 @@ def merged_shard(tails: Tails, ranks: Ranks) -> tuple[int, Tails]:
         ranks: All ranks.
 
     Returns:
-        Number of the first filter of the shard, and its tails over all ranks' samples.
+        The tails of the shard over all ranks' samples. A rank whose shard is empty gets those of
+        the first filter, since it has to know the numbers of samples, too.
     """
     state = ranks.together(tails.state_dict)
-    cuts = [shard_of(tails.num_filters, ranks.size, rank) for rank in range(ranks.size)]
+    shards = (shard_of(tails.num_filters, ranks.size, rank) for rank in range(ranks.size))
+    cuts = [(a, b) if b > a else (0, 1) for a, b in shards]
     # The types differ where a rank has no sample, or another precision.
     dtypes = ranks.objects((state["samples"], state["dropped"], state["largest"].dtype))
     wide = torch.float32
@@ -97,7 +99,7 @@ def merged_shard(tails: Tails, ranks: Ranks) -> tuple[int, Tails]:
             whole.merge(part)
         return whole
 
-    return start, ranks.together(merge)
+    return ranks.together(merge)
 
 
 def shard_of(filters: int, size: int, rank: int) -> tuple[int, int]:
@@ -114,10 +116,10 @@ def shard_of(filters: int, size: int, rank: int) -> tuple[int, int]:
     return filters * rank // size, filters * (rank + 1) // size
 
 
-def _joined_fit(part: TailFit, ranks: Ranks) -> TailFit:
-    """Fits of all shards under each other."""
+def _joined_fit(part: TailFit, own: int, ranks: Ranks) -> TailFit:
+    """Fits of all shards, of so many filters here, under each other."""
     names = [f.name for f in fields(part) if isinstance(getattr(part, f.name), Tensor)]
-    columns = torch.stack([getattr(part, name).double() for name in names], 1)
+    columns = torch.stack([getattr(part, name).double() for name in names], 1)[:own]
     whole = ranks.gather_rows(columns)
     values = {
         name: whole[:, i].to(getattr(part, name).dtype).contiguous() for i, name in enumerate(names)

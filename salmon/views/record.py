@@ -4,6 +4,7 @@ A record holds no tensor and no profile, so that it takes a few kilobytes, goes 
 and is all that a picture of the pass needs.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,8 @@ class FitExample:
 class PassRecord:
     """A measured pass."""
 
-    run: str  # its name, which tells it from others in one folder; names of later runs sort last
+    run: str  # its name, which tells it from others in one folder
+    time: float  # when it was concluded, in seconds since 1970
     stage: str
     loader: int
     number: int  # of the pass in its stage, from 0
@@ -193,6 +195,7 @@ def record_pass(
     doubtful = (fit.ad_p[tested] < DOUBTFUL_BELOW).double().mean()
     return PassRecord(
         run=run,
+        time=time.time(),
         stage=stage,
         loader=loader,
         number=number,

@@ -117,17 +117,20 @@ def _folders(folder: Path, deep: int) -> Iterator[Path]:
 
 
 def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Section:
-    """One stage and loader: of the last run that wrote here."""
+    """One stage and loader: the pass that was written last, and those of its run before it."""
     every = [read_pass(path) for path in paths]
-    last = max(record.run for record in every)
-    records = [record for record in every if record.run == last]
-    record, history = records[-1], History.of(records)
+    record = max(every, key=lambda one: (one.time, one.number))
+    # Later numbers of the same run are of a branch that was given up for an earlier checkpoint.
+    records = [one for one in every if one.run == record.run and one.number <= record.number]
+    history = History.of(records)
     flagged = place / f"flagged-{scope}-{record.number:06d}.jsonl"
     shown = place / f"pictures-{scope}.jsonl"
     notes = []
     if len(records) < len(every):
         others = len(every) - len(records)
-        notes.append(f"Left out: passes of earlier runs in the same folder ({others}).")
+        notes.append(
+            f"Left out: passes of earlier runs, or given up by this one, in its folder ({others})."
+        )
     flags, pictures = (0, list[StoredFlag]()), list[StoredPicture]()
     try:
         if flagged.is_file():
