@@ -1,6 +1,6 @@
 """Repair: from misclassified samples to a small patch of weights that other data vouch for."""
 
-from salmon.repairs.curves import Curves, edit_curves
+from salmon.repairs.curves import Curves, Step, edit_curves, many_edit_curves
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
 from salmon.repairs.evaluate import to_device
@@ -19,9 +19,11 @@ __all__ = [
     "Patch",
     "RepairSettings",
     "Samples",
+    "Step",
     "comparison_rows",
     "edit_curves",
     "edited",
+    "many_edit_curves",
     "repair",
     "to_device",
     "write_outcome",

@@ -97,14 +97,9 @@ class Directions:
             The edit. A filter without a gradient is left as it is.
         """
         changes = []
-        for position, layer, channels in _by_layer(self.index, filters):
+        for position, layer, channels in by_layer(self.index, filters):
             old, gradient = self._old[position][channels], self._gradients[position][channels]
-            wide = old.double()
-            scale = torch.ones(len(channels), 1, dtype=torch.float64)
-            if normalised:
-                norm = gradient.norm(dim=1, keepdim=True)
-                scale = torch.where(norm > 0, wide.norm(dim=1, keepdim=True) / norm, 0.0)
-            new = (wide - rate * scale * gradient).to(old.dtype)
+            new = stepped(old, gradient, rate, normalised=normalised)
             changes.append(Change(layer, channels, old, new))
         return Edit(tuple(changes))
 
@@ -122,8 +117,7 @@ class Directions:
         Raises:
             InputError: If the kind is unknown.
         """
-        if kind not in KINDS:
-            raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
+        check_kind(kind)
         if kind == "prune":
             return self.prune(filters)
         return self.step(filters, rate, normalised=kind == "normalised")
@@ -141,15 +135,59 @@ class Directions:
             tuple(
                 Change(layer, channels, self._old[position][channels],
                        torch.zeros_like(self._old[position][channels]))
-                for position, layer, channels in _by_layer(self.index, filters)
+                for position, layer, channels in by_layer(self.index, filters)
             )
         )  # fmt: skip
 
 
-def _by_layer(
+def check_kind(kind: str) -> None:
+    """Refuse unknown kinds of edits.
+
+    Args:
+        kind: One of :data:`KINDS`.
+
+    Raises:
+        InputError: If it is another.
+    """
+    if kind not in KINDS:
+        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
+
+
+def stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> Tensor:
+    """One gradient step on the rows of some filters.
+
+    Args:
+        old: ``[m, size]`` weights.
+        gradient: ``[m, size]`` float64.
+        rate: Learning rate; of a normalised step the relative change of each filter.
+        normalised: Which step.
+
+    Returns:
+        ``[m, size]`` new weights, in the type of the old ones; a row without a gradient stays.
+    """
+    wide = old.double()
+    scale = torch.ones(len(old), 1, dtype=torch.float64)
+    if normalised:
+        norm = gradient.norm(dim=1, keepdim=True)
+        scale = torch.where(norm > 0, wide.norm(dim=1, keepdim=True) / norm, 0.0)
+    return (wide - rate * scale * gradient).to(old.dtype)
+
+
+def by_layer(
     index: FilterIndex, filters: Sequence[int] | Tensor
 ) -> Iterator[tuple[int, FilterLayer, Tensor]]:
-    """Layer number, layer and ascending channels of some filters."""
+    """Sort some filters by layer.
+
+    Args:
+        index: The filters.
+        filters: Numbers in the index, in any order.
+
+    Yields:
+        Layer number, layer and ascending channels.
+
+    Raises:
+        InputError: If a number is out of range.
+    """
     numbers = torch.as_tensor(filters, dtype=torch.int64).sort().values
     if numbers.numel() and not 0 <= int(numbers[0]) <= int(numbers[-1]) < len(index):
         raise InputError(

@@ -1,6 +1,6 @@
 """Mean loss gradients of some weights over samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from salmon.errors import UnsupportedError
 from salmon.filters import FilterIndex, filter_rows, weight_of_rows
 from salmon.repairs.edit import parameters_by_name
 from salmon.repairs.evaluate import to_device
-from salmon.repairs.samples import Samples
+from salmon.repairs.samples import Batch, Samples
 from salmon.saliency import call_network, cross_entropy, eval_mode, gradients_on, keep_rng
 
 
@@ -34,20 +34,51 @@ def mean_gradients(
     parameters = [parameters_by_name(model)[name] for name in names]
     sums = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
     with torch.inference_mode(mode=False), keep_rng(), eval_mode(model), gradients_on(parameters):
-        for inputs, targets in samples.batches(batch_size):
-            with torch.enable_grad():
-                output = call_network(model, to_device(inputs, model))
-                loss = cross_entropy(output, to_device(targets, model)).sum()
-                if not loss.requires_grad:
-                    raise UnsupportedError(
-                        "the loss has no gradient: forward detaches it or runs under "
-                        "torch.no_grad. Remove that, or repair another network."
-                    )
-                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for batch in samples.batches(batch_size):
+            found = _summed(model, batch, parameters)
             for total, gradient in zip(sums, found, strict=True):
                 if gradient is not None:
                     total.add_(gradient.double().cpu())
     return {name: total / len(samples) for name, total in zip(names, sums, strict=True)}
+
+
+def sample_gradients(
+    model: nn.Module, one: Samples, names: Sequence[str]
+) -> dict[str, Tensor | None]:
+    """Gradients of the cross-entropy of one sample, in eval mode, leaving no trace.
+
+    Args:
+        model: The network.
+        one: A sample.
+        names: Of the weights.
+
+    Returns:
+        By name, in the type and on the device of the weight; None where the loss does not depend
+        on one.
+
+    Raises:
+        UnsupportedError: If the loss has no gradient at all.
+    """
+    known = parameters_by_name(model)
+    parameters = [known[name] for name in names]
+    with torch.inference_mode(mode=False), keep_rng(), eval_mode(model), gradients_on(parameters):
+        found = _summed(model, (one.inputs, one.targets), parameters)
+    return dict(zip(names, found, strict=True))
+
+
+def _summed(
+    model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the summed loss of a batch."""
+    with torch.enable_grad():
+        output = call_network(model, to_device(batch[0], model))
+        loss = cross_entropy(output, to_device(batch[1], model)).sum()
+        if not loss.requires_grad:
+            raise UnsupportedError(
+                "the loss has no gradient: forward detaches it or runs under "
+                "torch.no_grad. Remove that, or repair another network."
+            )
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def without_conflict(
