@@ -40,7 +40,7 @@ def mnist_split(training: int, seed: int) -> tuple[TensorDataset, TensorDataset]
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255
     classes = torch.from_numpy(labels).long()
     order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
-    images, classes = _prepare(images)[order], classes[order]
+    images, classes = as_network_input(images)[order], classes[order]
     return (
         TensorDataset(images[:training], classes[:training]),
         TensorDataset(images[training:], classes[training:]),
@@ -58,11 +58,18 @@ def optical_digits() -> TensorDataset:
     """
     digits = _import("sklearn.datasets", "load_digits")()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    return TensorDataset(_prepare(images), torch.from_numpy(digits.target).long())
+    return TensorDataset(as_network_input(images), torch.from_numpy(digits.target).long())
 
 
-def _prepare(images: Tensor) -> Tensor:
-    """``[N, 1, H, W]`` in [0, 1] to ``[N, 3, 32, 32]`` in [-1, 1]."""
+def as_network_input(images: Tensor) -> Tensor:
+    """Enlarge, repeat and normalise.
+
+    Args:
+        images: ``[N, 1, H, W]`` in [0, 1].
+
+    Returns:
+        ``[N, 3, 32, 32]`` in [-1, 1].
+    """
     large = torch.nn.functional.interpolate(
         images, size=(32, 32), mode="bilinear", antialias=True, align_corners=False
     )
