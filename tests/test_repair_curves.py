@@ -1,6 +1,7 @@
 """Pruning and fine-tuning curves against a network computed by hand and a loop of autograd."""
 
 import math
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from salmon import (
     fit_tails,
     rank_filters,
 )
+from salmon.repairs import Edit, Step, curves, edited, many_edit_curves, variants
 from salmon.repairs.evaluate import predict
 from tests.shifts import some, trained
 
@@ -111,3 +113,75 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         edit_curves(network, samples, ranking_of([[0], [1]]), index, edit="shrink")
     with pytest.raises(InputError, match="2 samples and rankings of 1"):
         edit_curves(network, samples, ranking_of([[0]]), index)
+
+
+class Odd(nn.Module):
+    """A network with a plain convolution and one that is read in the way asked for."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first = nn.Conv2d(1, 6, 3, padding="same")
+        self.second = nn.Conv2d(6, 6, 3, stride=2, groups=3 if way == "grouped" else 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu())
+        if self.way == "twice":
+            x = self.second(nn.functional.pad(x, (2, 2, 2, 2)))
+        if self.way == "penalty":
+            x = x * self.second.weight.square().mean()
+        return torch.as_tensor(self.head(x.relu().mean((2, 3))))
+
+
+@pytest.mark.parametrize("way", ["plain", "grouped", "twice", "penalty"])
+def test_edited_networks_in_one_forward_are_those_written_one_by_one(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    network = Odd(way).double().eval()
+    index = FilterIndex.from_model(network)
+    samples = Samples(torch.randn(3, 1, 9, 9).double(), torch.tensor([0, 1, 2]), (0, 1, 2))
+    rankings = {
+        "a": ranking_of([[0, 7, 3, 11], [5, 4, -1, -1], [8, 9, 10, 11]]),
+        "b": ranking_of([[1, 2, 6, 7]] * 3),
+    }
+    steps = [Step("plain", 0.2), Step("normalised", 0.1), Step("prune")]
+    writes = []
+
+    def noted(model: nn.Module, edit: Edit) -> AbstractContextManager[None]:
+        writes.append(1)
+        return edited(model, edit)
+
+    monkeypatch.setattr(variants, "edited", noted)
+    found = many_edit_curves(network, samples, rankings, index, steps, counts=(1, 3), batch_size=5)
+    assert bool(writes) == (way != "plain")  # weights are written only where they have to be
+    monkeypatch.setattr(curves, "can_join", lambda *_: False)
+    expected = many_edit_curves(network, samples, rankings, index, steps, counts=(1, 3))
+    assert list(found) == [(name, step) for name in rankings for step in steps]
+    for key, curve in found.items():
+        for values in ("each_predicted", "each_target"):
+            torch.testing.assert_close(
+                getattr(curve, values), getattr(expected[key], values), rtol=0, atol=1e-12
+            )
+        assert torch.equal(curve.each_corrected, expected[key].each_corrected)
+        assert not bool(curve.each_predicted[:, 0].any())
+        assert bool(curve.each_target[:, 1:].any())
+
+
+def test_a_weight_that_turns_out_to_be_read_otherwise_is_written() -> None:
+    class Moody(Odd):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.way = "twice" if bool(x.mean() > 0) else "plain"
+            return super().forward(x)
+
+    network = Moody("plain").double().eval()
+    index = FilterIndex.from_model(network)
+    inputs = torch.stack([torch.full((1, 9, 9), value) for value in (-1.0, 1.0)]).double()
+    samples = Samples(inputs, torch.tensor([0, 1]), (0, 1))
+    ranking = ranking_of([[0, 7], [8, 6]])
+    found = edit_curves(network, samples, ranking, index, rate=0.3)
+    for row in range(2):
+        one = samples.take(torch.tensor([row]))
+        alone = edit_curves(network, one, ranking.take(torch.tensor([row])), index, rate=0.3)
+        torch.testing.assert_close(found.each_target[row], alone.each_target[0])

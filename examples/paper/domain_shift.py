@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the experiment for one seed, or several."""
     parser = make_parser(
         "Domain shift of digits (figure 5, table 1).", out="paper-results/domain-shift",
-        data=None, weights="", size=None, workers=2,
+        data=None, weights="", size=None, workers=2, edits=("plain", "normalised"),
     )  # fmt: skip
     parser.add_argument("--source", default="mnist", help=SOURCES)
     parser.add_argument("--target", default="svhn", choices=TARGETS, help="the other domain")

@@ -85,13 +85,14 @@ def follow(
     finally:
         torch.set_num_threads(before)
     pieces = [piece for piece in found.values() if piece is not None]
+    # In the order of the options: files do not keep one.
     return {
-        _key(name): torch.cat([piece[name] for piece in pieces]).double().numpy()
-        for name in pieces[0]
+        (name, step.kind, metric): torch.cat(
+            [piece[f"{name}|{step.kind}|{metric}"] for piece in pieces]
+        )
+        .double()
+        .numpy()
+        for name in mistakes.rankings
+        for step in options.steps
+        for metric in METRICS
     }
-
-
-def _key(name: str) -> tuple[str, str, str]:
-    """Ranking, kind of edit and metric of a stored tensor."""
-    ranking, kind, metric = name.split("|")
-    return ranking, kind, metric

@@ -74,8 +74,8 @@ def tails_of(
         fit = fit_tails(tails, LEVEL)
         if not bool(fit.usable.any()):
             raise InputError(
-                f"no filter could be fitted to {len(rows)} images; at least about 100 are needed "
-                "for the statistics."
+                f"no filter could be fitted to {len(rows)} images for the statistics; at least "
+                "about 100 are needed, and a network through which their gradients differ."
             )
         return _tensors(fit.state_dict())
 

@@ -51,7 +51,9 @@ def load_network(name: str, weights: str, *, classes: int, size: int, seed: int)
     if weights == RANDOM or path.is_file():
         torch.manual_seed(seed)
         model = get_model(name, weights=None, num_classes=classes, **options)
-        if weights != RANDOM:
+        if weights == RANDOM:
+            _stir(model)
+        else:
             _fill(model, _read(path), path)
         return Loaded(model.eval(), transform(), weights == RANDOM)
     if weights not in (*known.__members__, "DEFAULT"):
@@ -89,6 +91,14 @@ def index_of(model: nn.Module, name: str, *, shortcuts: bool) -> FilterIndex:
     return FilterIndex.from_model(
         model, exclude=() if shortcuts else SHORTCUTS, units=UNITS.get(name, ("conv",))
     )
+
+
+def _stir(model: nn.Module) -> None:
+    """Fill weights that are zero at the start, such as ViT's head: no gradient passes them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -65,8 +65,8 @@ def draw_calibration(
         axes.fill_between(x, low, high, color=COLOURS[key], alpha=0.15, lw=0)
     axes.axhline(1, color="#bbbbbb", lw=0.8, zorder=0)
     axes.set_xscale("log")
+    axes.set_xlim(0.08, 0.00006)  # rarer ones to the right
     axes.set_yscale("symlog", linthresh=1)
-    axes.invert_xaxis()
     axes.set_xlabel("predicted rate")
     axes.set_ylabel("observed / predicted")
     axes.spines[["top", "right"]].set_visible(False)

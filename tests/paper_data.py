@@ -1,0 +1,124 @@
+"""Small stand-ins for the paper's data, in the real folder layouts and file formats."""
+
+import csv
+import gzip
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from numpy.typing import NDArray
+from PIL import Image
+
+SMALL = [
+    "--weights", "random", "--size", "32", "--limit", "3", "--counts", "1", "4",
+    "--bootstrap", "50", "--device", "cpu",
+]  # fmt: skip
+
+Pixels = NDArray[np.uint8]
+
+
+def image_folder(
+    root: Path, classes: Sequence[str], each: int, *, kind: str = "JPEG", seed: int = 0
+) -> Path:
+    """``<root>/<class>/<number>.<kind>``: classes differ in colour, images in noise."""
+    draws = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for image in range(each):
+            pixels = draws.integers(0, 160, (36, 40, 3), dtype=np.uint8)
+            pixels[..., number % 3] += 80
+            Image.fromarray(pixels).save(root / name / f"{image}.{kind}")
+    return root
+
+
+def digits(count: int, side: int, seed: int) -> tuple[Pixels, Pixels]:
+    """Grey images whose bright row tells the class."""
+    draws = np.random.default_rng(seed)
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    images = draws.integers(0, 120, (count, side, side), dtype=np.uint8)
+    images[np.arange(count), labels * 2 + 2] = 250
+    return images, labels
+
+
+def mnist(root: Path, training: int, test: int) -> None:
+    """torchvision's ``MNIST/raw``, idx files."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", training), ("t10k", test)):
+        images, labels = digits(count, 28, count)
+        head = struct.pack(">IIII", 0x803, count, 28, 28)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 0x801, count) + labels.tobytes()
+        )
+        for kind in ("images-idx3", "labels-idx1"):  # torchvision looks for either
+            path = raw / f"{name}-{kind}-ubyte"
+            path.with_suffix(".gz").write_bytes(gzip.compress(path.read_bytes()))
+
+
+def svhn(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's ``test_32x32.mat``, where the digit 0 is class 10."""
+    from torchvision.datasets import SVHN
+
+    images, labels = digits(count, 32, 7)
+    colours = np.repeat(images[..., None], 3, axis=3).transpose(1, 2, 3, 0)
+    path = root / "test_32x32.mat"
+    scipy.io.savemat(path, {"X": colours, "y": np.where(labels == 0, 10, labels)[:, None]})
+    url, name, _ = SVHN.split_list["test"]
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    monkeypatch.setitem(SVHN.split_list, "test", [url, name, digest])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """A CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check_pictures(*stems: Path) -> None:
+    """PNG and SVG of every figure, with something in them."""
+    for stem in stems:
+        with Image.open(stem.with_name(f"{stem.name}.png")) as picture:
+            assert picture.size[0] > 300
+            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5
+        assert "<svg" in stem.with_name(f"{stem.name}.svg").read_text()
+
+
+def check_shares(path: Path) -> None:
+    """Shares of every case and ranking add up to 1."""
+    sums: dict[tuple[str, str], float] = {}
+    for row in rows_of(path):
+        key = (row["case"], row["ranking"])
+        sums[key] = sums.get(key, 0.0) + float(row["share"])
+    assert {ranking for _, ranking in sums} == {"all filters", "zscore", "pot"}
+    for key, total in sums.items():
+        assert total == pytest.approx(1, abs=1e-5), key
+
+
+def check_curves(path: Path, rankings: int = 5, edits: int = 2) -> list[dict[str, str]]:
+    """Curves of every ranking, edit and metric begin at 0 and lie in their bands."""
+    rows = rows_of(path)
+    assert len({row["ranking"] for row in rows}) == rankings
+    assert len({row["edit"] for row in rows}) == edits
+    assert {row["metric"] for row in rows} == {"predicted", "target", "corrected"}
+    for row in rows:
+        low, mean, high = (float(row[key]) for key in ("low", "mean", "high"))
+        assert low - 1e-6 <= mean <= high + 1e-6
+        assert -1 <= mean <= 1
+        if row["filters"] == "0":
+            assert (low, mean, high) == (0, 0, 0)
+    assert any(float(row["mean"]) != 0 for row in rows)
+    return rows
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Names and bytes of all files in a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
