@@ -25,6 +25,10 @@ TITLES = {
     "predicted": "wrong class, points", "target": "true class, points",
     "corrected": "corrected, %",
 }  # fmt: skip
+FACTS = {
+    "panel": "", "statistics": "images for the tails", "images": "target images",
+    "wrong": "misclassified", "edited": "of these edited", "short": "fewer than 25 ranked by POT",
+}  # fmt: skip
 STANDIN = (
     "**Stand-in: the network has random weights. These numbers show that the script runs, and "
     "nothing else.**"
@@ -271,7 +275,7 @@ def _plain_table(rows: Sequence[Row]) -> str:
         [f"{value:.1%}" if isinstance(value, float) else value for value in row.values()]
         for row in rows
     ]
-    return markdown_table(list(rows[0]), cells)
+    return markdown_table([FACTS[name] for name in rows[0]], cells)
 
 
 def _slug(name: str) -> str:
