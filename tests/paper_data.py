@@ -12,13 +12,23 @@ import pytest
 import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 SMALL = [
     "--weights", "random", "--size", "32", "--limit", "3", "--counts", "1", "4",
-    "--bootstrap", "50", "--device", "cpu",
+    "--bootstrap", "50", "--device", "cpu", "--batch-size", "128",  # one shape is looked at once
 ]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
+
+
+def small_network(num_classes: int) -> nn.Module:
+    """Two convolutions for 32x32 images, in place of a ResNet-18."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(16, num_classes),
+    )  # fmt: skip
 
 
 def image_folder(

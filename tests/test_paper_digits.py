@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from examples.paper import domain_shift, group_shares, normality
 from examples.paper.shared import digits, editing, measuring, setups, training
@@ -22,6 +21,7 @@ from tests.paper_data import (
     files_of,
     mnist,
     rows_of,
+    small_network,
     svhn,
 )
 from tests.shifts import some, trained
@@ -47,14 +47,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(editing, "PIECE", 2)
     monkeypatch.setattr(setups, "resnet18", small_network)
-
-
-def small_network(num_classes: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 5, stride=3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(16, num_classes),
-    )  # fmt: skip
 
 
 class DyingAfter:

@@ -1,17 +1,27 @@
 """The experiments on image folders, end to end on small stand-ins in the published layouts."""
 
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import VisionTransformer, resnet18, resnet50, vgg
 
 from examples.paper import corruptions, group_shares, imagenet_curves, other_networks, pacs
 from examples.paper.shared import networks
 from examples.paper.shared.folders import DOMAINS
 from salmon import InputError
-from tests.paper_data import SMALL, check_curves, check_pictures, check_shares, image_folder
+from tests.paper_data import (
+    SMALL,
+    check_curves,
+    check_pictures,
+    check_shares,
+    image_folder,
+    small_network,
+)
 
 WNIDS = ("n01440764", "n01443537")
 
@@ -21,6 +31,24 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("imagenet")
     image_folder(root / "val", WNIDS, 51)
     return root
+
+
+def slim(name: str, **options: Any) -> nn.Module:
+    """A network of the same layers under the same names, but narrow."""
+    classes = options["num_classes"]
+    network: nn.Module
+    if name == "resnet50":
+        network = resnet50(num_classes=classes, width_per_group=4)
+    elif name == "vgg19":
+        layers = [size if size == "M" else int(size) // 16 for size in vgg.cfgs["E"]]
+        network = vgg.VGG(vgg.make_layers(layers), num_classes=classes, init_weights=False)
+        network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(32, classes)
+    else:
+        network = VisionTransformer(
+            image_size=options["image_size"], patch_size=16, num_layers=12, num_heads=12,
+            hidden_dim=48, mlp_dim=96, num_classes=classes,
+        )  # fmt: skip
+    return network
 
 
 def test_curves_of_resnet50(imagenet: Path, tmp_path: Path) -> None:
@@ -37,21 +65,28 @@ def test_curves_of_resnet50(imagenet: Path, tmp_path: Path) -> None:
     assert "| conv1 | 0.2 |" in text  # 64 of 26,560 filters
 
 
-def test_shares_without_shortcuts_have_the_counts_of_the_paper(
-    imagenet: Path, tmp_path: Path
+def test_shares_without_shortcuts(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group_shares.main([
-        "--data", str(imagenet), "--out", str(tmp_path / "out"), "--no-shortcuts", *SMALL,
-    ])  # fmt: skip
-    check_shares(tmp_path / "out" / "shares.csv")
-    # 64, 1152, 3072, 9216 and 9216 of 22,720 filters.
-    text = (tmp_path / "out" / "results.md").read_text()
-    for line in ("| conv1 | 0.3 |", "| conv2_x | 5.1 |", "| conv5_x | 40.6 |"):
-        assert line in text
+    index = networks.index_of(resnet50(), "resnet50", shortcuts=False)
+    assert index.group_sizes.tolist() == [64, 1152, 3072, 9216, 9216]  # the paper's counts
+    monkeypatch.setattr(networks, "get_model", slim)
+    out = tmp_path / "out"
+    found = {}
+    for choice in ("--shortcuts", "--no-shortcuts"):
+        group_shares.main(["--data", str(imagenet), "--out", str(out / choice), choice, *SMALL])
+        check_shares(out / choice / "shares.csv")
+        assert not (out / choice / "curves.csv").exists()
+        found[choice] = (out / choice / "results.md").read_text()
+    assert "Stand-in" in found["--shortcuts"]
+    assert found["--shortcuts"] != found["--no-shortcuts"]
 
 
 @pytest.mark.parametrize(("network", "last"), [("vgg19", "conv5_x"), ("vit_b_16", "depth5of5")])
-def test_other_networks(imagenet: Path, tmp_path: Path, network: str, last: str) -> None:
+def test_other_networks(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, last: str
+) -> None:
+    monkeypatch.setattr(networks, "get_model", slim)
     small = [*SMALL, "--limit", "2", "--rankings", "pot", "zscore", "--edits", "plain"]
     other_networks.main([
         "--data", str(imagenet), "--network", network, "--out", str(tmp_path / "out"), *small,
@@ -59,9 +94,14 @@ def test_other_networks(imagenet: Path, tmp_path: Path, network: str, last: str)
     check_curves(tmp_path / "out" / "curves.csv", rankings=2, edits=1)
     check_shares(tmp_path / "out" / "shares.csv")
     assert f"| {last} |" in (tmp_path / "out" / "results.md").read_text()
+    ranked = load_file(tmp_path / "out" / "rankings.safetensors")["zscore.ranked"]
+    assert ranked.tolist() == [432 if network == "vit_b_16" else 344] * 2  # heads; 5504 / 16
 
 
-def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path) -> None:
+def test_corruptions_share_the_statistics(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "get_model", slim)
     root = tmp_path / "c"
     for severity in (1, 2):
         image_folder(root / "snow" / str(severity), WNIDS, 6, seed=severity)
@@ -84,7 +124,8 @@ def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path) -> Non
         corruptions.main([*command, "--severities", "1", "3"])
 
 
-def test_pacs(tmp_path: Path) -> None:
+def test_pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacs, "resnet18", small_network)
     for number, domain in enumerate(DOMAINS):
         image_folder(tmp_path / "pacs" / domain, ("dog", "house"), 84, kind="png", seed=number)
     out = tmp_path / "out"
