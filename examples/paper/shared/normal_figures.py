@@ -67,6 +67,7 @@ def draw_calibration(
     axes.set_xscale("log")
     axes.set_xlim(0.08, 0.00006)  # rarer ones to the right
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("predicted rate")
     axes.set_ylabel("observed / predicted")
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from examples.paper.shared.bands import Values, band, mean_of, resampled_means
+from examples.paper.shared.bands import Values, band, mean_of
 from examples.paper.shared.editing import METRICS, Curves
 from examples.paper.shared.figures import draw_curves, draw_shares
 from examples.paper.shared.options import Options
@@ -131,10 +131,12 @@ def curve_rows(panel: Panel, options: Options) -> list[Row]:
         options: Of the experiment.
     """
     rows = []
-    for ranking, kind, metric in panel.cases[0] if panel.cases else ():
-        cases = [case[ranking, kind, metric] for case in panel.cases]
+    keys = list(panel.cases[0]) if panel.cases else []
+    ends = _each(keys, panel.cases, lambda cases: band(cases, options.bootstrap, options.seed))
+    for key, (low, high) in ends.items():
+        ranking, kind, metric = key
+        cases = [case[key] for case in panel.cases]
         mean = mean_of(cases)
-        low, high = band(cases, options.bootstrap, options.seed)
         spread = [values.mean(0) for values in cases]
         rate = next(step.rate for step in options.steps if step.kind == kind)
         rows += [
@@ -156,24 +158,40 @@ def rival_rows(panel: Panel, options: Options) -> list[Row]:
         panel: The curves.
         options: Of the experiment.
     """
+    keys = [
+        key for key in (panel.cases[0] if panel.cases else ())
+        if key[0] != "pot" and ("pot", *key[1:]) in panel.cases[0]
+    ]  # fmt: skip
+    apart = [
+        {key: (case["pot", key[1], key[2]] - case[key])[:, -1:] for key in keys}
+        for case in panel.cases
+    ]
+    ends = _each(keys, apart, lambda cases: band(cases, options.bootstrap, options.seed))
     rows = []
-    for ranking, kind, metric in panel.cases[0] if panel.cases else ():
-        if ranking == "pot" or ("pot", kind, metric) not in panel.cases[0]:
-            continue
-        cases: list[Values] = [
-            (case["pot", kind, metric] - case[ranking, kind, metric])[:, -1:]
-            for case in panel.cases
-        ]
-        means = resampled_means(cases, options.bootstrap, options.seed)
-        low, high = np.percentile(means, [2.5, 97.5])
+    for key, ends_of in ends.items():
+        ranking, kind, metric = key
+        low, high = (float(end[0]) for end in ends_of)
         good = (-high, -low) if metric == "predicted" else (low, high)  # less is better there
         verdict = "wins" if good[0] > 0 else "loses" if good[1] < 0 else "ties"
         rows.append({
             "panel": panel.name, "edit": kind, "rival": ranking, "metric": metric,
-            "difference": float(mean_of(cases)[0]), "low": float(low), "high": float(high),
-            "POT": verdict,
+            "difference": float(mean_of([case[key] for case in apart])[0]), "low": low,
+            "high": high, "POT": verdict,
         })  # fmt: skip
     return rows
+
+
+def _each(
+    keys: Sequence[tuple[str, str, str]],
+    cases: Sequence[Curves],
+    ends: Callable[[Sequence[Values]], tuple[Values, Values]],
+) -> dict[tuple[str, str, str], tuple[Values, Values]]:
+    """Lower and upper ends of many curves from the same resamples."""
+    if not keys:
+        return {}
+    low, high = ends([np.concatenate([case[key] for key in keys], axis=1) for case in cases])
+    parts = (np.split(end, len(keys)) for end in (low, high))
+    return dict(zip(keys, zip(*parts, strict=True), strict=True))
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
