@@ -1,6 +1,5 @@
 """torchvision's networks, with their published weights, weights of a file, or random ones."""
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,14 +8,12 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.transforms._presets import ImageClassification
 
-from salmon import SHORTCUTS, FilterIndex, InputError
-from salmon.files import DAMAGED
+from salmon import SHORTCUTS, FilterIndex, InputError, StateError
+from salmon.cli.checkpoints import read_checkpoint
 
 RANDOM = "random"
 UNITS = {"vit_b_16": ("heads",)}
@@ -54,7 +51,7 @@ def load_network(name: str, weights: str, *, classes: int, size: int, seed: int)
         if weights == RANDOM:
             _stir(model)
         else:
-            _fill(model, _read(path), path)
+            _fill(model, path)
         return Loaded(model.eval(), transform(), weights == RANDOM)
     if weights not in (*known.__members__, "DEFAULT"):
         raise InputError(
@@ -101,26 +98,15 @@ def _stir(model: nn.Module) -> None:
                 parameter.normal_(std=0.1)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict; nothing in the file is executed."""
+def _fill(model: nn.Module, path: Path) -> None:
+    """Load a state dict; nothing in the file is executed."""
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*DAMAGED, SafetensorError, pickle.UnpicklingError) as error:
+        state = read_checkpoint(path).state_dict
+    except StateError as error:
         raise InputError(
-            f"weights {path} cannot be read ({type(error).__name__}); a state dict of torch or a "
-            "safetensors file is needed."
+            f"weights {path} cannot be read ({str(error).partition(';')[0]}); a state dict of torch "
+            "or a safetensors file is needed."
         ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise InputError(f"weights {path} is a {type(state).__name__}; a state dict is needed.")
-    return state
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load a state dict."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
