@@ -103,9 +103,10 @@ def _fill(model: nn.Module, path: Path) -> None:
     try:
         state = read_checkpoint(path).state_dict
     except StateError as error:
+        reason = str(error).partition(";")[0]
         raise InputError(
-            f"weights {path} cannot be read ({str(error).partition(';')[0]}); a state dict of torch "
-            "or a safetensors file is needed."
+            f"weights {path} cannot be read ({reason}); a state dict of torch or a safetensors file "
+            "is needed."
         ) from error
     try:
         model.load_state_dict(state)
