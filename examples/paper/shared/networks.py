@@ -105,8 +105,8 @@ def _fill(model: nn.Module, path: Path) -> None:
     except StateError as error:
         reason = str(error).partition(";")[0]
         raise InputError(
-            f"weights {path} cannot be read ({reason}); a state dict of torch or a safetensors file "
-            "is needed."
+            f"weights {path} cannot be read ({reason}); a state dict of torch or a file of "
+            "safetensors is needed."
         ) from error
     try:
         model.load_state_dict(state)
