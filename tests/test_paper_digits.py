@@ -276,8 +276,9 @@ def test_measured_curves_are_those_of_the_parts_by_hand(tmp_path: Path) -> None:
     tails = Tails(len(index))
     tails.update(filter_saliency(network, statistics.inputs, statistics.targets, index))
     fit = fit_tails(tails)
-    assert torch.equal(study.fit.threshold, fit.threshold)
-    torch.testing.assert_close(study.fit.sigma, fit.sigma, equal_nan=True)
+    # Saliency is float32, and its last digits depend on how samples come in batches.
+    torch.testing.assert_close(study.fit.threshold, fit.threshold, rtol=1e-5, atol=0)
+    torch.testing.assert_close(study.fit.sigma, fit.sigma, rtol=1e-3, atol=0, equal_nan=True)
     wrong = (network(new.inputs).argmax(1) != new.targets).nonzero().squeeze(1)
     assert torch.equal(study.mistakes.rows, wrong)
     for place, row in enumerate(wrong.tolist()):
