@@ -1,6 +1,7 @@
 """Views in real trainers: what a person finds, what a checkpoint remembers, what trouble costs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,48 @@ def test_a_network_without_maps_has_pictures_all_the_same(
     tmp_path: Path, monkeypatch: Any, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("salmon.monitor.imaging.input_saliency", refuse)
-    trained(tmp_path, SaliencyMonitor(level=0.7, views=ViewSettings(pictures=3)))
+    trained(tmp_path, SaliencyMonitor(level=0.7, views=ViewSettings(pictures=3)), max_epochs=3)
     warnings = {r for r in log.records if "images without saliency maps" in r.getMessage()}
-    assert len(warnings) == 1  # for three pictures
+    assert len(warnings) == 1  # for three pictures in each of three passes
     stored = read_pictures(tmp_path / "salmon" / "pictures-validation.jsonl")
     assert len([p for p in stored if p.caption]) == 3
+
+
+def test_a_mistake_in_making_maps_is_raised_where_all_trouble_is(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    def broken(*arguments: Any, **named: Any) -> Any:
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr("salmon.monitor.imaging.input_saliency", broken)
+    views = ViewSettings(pictures=1)
+    trained(tmp_path / "lenient", SaliencyMonitor(level=0.7, views=views))
+    stored = read_pictures(tmp_path / "lenient" / "salmon" / "pictures-validation.jsonl")
+    assert stored[0].caption
+    with pytest.raises(KeyError, match="a mistake"):
+        trained(tmp_path / "strict", SaliencyMonitor(level=0.7, views=views, strict=True))
+
+
+def test_a_map_of_the_zscores_filters_says_so(tmp_path: Path) -> None:
+    # Fits whose thresholds no sample reaches: POT ranks nothing.
+    first = SaliencyMonitor(level=0.7, strict=True)
+    module = trained(tmp_path / "first", first)
+    fit = replace(first.last_fit(module), threshold=first.last_fit(module).threshold + 1e6)
+    judge = SaliencyMonitor(reference=fit, strict=True, views=ViewSettings(pictures=1))
+    trainer(tmp_path / "second", judge).validate(module, loader(), verbose=False)
+    stored = read_pictures(tmp_path / "second" / "salmon" / "pictures-validation.jsonl")
+    assert stored[0].heat is not None
+    assert "no filter above its threshold" in stored[0].caption
+    assert stored[0].caption[-1] == "right image: pixels that move the top filters by z-score"
+
+
+def test_two_monitors_in_a_trainer_are_warned_of(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    pair = [SaliencyMonitor(level=0.7), SaliencyMonitor(level=0.8)]
+    trainer(tmp_path, *pair).validate(Module(), loader(), verbose=False)
+    warnings = {r for r in log.records if "has 2 SaliencyMonitors" in r.getMessage()}
+    assert len(warnings) == 1  # not one each
 
 
 def test_a_board_that_breaks_costs_the_views_only(

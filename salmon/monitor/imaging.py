@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from salmon.errors import SalmonError
 from salmon.monitor.bases import logger
 from salmon.monitor.settings import Settings
 from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
@@ -82,7 +83,9 @@ def flagged_images(
         if with_maps:
             try:
                 heat, method = _map(model, one, diagnosis, row, settings, forward_context)
-            except Exception as error:  # noqa: BLE001  # a network's own, of any kind
+            except Exception as error:  # a network's own, of any kind
+                if settings.strict and not isinstance(error, SalmonError | RuntimeError):
+                    raise  # torch says with these two that something has no second derivative
                 with_maps = False
                 logger.warning(
                     "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
