@@ -160,6 +160,7 @@ def test_objects_in_a_checkpoint_need_trust(tmp_path: Path) -> None:
         ({"w": torch.ones(2, 2).to_sparse()}, "no ordinary tensor"),
         ({"w": torch.ones(1, device="meta")}, "no ordinary tensor"),
         ({"w": torch.ones(1).expand(1 << 25)}, "no ordinary tensor"),
+        ({str(i): torch.ones(1).expand(1 << 23) for i in range(3)}, "2 of shape .* no ordinary"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")  # torch's

@@ -19,7 +19,7 @@ STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
 
 
-_STRETCHED = 1 << 26  # bytes of a tensor that may be made of fewer, such as a buffer of ones
+_STRETCHED = 1 << 26  # bytes of all tensors that may be made of fewer, such as buffers of ones
 
 
 _TRUST = "you trust whoever wrote it, use --weights_only false, which lets it run code"
@@ -89,11 +89,14 @@ def _belongs(item: tuple[Any, Any]) -> bool:
 
 def _check_weights(weights: Mapping[str, Any], path: Path) -> None:
     """Refuse tensors that are no weights, or a terabyte made of one number used again and again."""
+    stretched = 0
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             continue  # modules may have states of their own
         odd = value.layout is not torch.strided or value.is_meta
-        if odd or value.nbytes > max(_STRETCHED, value.untyped_storage().nbytes()):
+        if not odd:
+            stretched += max(0, value.nbytes - value.untyped_storage().nbytes())
+        if odd or stretched > _STRETCHED:
             raise StateError(
                 f"checkpoint {path}: {name[:60]} of shape {tuple(value.shape)} is no ordinary "
                 "tensor with a number for each element; save the weights as they are in use."
