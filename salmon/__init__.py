@@ -7,17 +7,16 @@ works on a plain ``torch.nn.Module`` and tensors.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from salmon import gpd
-from salmon.errors import InputError, SalmonError, StateError, UnsupportedError
-from salmon.filters import SHORTCUTS, FilterIndex
-from salmon.gpd import FitStatus, TailFit
-from salmon.ranking import Ranking, group_shares, rank_filters
-from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
-from salmon.tails import Tails, fit_tails
-
 if TYPE_CHECKING:
+    from salmon import gpd
+    from salmon.errors import InputError, SalmonError, StateError, UnsupportedError
+    from salmon.filters import SHORTCUTS, FilterIndex
+    from salmon.gpd import FitStatus, TailFit
     from salmon.monitor import RepairInTraining, SaliencyMonitor
+    from salmon.ranking import Ranking, group_shares, rank_filters
     from salmon.repairs import Patch, RepairSettings, Samples, edit_curves, repair
+    from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
+    from salmon.tails import Tails, fit_tails
     from salmon.views import ViewSettings
 
 __version__ = "0.1.0"
@@ -53,20 +52,33 @@ __all__ = [
 ]
 
 
-_LATER = {
-    "RepairInTraining": "salmon.monitor",
-    "SaliencyMonitor": "salmon.monitor",
-    "Patch": "salmon.repairs",
-    "RepairSettings": "salmon.repairs",
-    "Samples": "salmon.repairs",
-    "edit_curves": "salmon.repairs",
-    "repair": "salmon.repairs",
-    "ViewSettings": "salmon.views",
+_HOMES = {
+    "salmon.errors": ("InputError", "SalmonError", "StateError", "UnsupportedError"),
+    "salmon.filters": ("SHORTCUTS", "FilterIndex"),
+    "salmon.gpd": ("FitStatus", "TailFit"),
+    "salmon.monitor": ("RepairInTraining", "SaliencyMonitor"),
+    "salmon.ranking": ("Ranking", "group_shares", "rank_filters"),
+    "salmon.repairs": ("Patch", "RepairSettings", "Samples", "edit_curves", "repair"),
+    "salmon.saliency": ("Coverage", "VerificationError", "coverage", "filter_saliency", "verify"),
+    "salmon.tails": ("Tails", "fit_tails"),
+    "salmon.views": ("ViewSettings",),
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback, and Lightning with it, and repairs only when they are asked for."""
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
+    """Import a public name when it is asked for, and torch or Lightning with it."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name == "gpd":
+        return importlib.import_module("salmon.gpd")
     raise AttributeError(f"module 'salmon' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names.
+
+    Returns:
+        Them.
+    """
+    return [*__all__, "__version__"]

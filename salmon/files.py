@@ -164,7 +164,11 @@ def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool 
             except BaseException:
                 old.replace(folder)
                 raise
-            shutil.rmtree(old)
+            try:
+                shutil.rmtree(old)
+            except BaseException:  # of Ctrl-C, for example; the new folder is whole
+                shutil.rmtree(old, ignore_errors=True)
+                raise
         else:
             part.replace(folder)
     except BaseException:

@@ -6,7 +6,7 @@ may be computed with; what does not fit is named in few characters, however larg
 
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from reprlib import Repr
 from types import NoneType, UnionType
@@ -85,11 +85,12 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         return dict_of(inner[1], value, where)
     if is_dataclass(kind) and isinstance(value, dict):
         hints = _hints(cast(Any, kind))
-        missing = [name for name in hints if name not in value]
-        if missing:
-            raise StateError(f"{where} has no {missing[0]!r}; make it anew.")
+        missing = [each.name for each in fields(kind) if each.name not in value]
+        needed = [e.name for e in fields(kind) if e.default is e.default_factory is MISSING]
+        if lost := set(missing) & set(needed):
+            raise StateError(f"{where} has no {min(lost, key=missing.index)!r}; make it anew.")
         return cast(type[Any], kind)(
-            **{n: _build(hints[n], value[n], f"{where}.{n}") for n in hints}
+            **{n: _build(hints[n], value[n], f"{where}.{n}") for n in hints if n not in missing}
         )
     if kind in (int, float):
         return _number(kind, value, where)

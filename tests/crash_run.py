@@ -120,15 +120,15 @@ class Findings:
     def __init__(self, folder: Path) -> None:
         self.troubles: list[str] = []
         self.checkpoints = self.files = self.events = self.cut_off = 0
-        self.parts = len(list((folder / "salmon").glob(".*.part")))
+        self.parts = len(list((folder / "salmon_logs").glob(".*.part")))
         for path in sorted(folder.glob("checkpoints/*")):
             self.checkpoints += self._holds(path, load_state)
-        for path in sorted((folder / "salmon").glob("[!.]*")):
+        for path in sorted((folder / "salmon_logs").glob("[!.]*")):
             self.files += self._holds(path, read_file)
         for path in sorted(folder.glob("*tfevents*")):
             self.events += self._holds(path, read_events)
             self.cut_off += cut_off(path)
-        if list((folder / "salmon").glob("pass-*.json")):
+        if list((folder / "salmon_logs").glob("pass-*.json")):
             self._holds(folder, make_report)
 
     def _holds(self, path: Path, read: Any) -> bool:
@@ -189,7 +189,7 @@ def make_report(folder: Path) -> None:
 def results(folder: Path) -> dict[str, Any]:
     """Everything that a run ends with and that should not depend on whether it was broken."""
     found: dict[str, Any] = {}
-    for path in sorted((folder / "salmon").glob("[!.]*")):
+    for path in sorted((folder / "salmon_logs").glob("[!.]*")):
         if path.suffix == ".json":
             record = json.loads(path.read_text())
             found[path.name] = {k: v for k, v in record.items() if k not in OWN}

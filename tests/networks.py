@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from salmon import FilterIndex
+from salmon.filters import parameters_by_name
 
 
 class PlainNet(nn.Module):
@@ -53,7 +54,7 @@ def one_by_one(
     rounding flips ReLUs whose input is nearly zero, which changes gradients by 1e-3 in any two runs
     with other batch sizes.
     """
-    parameters = dict(model.named_parameters())
+    parameters = parameters_by_name(model)
     weights = [parameters[layer.weight] for layer in index.layers]
     rows = []
     outputs = model(inputs) if common_forward else None

@@ -201,7 +201,7 @@ def full_disk(folder: Path) -> Any:
     """The first rank cannot write."""
     if RANK == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "salmon").write_text("a file where the folder should be")
+        (folder / "salmon_logs").write_text("a file where the folder should be")
     return validated(folder, loader(digits(43)), monitor(strict=False))
 
 

@@ -270,7 +270,7 @@ def test_modules_in_half_precision_are_measured(tmp_path: Path, precision: Any) 
 
 def flags(folder: Path) -> list[Any]:
     """Samples in the file of flags."""
-    (path,) = (folder / "salmon").glob("flagged-*.jsonl")
+    (path,) = (folder / "salmon_logs").glob("flagged-*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [flag for flag in lines if flag["kind"] == "sample"]
 

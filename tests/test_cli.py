@@ -34,7 +34,7 @@ def test_a_short_demo_trains_diagnoses_and_prints_the_table(tmp_path: Path) -> N
     for column in (1, 2, 3):
         assert sum(float(row[column]) for row in rows) == pytest.approx(100, abs=0.3)
     assert done.stdout.rstrip().endswith("tensorboard --logdir out")
-    assert list((tmp_path / "out" / "optical-digits" / "salmon").glob("flagged-*.jsonl"))
+    assert list((tmp_path / "out" / "optical-digits" / "salmon_logs").glob("flagged-*.jsonl"))
     assert list((tmp_path / "out" / "mnist").glob("events.*"))
     # The README's picture is made from such a run.
     script = Path(__file__).parent.parent / "examples" / "plot_shares.py"

@@ -36,19 +36,19 @@ def test_the_checks_after_a_kill_find_what_is_broken(tmp_path: Path) -> None:
     before = results(folder)
     assert differences(before, results(folder)) == []
 
-    last = folder / "salmon" / f"flagged-validation-{PASSES - 1:06d}.jsonl"
+    last = folder / "salmon_logs" / f"flagged-validation-{PASSES - 1:06d}.jsonl"
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    for path in (checkpoint, folder / "salmon" / "fit-validation.pt", last):
+    for path in (checkpoint, folder / "salmon_logs" / "fit-validation.pt", last):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         assert any(path.name in trouble for trouble in Findings(folder).troubles)
         path.write_bytes(content)
     event_file = max(folder.glob("*tfevents*"))
     event_file.write_bytes(event_file.read_bytes()[:-7])
-    (folder / "salmon" / ".pass-validation-000009.json.abc.part").write_text("{")
+    (folder / "salmon_logs" / ".pass-validation-000009.json.abc.part").write_text("{")
     found = Findings(folder)
     assert (found.troubles, found.cut_off, found.parts) == ([], 1, 1)
-    (folder / "salmon" / "else").touch()
+    (folder / "salmon_logs" / "else").touch()
     last.write_text(last.read_text().replace('"sample"', '"other"', 1))
     assert Findings(folder).troubles == ["else: ValueError: nothing of this name is written"]
     assert differences(before, results(folder)) == ["else", last.name]

@@ -65,12 +65,14 @@ def test_a_full_disk_costs_only_the_files_that_do_not_fit(
     assert metrics["salmon/samples"] == 40
     assert "pass 1, could not write flagged-validation-000001.jsonl in" in log.text
     assert "No space left on device" in log.text
-    assert names(folder / "salmon") == {
+    assert names(folder / "salmon_logs") == {
         "fit-validation.pt", "pass-validation-000000.json", "pass-validation-000001.json",
     }  # fmt: skip
     (section,) = gather(folder)
     assert (section.record.number, section.flags) == (1, [])
-    stored = load_fit(folder / "salmon" / "fit-validation.pt", FilterIndex.from_model(Module()))
+    stored = load_fit(
+        folder / "salmon_logs" / "fit-validation.pt", FilterIndex.from_model(Module())
+    )
     assert torch.equal(stored.threshold, monitor.results["validation"].fit.threshold)
 
 
@@ -78,7 +80,7 @@ def test_a_disk_that_fills_up_leaves_no_old_flags_to_a_new_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     fit(tmp_path, SaliencyMonitor(level=0.7))
-    before = (tmp_path / "salmon" / "fit-validation.pt").read_bytes()
+    before = (tmp_path / "salmon_logs" / "fit-validation.pt").read_bytes()
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -89,10 +91,10 @@ def test_a_disk_that_fills_up_leaves_no_old_flags_to_a_new_pass(
         "flagged-validation-000001.jsonl, pictures-validation.jsonl, fit-validation.pt, "
         "pass-validation-000001.json"
     )
-    assert f"could not write {every} in {tmp_path / 'salmon'} ([Errno 28]" in log.text
+    assert f"could not write {every} in {tmp_path / 'salmon_logs'} ([Errno 28]" in log.text
     # Those of the last pass of which they could be written stay.
-    assert names(tmp_path / "salmon") == {"pictures-validation.jsonl", "fit-validation.pt"}
-    assert (tmp_path / "salmon" / "fit-validation.pt").read_bytes() == before
+    assert names(tmp_path / "salmon_logs") == {"pictures-validation.jsonl", "fit-validation.pt"}
+    assert (tmp_path / "salmon_logs" / "fit-validation.pt").read_bytes() == before
 
 
 def test_a_read_only_disk_costs_the_files_only(
@@ -109,12 +111,12 @@ def test_a_read_only_disk_costs_the_files_only(
 def test_a_pass_without_mistakes_leaves_no_flags_of_an_earlier_run(tmp_path: Path) -> None:
     module = Module()
     trainer(tmp_path, SaliencyMonitor(level=0.7)).validate(module, loader(), verbose=False)
-    assert "flagged-validation-000000.jsonl" in names(tmp_path / "salmon")
+    assert "flagged-validation-000000.jsonl" in names(tmp_path / "salmon_logs")
     images = digits().tensors[0]
     with torch.no_grad():
         right = TensorDataset(images, module.eval()(images).argmax(1))
     trainer(tmp_path, SaliencyMonitor(level=0.7)).validate(module, loader(right), verbose=False)
-    assert names(tmp_path / "salmon") == {"fit-validation.pt", "pass-validation-000000.json"}
+    assert names(tmp_path / "salmon_logs") == {"fit-validation.pt", "pass-validation-000000.json"}
 
 
 def refuse(*given: Any, **named: Any) -> Any:
@@ -150,7 +152,7 @@ def test_a_logger_that_raises_costs_only_what_it_does_not_take(
     assert metrics["salmon/samples"] == 40
     assert f"could not show its {lost} in TensorBoardLogger (ConnectionError" in log.text
     assert events(tmp_path).Tags()[kept]
-    found = names(tmp_path / "salmon")
+    found = names(tmp_path / "salmon_logs")
     assert {f"flagged-validation-{n:06d}.jsonl" for n in (0, 1)} <= found
     assert {f"pass-validation-{n:06d}.json" for n in (0, 1)} <= found
     assert set(monitor.results) == {"validation"}
@@ -205,4 +207,4 @@ def test_a_logger_that_takes_no_metrics_ends_a_training_with_the_monitor_as_with
     with pytest.raises(ConnectionError, match="the server is away"):
         work.fit(Module(), loader(), loader())
     # It is Lightning that hands it the metrics of all; the pass was written before that.
-    assert ("pass-validation-000000.json" in names(tmp_path / "salmon")) == monitored
+    assert ("pass-validation-000000.json" in names(tmp_path / "salmon_logs")) == monitored

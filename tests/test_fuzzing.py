@@ -208,7 +208,7 @@ FIELDS = sorted(PassRecord.__dataclass_fields__)
 def test_a_record_with_anything_in_a_field_is_refused_or_can_be_drawn(
     tmp_path: Path, field: str, deeper: list[int], value: Any
 ) -> None:
-    folder = tmp_path / "salmon"
+    folder = tmp_path / "salmon_logs"
     path = folder / "pass-validation-000000.json"
     write_pass(path, hand_record())
     content = json.loads(path.read_text())

@@ -52,7 +52,7 @@ def test_when_mistakes_are_looked_for_changes_nothing(
 
 
 def flagged(folder: Path, name: str = "flagged-validation-000000.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "salmon" / name).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "salmon_logs" / name).read_text().splitlines()]
 
 
 def test_fits_and_rankings_equal_those_computed_offline(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_every_entry_point_of_a_trainer_is_measured(tmp_path: Path, entry: str) 
     assert 0 < metrics[f"{prefix}/cost/share"].item() < 1
     rows = flagged(tmp_path, f"flagged-{stage}-000000.jsonl")
     assert {row["stage"] for row in rows} == {stage}
-    assert load_fit(tmp_path / "salmon" / f"fit-{stage}.pt", found.index).samples == 40
+    assert load_fit(tmp_path / "salmon_logs" / f"fit-{stage}.pt", found.index).samples == 40
 
 
 def test_lightning_and_pytorch_lightning_both_take_it(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_tensorboard_gets_scalars_and_depth_histograms(tmp_path: Path) -> None:
     shown = text.tensor_proto.string_val[0].decode()
     assert shown.startswith("24 filters in 3 weights measured (3 fast); 6 parameters left out")
     assert "| net.features.4.weight | 8x6x3x3 | 8 | fast |" in shown
-    assert (tmp_path / "run" / "salmon" / "flagged-validation-000001.jsonl").exists()
+    assert (tmp_path / "run" / "salmon_logs" / "flagged-validation-000001.jsonl").exists()
 
 
 def test_other_loggers_and_several_loggers_are_served(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_given_fits_rank_new_data(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.7)
     module = trained(tmp_path / "old", monitor)
     new = digits(30, seed=5)
-    file = tmp_path / "old" / "salmon" / "fit-validation.pt"
+    file = tmp_path / "old" / "salmon_logs" / "fit-validation.pt"
     diagnoses = []
     for reference in (monitor.last_fit(module), file, str(file)):
         judge = SaliencyMonitor(reference=reference, strict=True)
@@ -287,7 +287,7 @@ def test_every_nth_validation_is_measured_and_the_sanity_check_never(tmp_path: P
     monitor = SaliencyMonitor(level=0.7, every_n_validations=3)
     work = trainer(tmp_path, monitor, max_epochs=4, num_sanity_val_steps=2)
     work.fit(Module(), loader(), loader())
-    names = sorted(p.name for p in (tmp_path / "salmon").iterdir())
+    names = sorted(p.name for p in (tmp_path / "salmon_logs").iterdir())
     assert names == [
         "fit-validation.pt", "flagged-validation-000000.jsonl", "flagged-validation-000003.jsonl",
         "pass-validation-000000.json", "pass-validation-000003.json", "pictures-validation.jsonl",
@@ -297,7 +297,7 @@ def test_every_nth_validation_is_measured_and_the_sanity_check_never(tmp_path: P
 def test_validations_inside_an_epoch_are_counted_on(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.7)
     trained(tmp_path, monitor, val_check_interval=0.5)
-    assert (tmp_path / "salmon" / "flagged-validation-000001.jsonl").exists()
+    assert (tmp_path / "salmon_logs" / "flagged-validation-000001.jsonl").exists()
 
 
 def test_max_samples_measures_the_same_random_samples_each_time(tmp_path: Path) -> None:
@@ -385,12 +385,12 @@ def test_fast_dev_run_measures_and_writes_nothing(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.5, strict=True)
     trained(tmp_path, monitor, fast_dev_run=True)
     assert monitor.results["validation"].samples == 8
-    assert not (tmp_path / "salmon").exists()
+    assert not (tmp_path / "salmon_logs").exists()
 
 
 def test_files_can_be_switched_off(tmp_path: Path) -> None:
     trained(tmp_path, SaliencyMonitor(level=0.7, write_files=False))
-    assert not (tmp_path / "salmon").exists()
+    assert not (tmp_path / "salmon_logs").exists()
 
 
 def test_a_network_that_is_always_right_has_fits_and_no_flags(tmp_path: Path) -> None:
@@ -405,6 +405,6 @@ def test_a_network_that_is_always_right_has_fits_and_no_flags(tmp_path: Path) ->
     assert (found.misclassified, found.samples) == (0, 40)
     assert work.callback_metrics["salmon/misclassified"].item() == 0
     assert not any("share" in name for name in work.callback_metrics if "salmon/share" in name)
-    names = sorted(p.name for p in (tmp_path / "salmon").iterdir())
+    names = sorted(p.name for p in (tmp_path / "salmon_logs").iterdir())
     assert names == ["fit-validation.pt", "pass-validation-000000.json"]
     assert not math.isnan(float(found.fit.xi[0]))

@@ -39,7 +39,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     fit(tmp_path / "second", second, 5, tmp_path / "first" / "last.ckpt")
 
     def files(folder: str) -> dict[str, str]:
-        return {p.name: p.read_text() for p in (tmp_path / folder / "salmon").glob("*.jsonl")}
+        return {p.name: p.read_text() for p in (tmp_path / folder / "salmon_logs").glob("*.jsonl")}
 
     # Passes 0, 2 and 4 are measured: the first one before the stop, the others after it.
     assert sorted(files("first") | files("second")) == sorted(files("whole"))
@@ -70,7 +70,7 @@ def test_validating_a_checkpoint_measures_its_weights(tmp_path: Path) -> None:
     other = Module()
     other.net.head[0] = torch.nn.Dropout(0.0)
     work.validate(other, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
-    trained = torch.load(tmp_path / "salmon" / "fit-validation.pt", weights_only=True)["fit"]
+    trained = torch.load(tmp_path / "salmon_logs" / "fit-validation.pt", weights_only=True)["fit"]
     torch.testing.assert_close(
         monitor.results["validation"].fit.threshold, trained["threshold"], rtol=1e-5, atol=0
     )

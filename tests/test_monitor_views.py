@@ -39,7 +39,9 @@ def test_a_training_leaves_all_views_behind(tmp_path: Path) -> None:
     assert len(found.Images("salmon/heatmap/pot")) == 2
     assert {"salmon/share/difference/conv1_x", "salmon/doubtful"} <= set(tags["scalars"])
     assert len(layouts(tmp_path)) == 1
-    records = [read_pass(tmp_path / "salmon" / f"pass-validation-{n:06d}.json") for n in (0, 1)]
+    records = [
+        read_pass(tmp_path / "salmon_logs" / f"pass-validation-{n:06d}.json") for n in (0, 1)
+    ]
     assert [record.number for record in records] == [0, 1]
     assert records[1].misclassified == monitor.results["validation"].misclassified
     assert 0 < records[1].seconds < 60
@@ -50,7 +52,7 @@ def test_the_pictures_are_those_of_the_highest_loss(tmp_path: Path) -> None:
     trained(tmp_path, monitor)
     found = monitor.results["validation"]
     worst = found.mistakes.sample[found.mistakes.loss.argsort(descending=True)].tolist()
-    stored = read_pictures(tmp_path / "salmon" / "pictures-validation.jsonl")
+    stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
     assert [p.sample for p in stored if p.caption] == worst[:3]
     assert [p.sample for p in stored if not p.caption] == worst[:5]
     first = stored[0]
@@ -123,14 +125,14 @@ def test_views_can_be_switched_off(tmp_path: Path) -> None:
     tags = events(tmp_path).Tags()
     assert tags["images"] == []
     assert "custom_scalars__config__" not in tags["tensors"]
-    assert not (tmp_path / "salmon" / "pictures-validation.jsonl").exists()
+    assert not (tmp_path / "salmon_logs" / "pictures-validation.jsonl").exists()
 
 
 def test_pictures_without_maps_cost_no_backward(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("salmon.monitor.imaging.input_saliency", None)
     views = ViewSettings(pictures=1, maps=False)
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True, views=views))
-    stored = read_pictures(tmp_path / "salmon" / "pictures-validation.jsonl")
+    stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
     assert stored[0].heat is None
     assert stored[0].caption
 
@@ -146,7 +148,7 @@ def test_a_network_without_maps_has_pictures_all_the_same(
     trained(tmp_path, SaliencyMonitor(level=0.7, views=ViewSettings(pictures=3)), max_epochs=3)
     warnings = {r for r in log.records if "images without saliency maps" in r.getMessage()}
     assert len(warnings) == 1  # for three pictures in each of three passes
-    stored = read_pictures(tmp_path / "salmon" / "pictures-validation.jsonl")
+    stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
     assert len([p for p in stored if p.caption]) == 3
 
 
@@ -159,7 +161,7 @@ def test_a_mistake_in_making_maps_is_raised_where_all_trouble_is(
     monkeypatch.setattr("salmon.monitor.imaging.input_saliency", broken)
     views = ViewSettings(pictures=1)
     trained(tmp_path / "lenient", SaliencyMonitor(level=0.7, views=views))
-    stored = read_pictures(tmp_path / "lenient" / "salmon" / "pictures-validation.jsonl")
+    stored = read_pictures(tmp_path / "lenient" / "salmon_logs" / "pictures-validation.jsonl")
     assert stored[0].caption
     with pytest.raises(KeyError, match="a mistake"):
         trained(tmp_path / "strict", SaliencyMonitor(level=0.7, views=views, strict=True))
@@ -172,7 +174,7 @@ def test_a_map_of_the_zscores_filters_says_so(tmp_path: Path) -> None:
     fit = replace(first.last_fit(module), threshold=first.last_fit(module).threshold + 1e6)
     judge = SaliencyMonitor(reference=fit, strict=True, views=ViewSettings(pictures=1))
     trainer(tmp_path / "second", judge).validate(module, loader(), verbose=False)
-    stored = read_pictures(tmp_path / "second" / "salmon" / "pictures-validation.jsonl")
+    stored = read_pictures(tmp_path / "second" / "salmon_logs" / "pictures-validation.jsonl")
     assert stored[0].heat is not None
     assert "no filter above its threshold" in stored[0].caption
     assert stored[0].caption[-1] == "right image: pixels that move the top filters by z-score"
@@ -195,7 +197,7 @@ def test_a_board_that_breaks_costs_the_views_only(
     trained(tmp_path, monitor, max_epochs=2)
     assert "SaliencyMonitor could not show its views (RuntimeError" in log.text
     assert monitor.results["validation"].samples == 40
-    assert (tmp_path / "salmon" / "pass-validation-000001.json").exists()
+    assert (tmp_path / "salmon_logs" / "pass-validation-000001.json").exists()
     with pytest.raises(RuntimeError, match="odd_backward"):
         trained(tmp_path / "strict", SaliencyMonitor(level=0.7, strict=True))
 
@@ -298,4 +300,4 @@ def test_a_diagnosis_has_a_report(
 def test_a_rehearsal_shows_nothing(tmp_path: Path) -> None:
     trained(tmp_path, SaliencyMonitor(level=0.5, strict=True), fast_dev_run=True)
     assert not list(tmp_path.rglob("*tfevents*"))
-    assert not (tmp_path / "salmon").exists()
+    assert not (tmp_path / "salmon_logs").exists()

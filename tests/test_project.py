@@ -56,8 +56,3 @@ def test_no_dependency_has_an_upper_pin() -> None:
     for line in [*project["dependencies"], *extras]:
         operators = {spec.operator for spec in Requirement(line).specifier}
         assert operators <= {">="}, line
-
-
-def test_files_stay_short() -> None:
-    for path in (ROOT / "salmon").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 320, path

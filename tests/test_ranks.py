@@ -117,7 +117,7 @@ def test_the_kept_values_are_the_same_bit_for_bit_however_rows_are_shared_out(
 
 
 def flags(folder: Path, name: str = "flagged-validation-000000.jsonl") -> list[dict[str, Any]]:
-    lines = (folder / "salmon" / name).read_text().splitlines()
+    lines = (folder / "salmon_logs" / name).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -134,8 +134,8 @@ def test_flags_of_all_ranks_are_one_file_in_the_order_of_the_samples(
     assert [row["id"] for row in found] == numbers  # indices in the data set
     for row, other in zip(found, expected, strict=True):
         assert_close(row, other, f"sample {row['sample']}")
-    names = sorted(path.name for path in (ranks / "uneven" / "salmon").iterdir())
-    assert names == sorted(path.name for path in (alone / "uneven" / "salmon").iterdir())
+    names = sorted(path.name for path in (ranks / "uneven" / "salmon_logs").iterdir())
+    assert names == sorted(path.name for path in (alone / "uneven" / "salmon_logs").iterdir())
 
 
 def test_batches_are_numbered_over_all_ranks(ranks: Path) -> None:

@@ -293,7 +293,7 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text_are_shown_as_question_marks(tmp_path: Path) -> None:
-    folder = tmp_path / "salmon"
+    folder = tmp_path / "salmon_logs"
     run_files(folder)
     path = folder / "pass-validation-000001.json"
     path.write_text(path.read_text().replace('"<b>"', '"\\ud800x"'))
@@ -317,7 +317,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
 
 
 def test_long_names_of_flags_are_cut_and_three_filters_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "salmon"
+    folder = tmp_path / "salmon_logs"
     run_files(folder)
     path = folder / "flagged-validation-000001.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -105,7 +105,7 @@ def test_the_page_loads_nothing_from_elsewhere(run: Path) -> None:
 
 def test_every_mistake_is_in_the_table_with_its_top_filters(run: Path) -> None:
     section = gather(run)[-1]
-    lines = (run / "salmon" / "flagged-validation-000001.jsonl").read_text().splitlines()
+    lines = (run / "salmon_logs" / "flagged-validation-000001.jsonl").read_text().splitlines()
     flags = [flag for flag in map(json.loads, lines) if flag["kind"] == "sample"]
     assert sorted(flag.id for flag in section.flags) == sorted(flag["id"] for flag in flags)
     losses = [flag.loss for flag in section.flags]
@@ -143,7 +143,7 @@ def test_a_long_table_is_cut_and_says_so(run: Path, monkeypatch: pytest.MonkeyPa
 def test_pictures_of_another_pass_are_not_shown(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    for path in (copy / "salmon").glob("pass-validation-000001.json"):
+    for path in (copy / "salmon_logs").glob("pass-validation-000001.json"):
         path.unlink()
     (section,) = [s for s in gather(copy) if s.name == "validation"]
     assert section.record.number == 0
@@ -154,7 +154,7 @@ def test_pictures_of_another_pass_are_not_shown(run: Path, tmp_path: Path) -> No
 def test_a_run_without_mistakes_has_a_report(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    for path in (copy / "salmon").glob("*.jsonl"):
+    for path in (copy / "salmon_logs").glob("*.jsonl"):
         path.unlink()
     text = render(gather(copy), "run")
     assert "Flagged samples</h3>" not in text
@@ -162,7 +162,7 @@ def test_a_run_without_mistakes_has_a_report(run: Path, tmp_path: Path) -> None:
 
 
 def spoil(folder: Path, name: str, content: bytes) -> None:
-    (folder / "salmon" / name).write_bytes(content)
+    (folder / "salmon_logs" / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("content", [b'{"schema": "salmon.pass/1"}', b"\x80\x04."])
@@ -205,7 +205,7 @@ def test_passes_of_an_earlier_run_in_the_same_folder_are_left_out(tmp_path: Path
     for epochs in (3, 2):
         monitor = SaliencyMonitor(level=0.7, strict=True, views=views)
         trainer(tmp_path, monitor, max_epochs=epochs).fit(Module(), loader(digits(64)), loader())
-    assert len(list((tmp_path / "salmon").glob("pass-validation-*.json"))) == 3
+    assert len(list((tmp_path / "salmon_logs").glob("pass-validation-*.json"))) == 3
     (section,) = gather(tmp_path)
     assert section.record.run == monitor.state_dict()["views"]["run"]
     assert section.history.passes.tolist() == [0, 1]
@@ -245,19 +245,19 @@ def test_passes_that_were_given_up_for_an_earlier_checkpoint_are_left_out(tmp_pa
 
 def test_changes_are_not_told_against_another_network(tmp_path: Path) -> None:
     layers = [LayerRow(layer="net.other", group="early", filters=24)]
-    (tmp_path / "salmon").mkdir()
+    (tmp_path / "salmon_logs").mkdir()
     other = hand_record(
         0, layers=layers, counts={"pot": [100], "zscore": [100]}, xi={"early": [0] * 30}
     )
     for record in (other, hand_record(1)):
-        write_pass(tmp_path / "salmon" / f"pass-validation-{record.number:06d}.json", record)
+        write_pass(tmp_path / "salmon_logs" / f"pass-validation-{record.number:06d}.json", record)
     (section,) = gather(tmp_path)
     assert (section.history.passes.tolist(), section.before) == ([1], None)
 
 
 def test_more_flags_than_memory_should_hold_are_read_one_by_one(tmp_path: Path) -> None:
-    run_files(tmp_path / "salmon")
-    path = tmp_path / "salmon" / "flagged-validation-000001.jsonl"
+    run_files(tmp_path / "salmon_logs")
+    path = tmp_path / "salmon_logs" / "flagged-validation-000001.jsonl"
     flags = [json.loads(line) for line in path.read_text().splitlines()]
     flag = next(each for each in flags if each["kind"] == "sample")
     line = json.dumps(flag | {"padding": 90_000 * "x"})
@@ -284,9 +284,9 @@ def test_more_flags_than_memory_should_hold_are_read_one_by_one(tmp_path: Path) 
 def test_the_page_says_which_pass_it_is_and_what_it_cost(
     tmp_path: Path, share: float | None, words: str
 ) -> None:
-    (tmp_path / "salmon").mkdir()
+    (tmp_path / "salmon_logs").mkdir()
     record = hand_record(3, share=share)
-    write_pass(tmp_path / "salmon" / "pass-validation-000003.json", record)
+    write_pass(tmp_path / "salmon_logs" / "pass-validation-000003.json", record)
     assert words in Page(render(gather(tmp_path), "run")).text
 
 

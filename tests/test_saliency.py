@@ -348,7 +348,6 @@ def test_batch_norm_of_the_batch_is_refused() -> None:
         (torch.zeros(6, 3), r"class probabilities \[N, K\] that add up to 1"),
         (torch.tensor([[1.0, 0.0, 1.0, 0.0]] * 6), "add up to 1"),
         (torch.zeros(6), "integer class numbers"),
-        (torch.zeros(6, 1, dtype=torch.long), "integer class numbers"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(targets: Tensor, message: str) -> None:
@@ -372,9 +371,13 @@ class Returning(nn.Module):
     ("make", "error", "message"),
     [
         (lambda f: f, InputError, "logits of shape"),
-        (lambda f: f.mean((1, 2, 3))[:, None], InputError, "two-class network needs two outputs"),
-        (lambda f: [f], InputError, "returned list"),
-        (lambda f: {"out": f}, InputError, "returned dict"),
+        (
+            lambda f: f.mean((1, 2, 3))[:, None],
+            InputError,
+            "one logit for two classes needs two outputs",
+        ),
+        (lambda f: [f], InputError, "returned a list of"),
+        (lambda f: {"out": f}, InputError, "returned a mapping with the keys out"),
         (lambda f: f.mean((2, 3)).detach(), UnsupportedError, "no gradient"),
     ],
 )

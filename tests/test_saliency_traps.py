@@ -155,7 +155,7 @@ def test_reparametrised_convolutions(name: str) -> None:
 
 def test_reparametrised_layers_keep_their_names() -> None:
     index = FilterIndex.from_model(parametrised(parametrizations.weight_norm))
-    assert index.layers[0].weight == "features.0.parametrizations.weight.original1"
+    assert index.layers[0].weight == "features.0.weight"
     assert index.layers[0].layer == "features.0"
 
 

@@ -1,4 +1,4 @@
-"""Progress in a real terminal, with rich and without it, and silence elsewhere."""
+"""Progress in a real terminal, and a line now and then elsewhere."""
 
 import fcntl
 import os
@@ -9,11 +9,12 @@ import sys
 import termios
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import pytest
 
-from salmon.cli.table import Progress, print_table
+from salmon.cli.table import print_table
+from salmon.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,21 +57,7 @@ def work(progress: Progress) -> None:
     progress("searching", 1, 2)
 
 
-def test_progress_is_drawn_with_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = attached(monkeypatch)
-    with Progress() as progress:
-        work(progress)
-    shown = terminal.shown()
-    assert "measuring new data" in shown
-    assert "searching" in shown
-    assert "\x1b[" in shown  # moves of the cursor
-
-
-def test_progress_is_drawn_without_rich_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without(name: str, package: str | None = None) -> Any:
-        return None if name == "rich" else find_spec(name, package)
-
-    monkeypatch.setattr("importlib.util.find_spec", without)
+def test_progress_is_drawn_as_a_bar_per_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = attached(monkeypatch)
     with Progress() as progress:
         work(progress)
@@ -87,6 +74,21 @@ def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.shown() == ""
 
 
+def test_elsewhere_a_line_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 4.0, 11.0, 11.0, 12.0, 20.9, 21.1, 21.1])
+    monkeypatch.setattr("salmon.progress.time.monotonic", lambda: next(clock))
+    lines: list[str] = []
+    for say in (lines.append, None):
+        clock = iter([0.0, 4.0, 11.0, 11.0, 12.0, 20.9, 21.1, 21.1])
+        with Progress() if say is None else Progress(say=say) as progress:
+            for step in range(1, 6):
+                progress("search", step, 5)
+    assert lines == ["search: 2 of 5", "search: 5 of 5"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
 def fail() -> None:
     with Progress() as progress:
         work(progress)
@@ -97,7 +99,7 @@ def test_progress_is_taken_away_when_the_work_fails(monkeypatch: pytest.MonkeyPa
     terminal = attached(monkeypatch)
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert "\x1b[?25h" in terminal.shown()  # the cursor is back
+    assert terminal.shown().endswith("\r")  # the line is free again
 
 
 DIAGNOSE = [

@@ -13,7 +13,7 @@ from examples.paper.shared.parts import Parts
 from examples.paper.shared.results import write_results
 from examples.paper.shared.setups import on_digits, on_imagenet
 from examples.paper.shared.study import run_study
-from salmon.cli.table import Progress
+from salmon.progress import Progress
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,8 +24,8 @@ from examples.paper.shared.parts import Parts
 from examples.paper.shared.results import STANDIN, Row, write_csv, write_page
 from examples.paper.shared.setups import on_digits, on_imagenet
 from salmon import FilterIndex, InputError
-from salmon.cli.table import Progress
 from salmon.markdown import markdown_table
+from salmon.progress import Progress
 
 NAMES = {"normal": "normal", "pot": "POT"}
 LEAST = 200  # images, so that each half has 10 beyond its threshold

@@ -22,7 +22,7 @@ from examples.paper.shared.parts import Parts
 from examples.paper.shared.results import write_results
 from examples.paper.shared.study import Study, run_study
 from examples.paper.shared.training import Recipe, adam, trained
-from salmon.cli.table import Progress
+from salmon.progress import Progress
 
 SPLITS = {"PACS": "sketch", "PASC": "cartoon", "PCSA": "art_painting", "ACSP": "photo"}
 

@@ -20,9 +20,9 @@ from torchvision.models import resnet18
 from salmon.cli.diagnose import print_shares
 from salmon.cli.digits import CLASSES, mnist_split, optical_digits
 from salmon.cli.repair import print_outcome
-from salmon.cli.table import Progress
 from salmon.errors import InputError
 from salmon.monitor import Diagnosis, SaliencyMonitor
+from salmon.progress import Progress
 from salmon.repairs import RepairSettings, Samples, repair, write_outcome
 
 TRAINING_IMAGES = 4000

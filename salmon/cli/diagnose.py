@@ -4,7 +4,7 @@ from typing import Any
 
 from salmon.cli.job import Job, load_job
 from salmon.cli.settings import JobSettings
-from salmon.cli.table import Progress, print_table
+from salmon.cli.table import print_table
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
@@ -21,6 +21,7 @@ from salmon.monitor import (
     unpack_batch,
     write_diagnosis,
 )
+from salmon.progress import Progress
 from salmon.ranking import filter_shares, group_shares, most_blamed
 from salmon.repairs import to_device
 from salmon.saliency import check_samples, measure

@@ -24,8 +24,8 @@ OK, ERROR = 0, 2
 _Record = TypeVar("_Record")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and run a command.
 
     Args:
         arguments: Without the program's name; None takes those of the process.
@@ -41,12 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(repair, dict):
                 commands["repair"].set_defaults({f"repair.{k}": v for k, v in repair.items()})
         options = parser.parse_args(given)
-        run = _COMMANDS[options.subcommand][2]
-        return run(options[options.subcommand])
+        command = _COMMANDS[options.subcommand][2]
+        return command(options[options.subcommand])
     except SalmonError as error:
         print(f"salmon: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("salmon: interrupted; nothing was written.", file=sys.stderr)
     except Exception as error:  # noqa: BLE001
         # Of the user's model or data. Python's own exit code 1 would say "not accepted".
         traceback.print_exc()

@@ -6,11 +6,12 @@ from typing import Any
 from salmon.cli.checkpoints import write_checkpoint
 from salmon.cli.job import Job, load_job
 from salmon.cli.settings import JobSettings
-from salmon.cli.table import Progress, print_table
+from salmon.cli.table import print_table
 from salmon.errors import InputError
 from salmon.files import check_new_folder, publish_folder
 from salmon.filters import FilterIndex
 from salmon.monitor import collect_samples
+from salmon.progress import Progress
 from salmon.repairs import (
     ACCEPTED,
     COLUMNS,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from salmon.cli.checkpoints import check_new_file
+from salmon.progress import Progress
 from salmon.views import gather, write_report
 
 
@@ -23,7 +24,8 @@ def run_report(options: Any) -> int:
     """
     folder, out = Path(options.run), Path(options.out)
     check_new_file(out, force=options.force)
-    sections = gather(folder)
+    with Progress(quiet=options.quiet) as progress:
+        sections = gather(folder, progress)
     write_report(out, sections, f"salmon: {folder.resolve().name}")
     for section in sections:
         for note in section.notes:

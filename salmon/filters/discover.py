@@ -6,19 +6,33 @@
 - ``linear``: one per output row of the linear layers that hold no heads.
 
 A re-parametrised weight (``torch.nn.utils.parametrizations``, pruning, the older weight and
-spectral norm) is measured at the parameter that has its shape.
+spectral norm) is measured at the parameter that has its shape. Weights that a module of the user's
+own hands to ``torch.nn.functional.conv2d`` and the like are found by running a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
-from salmon.filters.names import clean_name
+from salmon.filters.names import clean_name, parameters_by_name
+from salmon.forward import call_network, eagerly, eval_mode, gradients_on, no_trace
+
+CONVOLUTIONS: Mapping[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+TRANSPOSED: Mapping[Callable[..., Any], int] = {
+    torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3,
+}  # fmt: skip
+"""Functions by their number of spatial dimensions."""
+
+_SCRIPTED = tuple(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))
 
 UNITS = ("conv", "heads", "linear")
 
@@ -28,7 +42,7 @@ _SEPARATE = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
-_Cut = tuple[nn.Parameter | None, str, tuple[str, ...], int]  # weight, child, parts, heads
+_Cut = tuple[Tensor | None, str, tuple[str, ...], int]  # weight, child, parts, heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +58,14 @@ class Found:
     transposed: bool = False
 
 
-def discover(model: nn.Module, units: tuple[str, ...]) -> list[Found]:
+def discover(model: nn.Module, units: tuple[str, ...], inputs: Any = None) -> list[Found]:
     """Find the parameters that hold filters.
 
     Args:
         model: The network.
         units: Which kinds to find.
+        inputs: A batch as :func:`salmon.forward.call_network` takes it, to run the network with;
+            None finds the weights of torch's own modules only.
 
     Returns:
         What was found, in the order of ``named_parameters()``.
@@ -57,44 +73,116 @@ def discover(model: nn.Module, units: tuple[str, ...]) -> list[Found]:
     Raises:
         InputError: If a convolution is lazy and has no shape yet.
     """
-    names = {id(parameter): clean_name(name) for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters_by_name(model).items()}
     order = {key: place for place, key in enumerate(names)}
     found: dict[int, Found] = {}
     attention = {id(f.parameter): f for f in _heads(model, names)}
     if "heads" in units:
         found |= attention
+    own = (*_of_modules(model, names), *(() if inputs is None else _used(model, names, inputs)))
+    for one in own:
+        if one.unit in units and id(one.parameter) not in attention:
+            found.setdefault(id(one.parameter), one)
+    return sorted(found.values(), key=lambda f: order[id(f.parameter)])
+
+
+def _of_modules(model: nn.Module, names: Mapping[int, str]) -> Iterator[Found]:
+    """Weights of torch's convolutions and linear layers."""
     for path, module in model.named_modules():
-        if isinstance(module, _ConvNd):
+        kind = getattr(module, "original_name", "")  # of a scripted module
+        if isinstance(module, _ConvNd) or kind in _SCRIPTED:
             unit, filters = "conv", module.out_channels
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) or kind == "Linear":
             unit, filters = "linear", module.out_features
         else:
             continue
         parameter = _source(module)
-        if unit not in units or parameter is None or id(parameter) not in names:
-            continue
-        if id(parameter) in attention or id(parameter) in found:
+        if parameter is None or id(parameter) not in names:
             continue
         if isinstance(parameter, UninitializedParameter):
             raise InputError(
                 f"{path} is lazy and has no shape yet; run one batch through the network before "
                 "indexing its filters."
             )
-        found[id(parameter)] = Found(
+        yield Found(
             weight=names[id(parameter)],
             layer=clean_name(path),
             unit=unit,
             parts=("",),
-            filters=filters,
+            filters=int(filters),
             parameter=parameter,
-            transposed=isinstance(module, _ConvTransposeNd),
+            transposed=isinstance(module, _ConvTransposeNd) or "Transpose" in kind,
         )
-    return sorted(found.values(), key=lambda f: order[id(f.parameter)])
 
 
-def _source(module: nn.Module) -> nn.Parameter | None:
+def _used(model: nn.Module, names: Mapping[int, str], inputs: Any) -> Iterator[Found]:
+    """Weights that convolutions and linear operations read in a forward, however it calls them."""
+    parameters = list(model.parameters())
+    with (
+        torch.inference_mode(mode=False), no_trace(model), eval_mode(model), torch.enable_grad(),
+        gradients_on(parameters), eagerly(),
+    ):  # fmt: skip
+        leaves = pytree.tree_leaves(call_network(model, inputs))
+        # Objects that are no nesting of tensors have the output of most of the network in logits.
+        leaves += [getattr(leaf, "logits", None) for leaf in leaves]
+        ends = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
+        for node in _behind(ends):
+            for parameter, unit, transposed in _read_by(node):
+                if id(parameter) in names:
+                    groups = node._saved_groups if unit == "conv" and transposed else 1  # type: ignore[attr-defined]
+                    yield Found(
+                        weight=names[id(parameter)],
+                        # A module may have several weights.
+                        layer=names[id(parameter)].removesuffix(".weight"),
+                        unit=unit,
+                        parts=("",),
+                        filters=parameter.shape[1] * groups if transposed else parameter.shape[0],
+                        parameter=parameter,
+                        transposed=transposed,
+                    )
+
+
+def _read_by(node: Node) -> Iterator[tuple[Tensor, str, bool]]:
+    """Weights of an operation, their unit, and whether rows are not what makes an output."""
+    name, before = node.name(), [child for child, _ in node.next_functions]
+    if name == "ConvolutionBackward0":
+        shape = node._saved_weight.shape  # type: ignore[attr-defined]
+        for leaf in _leaves_of(before[1]):
+            if leaf.shape == shape:
+                yield leaf, "conv", bool(node._saved_transposed)  # type: ignore[attr-defined]
+    elif name in _MATRICES:
+        factor = before[_MATRICES[name]]
+        matrices = [leaf for leaf in _leaves_of(factor) if leaf.ndim == 2]
+        if matrices:
+            # inputs @ weight has a weight [inputs, outputs], as transformers' Conv1D.
+            turned = hasattr(factor, "variable") and name != "LinearBackward0"
+            yield max(matrices, key=Tensor.numel), "linear", turned
+
+
+_MATRICES = {"AddmmBackward0": 2, "MmBackward0": 1, "LinearBackward0": 1}
+"""Matrix products in autograd's graph, and which of their arguments is the weight."""
+
+
+def _behind(ends: Iterable[Node | None]) -> Iterator[Node]:
+    """All nodes of the graph that some come from, themselves included."""
+    seen: set[Node] = set()
+    stack = list(ends)
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(child for child, _ in node.next_functions)
+
+
+def _leaves_of(node: Node | None) -> list[Tensor]:
+    """The parameters behind a node."""
+    return [each.variable for each in _behind([node]) if hasattr(each, "variable")]
+
+
+def _source(module: nn.Module) -> Tensor | None:
     """The parameter behind a module's weight that has the weight's shape."""
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is not None:
         return weight
     if parametrize.is_parametrized(module, "weight"):
@@ -107,7 +195,7 @@ def _source(module: nn.Module) -> nn.Parameter | None:
     return next((p for p in candidates if p.shape == shape.shape), None)
 
 
-def _heads(model: nn.Module, names: dict[int, str]) -> Iterator[Found]:
+def _heads(model: nn.Module, names: Mapping[int, str]) -> Iterator[Found]:
     """Query, key and value weights of attention modules, cut into heads."""
     for path, module in model.named_modules():
         cuts = (

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from salmon.errors import InputError, StateError
 from salmon.filters.discover import UNITS, Found, discover
 from salmon.filters.groups import group_layers
+from salmon.filters.names import parameters_by_name
 from salmon.plain import shown
 
 logger = logging.getLogger(__name__)
 
 Fingerprint = list[tuple[str, int, int]]
 """Weight name, number of filters and filter size of every layer; plain Python values."""
+
+_NAMED = 8  # names in a message
 
 SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 """Patterns of residual shortcut convolutions, for ``exclude=``: the paper's counts omit them."""
@@ -77,6 +80,7 @@ class FilterIndex:
         exclude: Sequence[str] = (),
         groups: Callable[[str], str] | None = None,
         units: Sequence[str] = ("conv",),
+        inputs: Any = None,
     ) -> "FilterIndex":
         """Index the filters of a network.
 
@@ -90,6 +94,9 @@ class FilterIndex:
             units: What counts as a filter: ``"conv"``, output channels of convolutions, 1d to 3d;
                 ``"heads"``, the query, key and value rows of each attention head; ``"linear"``,
                 rows of other linear layers.
+            inputs: A batch, as of :func:`salmon.filter_saliency`. With one, the network is run once
+                and weights are found by their use, too: those of modules of your own that call
+                ``torch.nn.functional.conv2d`` and its kin. None finds torch's modules only.
 
         Returns:
             The index of the selected filters.
@@ -106,13 +113,15 @@ class FilterIndex:
         unknown = set(units) - set(UNITS)
         if unknown or not units:
             raise InputError(f"units is {units!r}; some of {', '.join(UNITS)} are needed.")
-        found = discover(model, tuple(units))
+        found = discover(model, tuple(units), inputs)
         chosen = [f for f in found if _selected(f.layer, include, exclude)]
+        if not found:
+            raise InputError(_nothing_found(model, tuple(units), looked_at_use=inputs is not None))
         if not chosen:
             raise InputError(
                 f"{type(model).__name__} has {len(found)} layers of the units {tuple(units)}, of "
                 f"which include={include!r} and exclude={exclude!r} select none; at least one is "
-                f"needed. Change the patterns, or choose other units among {', '.join(UNITS)}."
+                f"needed. Change the patterns (layers are {_some([f.layer for f in found])})."
             )
         if groups is None:
             names, scheme = group_layers(model, [f.layer for f in chosen])
@@ -216,6 +225,18 @@ class FilterIndex:
         """
         return [(layer.weight, layer.filters, layer.size) for layer in self.layers]
 
+    def fits(self, model: nn.Module) -> bool:
+        """Tell whether a network has all weights of this index.
+
+        Args:
+            model: Any network.
+
+        Returns:
+            Whether it has, by name and size.
+        """
+        sizes = {name: value.numel() for name, value in parameters_by_name(model).items()}
+        return all(sizes.get(each.weight) == each.filters * each.size for each in self.layers)
+
     def check_fingerprint(self, other: Sequence[Sequence[Any]], *, source: str) -> None:
         """Refuse numbers that were made for another network.
 
@@ -248,10 +269,33 @@ def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str])
     return not any(fnmatchcase(layer, pattern) for pattern in exclude)
 
 
+def _nothing_found(model: nn.Module, units: tuple[str, ...], *, looked_at_use: bool) -> str:
+    """What was looked at, where no weight holds filters."""
+    kinds = sorted({type(module).__name__ for module in model.modules()})
+    weights = [name for name, p in parameters_by_name(model).items() if p.ndim > 1]
+    elsewhere = [unit for unit in UNITS if unit not in units and discover(model, (unit,))]
+    advice = "" if looked_at_use else (
+        "Weights that modules of your own hand to torch.nn.functional are found if inputs= gives a "
+        "batch. "
+    )  # fmt: skip
+    advice += f"It has units {elsewhere}, which units= selects." if elsewhere else ""
+    return (
+        f"{type(model).__name__} has no layers of the units {units}, of which at least one is "
+        f"needed; looked at were {len(weights)} weights ({_some(weights)}) of the modules "
+        f"{_some(kinds)}{' and what forward does with them' if looked_at_use else ''}. {advice}"
+    ).rstrip()
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more if names else "none"
+
+
 def _layer(found: Found, group: str) -> FilterLayer:
     """Describe what was discovered."""
     shape = found.parameter.shape
-    channels = found.filters if found.unit == "conv" else shape[0]
+    channels = found.filters if found.unit == "conv" or found.transposed else shape[0]
     return FilterLayer(
         weight=found.weight,
         layer=found.layer,

@@ -22,8 +22,8 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
     """Find inputs and targets in a batch of the usual forms.
 
     Args:
-        batch: ``(inputs, targets, ...)``, or a mapping with one of ``INPUT_KEYS`` and one of
-            ``TARGET_KEYS``.
+        batch: ``(inputs, targets, ...)``, or a mapping with one of ``TARGET_KEYS`` and, if it has
+            one, of ``INPUT_KEYS``; else all its other entries but ids are named arguments.
 
     Returns:
         Inputs and targets.
@@ -34,8 +34,9 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
     if isinstance(batch, Mapping):
         x = next((batch[key] for key in INPUT_KEYS if key in batch), None)
         y = next((batch[key] for key in TARGET_KEYS if key in batch), None)
-        if x is not None and isinstance(y, Tensor):
-            return x, y
+        if isinstance(y, Tensor):
+            others = {k: v for k, v in batch.items() if k not in (*TARGET_KEYS, *ID_KEYS)}
+            return (others if x is None else x), y
         found = f"a mapping with the keys {sorted(map(str, batch))}"
     elif isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[1], Tensor):
         return batch[0], batch[1]
@@ -44,9 +45,10 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
     else:
         found = f"a {type(batch).__name__}"
     raise InputError(
-        f"the batch is {found}; (inputs, targets), or a mapping with inputs under one of "
-        f"{', '.join(INPUT_KEYS)} and targets under one of {', '.join(TARGET_KEYS)}, is needed. "
-        "Pass unpack=, a function that takes the batch and returns (inputs, targets)."
+        f"the batch is {found}; (inputs, targets), or a mapping with targets under one of "
+        f"{', '.join(TARGET_KEYS)} and inputs under one of {', '.join(INPUT_KEYS)} or as named "
+        "arguments of forward, is needed. Pass unpack=, a function that takes the batch and "
+        "returns (inputs, targets)."
     )
 
 

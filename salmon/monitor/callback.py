@@ -47,11 +47,11 @@ class SaliencyMonitor(CallbackBase):
         top_k: int = 25,
         *,
         include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
+        exclude: Sequence[str] | None = (),
         groups: Callable[[str], str] | None = None,
         units: Sequence[str] = ("conv",),
         unpack: Unpack = unpack_batch,
-        loss: Loss | None = None,
+        loss: nn.Module | Loss | None = None,
         sample_ids: SampleIds | None = None,
         reference: TailFit | str | Path | None = None,
         every_n_validations: int = 1,
@@ -76,7 +76,9 @@ class SaliencyMonitor(CallbackBase):
                 between poolings.
             units: What to measure: ``"conv"``, ``"heads"`` (attention), ``"linear"``.
             unpack: ``batch -> (inputs, targets)``; the default takes pairs and the usual mappings.
-            loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy.
+            loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy. A loss module
+                of torch is taken with ``reduction="none"``; labels that are its ``ignore_index``,
+                or no class of the network, are left out.
             sample_ids: ``batch -> [N]`` numbers or names of its samples, for the flags; None takes
                 those of mappings (``"id"`` and the like), else the index in the dataset where the
                 loader keeps its order, else the position in the pass.
@@ -95,7 +97,7 @@ class SaliencyMonitor(CallbackBase):
                 training goes on.
 
         Raises:
-            InputError: If a number is out of range.
+            InputError: If an argument is out of range, or of another type.
         """
         super().__init__()
         self.settings = Settings(
@@ -115,12 +117,18 @@ class SaliencyMonitor(CallbackBase):
             memory_mb=memory_mb,
             seed=seed,
             write_files=write_files,
-            views=views or ViewSettings(),
+            views=ViewSettings() if views is None else views,
             strict=strict,
         )
+        if repair is not None and not isinstance(repair, RepairInTraining):
+            raise InputError(
+                f"repair is {repair!r}; RepairInTraining is needed, such as "
+                "salmon.RepairInTraining(after='fit'), or None."
+            )
         self.results: dict[str, Diagnosis] = {}
         """What the last measured pass of each kind found: ``"validation"``, ``"test"``; with
-        several loaders ``"validation/loader1"`` and so on."""
+        several loaders ``"validation/loader1"`` and so on, or their names in a mapping, such as
+        ``"validation/loader_photo"``."""
         self.outcome: Outcome | None = None
         """Of the last repair."""
         self._repair = repair
@@ -169,6 +177,20 @@ class SaliencyMonitor(CallbackBase):
         """Begin a pass."""
         self._start(trainer, pl_module, "test")
 
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Watch what the step does with a batch."""
+        if self._pass is not None:
+            self._pass.begin(batch)
+
+    on_test_batch_start = on_validation_batch_start
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -189,7 +211,7 @@ class SaliencyMonitor(CallbackBase):
             dataloader_idx: The loader's number.
         """
         if self._pass is not None:
-            self._pass.measure(trainer, pl_module, batch, batch_idx, dataloader_idx)
+            self._pass.measure(trainer, batch, batch_idx, dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
 
@@ -214,11 +236,11 @@ class SaliencyMonitor(CallbackBase):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Drop a pass that an exception ended."""
-        self._pass = None
+        self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Drop what is left of a pass."""
-        self._pass = None
+        self._drop()
 
     def state_dict(self) -> dict[str, Any]:
         """Hand out the numbers of finished passes and the last fits.
@@ -265,7 +287,10 @@ class SaliencyMonitor(CallbackBase):
                 f"no pass {scope!r} was measured yet; there are {sorted(self._fits)}. Run "
                 "trainer.fit or trainer.validate first."
             )
-        index = self.settings.build_index(model)
+        # Weights that only a forward shows are in the index of a pass, but not in a new one.
+        known = self.results[scope].index if scope in self.results else None
+        index = known if known is not None and known.fits(model) else None
+        index = index or self.settings.build_index(model)
         return fit_from_state(self._fits[scope], index, source=f"the fit of {scope!r}")
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -278,14 +303,35 @@ class SaliencyMonitor(CallbackBase):
                 Ranks.of(trainer),
             )  # fmt: skip
 
+    def _drop(self) -> None:
+        """Forget a pass that has not ended."""
+        if self._pass is not None:
+            self._pass.close()
+        self._pass = None
+
     def _look_for_repair(self, trainer: Trainer, pl_module: LightningModule, when: str) -> None:
         """Repair if this is the time for it; trouble is logged, unless ``strict``."""
         if self._repair is None or self._repair.after != when or trainer.sanity_checking:
             return
         with guarded(self.settings, "could not look for a repair"):
+            self._check_trust()
             self.outcome = repair_in_training(
-                trainer, pl_module, self.settings, self._repair, Ranks.of(trainer)
+                trainer, pl_module, self.settings, self._repair, self._memory, Ranks.of(trainer)
             )
+
+    def _check_trust(self) -> None:
+        """Refuse to repair another function than the one that is validated."""
+        for scope, found in self.results.items():
+            if not scope.startswith("validation"):
+                continue
+            if not found.trusted:
+                raise InputError(f"the diagnosis {scope!r} is not to be trusted. {found.doubts[0]}")
+            if not found.as_loaded:
+                raise InputError(
+                    f"the validation step gives the network other inputs than the batches of "
+                    f"{scope!r} hold, which a repair would run it on; give unpack=, a function "
+                    "from the batch to what the network gets and the labels."
+                )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End a pass and keep what it found."""

@@ -54,7 +54,8 @@ class Conclusion:
         self._settings = settings
         self._number = number
         self._passing = passing
-        self._memory = memory
+        self.memory = memory
+        """What the views know of the passes before, and what the user was told."""
         self._ranks = ranks
 
     def conclude(
@@ -78,20 +79,22 @@ class Conclusion:
             lambda: class_names(loader_of(trainer, loader), self._settings.views)
         )
         diagnosis = run.finish(self._ranks)
-        folder = folder_of(trainer, self._settings)  # asks the first rank, so all have to call
+        folder = folder_of(
+            trainer, self._settings, self.memory
+        )  # asks the first rank, so all have to call
 
         def tell() -> None:
             record = record_pass(
                 diagnosis,
-                **pass_context(trainer, scope, self._number),
+                **pass_context(trainer, scope, self._number, loader),
                 given_fit=self._settings.reference is not None,
-                run=self._memory.run,
+                run=self.memory.run,
                 seconds=measuring.busy,
                 share=measuring.busy / max(self._passing.total, 1e-9),
                 classes=classes,
             )
             log_metrics(model, scope, record)
-            history, before = self._memory.take(scope, record, diagnosis.index)
+            history, before = self.memory.take(scope, record, diagnosis.index)
             if self._ranks.first:
                 images = FlaggedImages()
                 with guarded(self._settings, "could not picture the mistakes"), self.picturing:
@@ -118,10 +121,10 @@ class Conclusion:
             images = flagged_images(
                 model, diagnosis, run.worst, settings,
                 classes=classes, normalisation=normalisation(data, settings.views),
-                maps=not self._memory.without_maps,
+                maps=not self.memory.without_maps,
                 forward_context=partial(forward_context, trainer),
             )  # fmt: skip
-        self._memory.without_maps |= images.without_maps
+        self.memory.without_maps |= images.without_maps
         return images
 
     def _write(
@@ -156,15 +159,15 @@ class Conclusion:
         publish(
             found, tags, record, history,
             before=before, pictures=images.pictures, figures=views.figures,
-            shown=self._memory.shown, guard=guard,
+            shown=self.memory.shown, guard=guard,
         )  # fmt: skip
 
     def _lay_out(self, board: Board, tags: str) -> None:
         """Put a layout up, once per run."""
         run = (str(getattr(board.experiment, "log_dir", "")), tags)
-        if run in self._memory.laid_out:
+        if run in self.memory.laid_out:
             return
-        self._memory.laid_out.add(run)
+        self.memory.laid_out.add(run)
         if add_layout(board.experiment, [tags]) == "joined":
             logger.info(
                 "SaliencyMonitor put its charts behind the custom scalars that this run has; "

@@ -1,7 +1,7 @@
 """Small contexts around the monitor's work, and what a trainer knows of its loaders."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DistributedSampler
 
 from salmon.errors import SalmonError, UnsupportedError
 from salmon.monitor.bases import logger
-from salmon.monitor.loaders import keeps_order, sampler_of
+from salmon.monitor.loaders import flat_loaders, keeps_order, loader_names, sampler_of
 from salmon.monitor.numbering import Numbering
 from salmon.monitor.settings import Settings
 
@@ -195,16 +195,24 @@ def in_dataset_order(trainer: Trainer, loader: int) -> bool:
     return keeps_order(loader_of(trainer, loader))
 
 
-def loader_count(trainer: Trainer) -> int:
-    """Number of loaders of the running stage.
+def scope_of(trainer: Trainer, stage: str, loader: int) -> str:
+    """Name what one loader of a pass gives.
 
     Args:
         trainer: The trainer, in validation or test.
+        stage: ``"validation"`` or ``"test"``.
+        loader: The loader's number.
 
     Returns:
-        At least 1.
+        The stage; with the loader's name behind where there are several.
     """
-    return len(trainer.num_test_batches if trainer.testing else trainer.num_val_batches)
+    names = loader_names(_loaders(trainer))
+    return stage if len(names) == 1 else f"{stage}/{names[loader]}"
+
+
+def _loaders(trainer: Trainer) -> Any:
+    """Those of the running stage, as the user gave them."""
+    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
 
 
 def loader_of(trainer: Trainer, number: int) -> Any:
@@ -217,10 +225,7 @@ def loader_of(trainer: Trainer, number: int) -> Any:
     Returns:
         The loader.
     """
-    loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    if isinstance(loaders, Mapping):
-        loaders = list(loaders.values())
-    return loaders[number] if isinstance(loaders, Sequence) else loaders
+    return flat_loaders(_loaders(trainer))[number]
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from salmon.errors import SalmonError
+from salmon.forward import eval_mode
 from salmon.monitor.bases import logger
 from salmon.monitor.settings import Settings
 from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
 from salmon.ranking import NO_CLASS, Diagnosis
 from salmon.repairs import to_device
-from salmon.saliency import eval_mode, input_saliency, map_of_image
+from salmon.saliency import input_saliency, map_of_image
 from salmon.views import (
     METHOD_NAMES,
     Normalisation,

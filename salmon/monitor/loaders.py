@@ -1,8 +1,10 @@
 """Samples out of a loader, each with a number or name to find it again by."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch.utils import _pytree as pytree
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -18,6 +20,38 @@ from salmon.saliency import check_samples
 
 BatchIds = Callable[[Any], list[int | str]]
 """``batch -> [N]`` ids of its samples."""
+
+
+def flat_loaders(loaders: Any) -> list[Any]:
+    """Loaders in the order in which Lightning numbers them.
+
+    Args:
+        loaders: One, or any nesting of lists and mappings of them.
+
+    Returns:
+        Them.
+    """
+    return [loader for _, loader in pytree.tree_flatten_with_path(loaders)[0]]
+
+
+def loader_names(loaders: Any) -> list[str]:
+    """Names of loaders, as parts of those of results, metrics and files.
+
+    Args:
+        loaders: As of :func:`flat_loaders`.
+
+    Returns:
+        ``loader0`` and so on for a list; for mappings with the names in them, such as
+        ``loader_photo`` or ``loader_photo.dark``. No two are the same.
+    """
+    names: list[str] = []
+    for path, _ in pytree.tree_flatten_with_path(loaders)[0]:
+        keys = [getattr(step, "key", getattr(step, "idx", "")) for step in path]
+        plain = [re.sub(r"[^\w-]+", "-", str(key)) for key in keys]
+        named = any(hasattr(step, "key") for step in path)
+        name = f"loader{'_' if named else ''}{'.'.join(plain)}"
+        names.append(name if name not in names else f"{name}-{len(names)}")
+    return names
 
 
 def keeps_order(loader: Any) -> bool:

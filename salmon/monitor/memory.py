@@ -45,6 +45,8 @@ class ViewMemory:
     """Of the last pass; not in the first checkpoints of version 2."""
     shown: dict[str, str] = field(default_factory=dict)
     """Texts by tag, as last put up; not in checkpoints."""
+    told: set[str] = field(default_factory=set)
+    """Warnings that were given once; not in checkpoints."""
     without_maps: bool = False
     """Whether saliency maps failed once, so that they are not tried again; not in checkpoints."""
     laid_out: set[tuple[str, str]] = field(default_factory=set)

@@ -13,11 +13,15 @@ from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger
 from salmon.monitor.context import Clock, guarded, rehearsal
 from salmon.monitor.imaging import FlaggedImages
+from salmon.monitor.memory import ViewMemory
 from salmon.monitor.settings import Settings
 from salmon.ranking import Diagnosis, batch_flags, group_shares, sample_flags
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
 from salmon.views import MOST_ROWS, Board, PassRecord, pass_metrics, write_pass, write_pictures
+
+LOGS = "salmon_logs"
+"""Folder of the monitor's files; a folder ``salmon`` would be taken for the package."""
 
 
 def metric_scope(scope: str) -> str:
@@ -88,39 +92,95 @@ def log_cost(
     _log(model, metric_scope(stage), metrics)
 
 
-def pass_context(trainer: Trainer, scope: str, number: int) -> dict[str, Any]:
+def pass_context(trainer: Trainer, scope: str, number: int, loader: int) -> dict[str, Any]:
     """Which pass it is, for records and flags.
 
     Args:
         trainer: The trainer.
         scope: A key of the monitor's results.
         number: Of the pass, counted per stage from 0.
+        loader: The loader's number.
 
     Returns:
         Plain values.
     """
     return {
         "stage": scope.partition("/")[0],
-        "loader": int(scope.partition("/loader")[2] or 0),
+        "loader": loader,
         "number": number,
         "step": trainer.global_step,
     }
 
 
-def folder_of(trainer: Trainer, settings: Settings) -> Path | None:
-    """The folder for files.
+def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path | None:
+    """The folder for files; all processes have to ask.
 
     Args:
         trainer: The trainer.
         settings: Of the monitor.
+        memory: What the user was told already; updated.
 
     Returns:
-        ``salmon`` beside the logger's files, which need not exist; None where nothing is to be
+        ``salmon_logs`` in the run's folder, which need not exist; None where nothing is to be
         written.
     """
-    if not settings.write_files or rehearsal(trainer) or trainer.log_dir is None:
+    if not settings.write_files or rehearsal(trainer):
         return None
-    return Path(str(trainer.log_dir)) / "salmon"
+    place = run_folder(trainer, memory.run)
+    if is_local(place):
+        return Path(place.removeprefix("file://")) / LOGS
+    if trainer.is_global_zero and place not in memory.told:
+        memory.told.add(place)
+        logger.warning(
+            "SaliencyMonitor writes no files, since %s is no folder of this machine; its metrics, "
+            "charts and results are there all the same. A first logger with a local folder has the "
+            "files, too; write_files=False says that none are wanted.", place,
+        )  # fmt: skip
+    return None
+
+
+def run_folder(trainer: Trainer, run: str) -> str:
+    """Where the files of a run belong; all processes have to ask.
+
+    Args:
+        trainer: The trainer.
+        run: Name of the run, for loggers that have none.
+
+    Returns:
+        The folder of the first logger's run: its own, or ``save_dir/name/version`` as Lightning's
+        checkpoints have it; without loggers the trainer's. Perhaps the address of another machine.
+    """
+    place = _run_folder(trainer, run) if trainer.is_global_zero else ""
+    return str(trainer.strategy.broadcast(place))
+
+
+def _run_folder(trainer: Trainer, run: str) -> str:
+    """What the first process knows of it."""
+    if not trainer.loggers:
+        return str(trainer.default_root_dir)
+    first: Any = trainer.loggers[0]
+    own = getattr(first, "log_dir", None)
+    if own is not None:
+        return str(own)
+    base = first.save_dir or trainer.default_root_dir
+    if first.version is None:  # until its run has begun
+        with suppress(Exception):
+            _ = first.experiment
+    version = run if first.version is None else first.version
+    name = version if isinstance(version, str) else f"version_{version}"
+    return f"{str(base).rstrip('/')}/{first.name or 'run'}/{name}"
+
+
+def is_local(place: str) -> bool:
+    """Tell folders of this machine from addresses of others.
+
+    Args:
+        place: Such as ``logs`` or ``s3://bucket/logs``.
+
+    Returns:
+        Whether it is a folder here.
+    """
+    return "://" not in place or place.startswith("file://")
 
 
 def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, skipped: int) -> None:
@@ -147,10 +207,10 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
         clock.busy, 100 * clock.share,
     )  # fmt: skip
-    if diagnosis.dropped or skipped:
+    if diagnosis.dropped or diagnosis.unlabelled or skipped:
         logger.warning(
-            "SaliencyMonitor, %s pass %d: %d samples had no finite saliency and do not count (%d "
-            "of them for a class number out of range), and %d batches were left out.",
+            "SaliencyMonitor, %s pass %d: %d samples had no finite saliency, %d more no label that "
+            "is a class of the network; none of these counts. %d batches were left out.",
             scope, number, diagnosis.dropped, diagnosis.unlabelled, skipped,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A repair inside a training: which loaders, when, and what becomes of the outcome."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,16 @@ from pytorch_lightning import LightningModule, Trainer
 
 from salmon.errors import InputError
 from salmon.files import publish_folder
+from salmon.forward import keep_rng
 from salmon.monitor.bases import logger
 from salmon.monitor.context import ordinary_tensors, rehearsal
-from salmon.monitor.loaders import collect_samples, whole_loader
+from salmon.monitor.loaders import collect_samples, flat_loaders, whole_loader
+from salmon.monitor.memory import ViewMemory
+from salmon.monitor.output import is_local, run_folder
 from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
+from salmon.progress import Progress
 from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
-from salmon.saliency import keep_rng
 
 Loaders = Callable[[Trainer], tuple[Any, Any | None]]
 """``trainer -> (loader of the new data, loader of the reference data or None)``."""
@@ -34,17 +37,13 @@ def validation_loaders(trainer: Trainer) -> tuple[Any, Any | None]:
     Raises:
         InputError: If there is none.
     """
-    found = trainer.val_dataloaders
-    if isinstance(found, Mapping):
-        found = list(found.values())
-    if isinstance(found, Sequence):
-        return (found[1], found[0]) if len(found) > 1 else (found[0], None)
-    if found is None:
+    if trainer.val_dataloaders is None:
         raise InputError("the trainer has no validation loader; pass RepairInTraining(loaders=).")
-    return found, None
+    found = flat_loaders(trainer.val_dataloaders)
+    return (found[1], found[0]) if len(found) > 1 else (found[0], None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
 class RepairInTraining:
     """A repair that the monitor looks for by itself.
 
@@ -75,6 +74,7 @@ def repair_in_training(
     module: LightningModule,
     settings: Settings,
     wanted: RepairInTraining,
+    memory: ViewMemory,
     ranks: Ranks = ALONE,
 ) -> Outcome:
     """Look for a repair, write it beside the checkpoints, and say so in the log.
@@ -84,6 +84,7 @@ def repair_in_training(
         module: Its network; changed only where ``wanted.apply`` and the repair is accepted.
         settings: Of the monitor.
         wanted: What to do.
+        memory: Name of the run.
         ranks: All processes; the first one looks, and all get the outcome.
 
     Returns:
@@ -95,8 +96,9 @@ def repair_in_training(
         PeerError: If that happened on the first rank, and this is another one.
     """
     # Asks the first rank, so all have to call.
-    folder = _folder(trainer) / f"salmon-repair-{trainer.global_step:06d}"
-    written = settings.write_files and not rehearsal(trainer)
+    place = _folder(trainer, memory)
+    folder = Path(place) / f"salmon-repair-{trainer.global_step:06d}"
+    written = settings.write_files and not rehearsal(trainer) and is_local(place)
 
     def look() -> Outcome | None:
         if not ranks.first:  # which looks at all samples; the others wait
@@ -127,8 +129,9 @@ def _look(
     trainer: Trainer, module: LightningModule, settings: Settings, wanted: RepairInTraining
 ) -> Outcome:
     """Look for a repair on all samples of the loaders."""
+    progress = Progress(say=lambda text: logger.info("SaliencyMonitor, repair: %s", text))
     # A loader draws a seed when it is iterated; in Trainer.validate it gives inference tensors.
-    with keep_rng(), ordinary_tensors():
+    with keep_rng(), ordinary_tensors(), progress:
         new, reference = wanted.loaders(trainer)
         return repair(
             module,
@@ -138,6 +141,7 @@ def _look(
             ),
             wanted.settings,
             index=settings.build_index(module),
+            progress=progress,
         )  # fmt: skip
 
 
@@ -164,8 +168,8 @@ def _samples(loader: Any, what: str, settings: Settings, wanted: RepairSettings)
     )  # fmt: skip
 
 
-def _folder(trainer: Trainer) -> Path:
+def _folder(trainer: Trainer, memory: ViewMemory) -> str:
     """Where the checkpoints are, or the logs where there are none."""
-    callback = trainer.checkpoint_callback
-    folder = getattr(callback, "dirpath", None) or trainer.log_dir or trainer.default_root_dir
-    return Path(str(folder))
+    checkpoints = getattr(trainer.checkpoint_callback, "dirpath", None)
+    logs = run_folder(trainer, memory.run)  # which all processes have to ask for
+    return str(checkpoints or logs)

@@ -3,7 +3,6 @@
 Free of Lightning: measurements go in, a :class:`Diagnosis` comes out.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,11 @@ from salmon.gpd import TailFit
 from salmon.monitor.numbering import Numbering
 from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
+from salmon.monitor.trust import Evidence
 from salmon.monitor.union import Found, fit_together, join_found, join_worst
 from salmon.monitor.worst import Glimpse, WorstSamples
 from salmon.ranking import NO_CLASS, Diagnosis, Mistakes, Reservoir, rank_filters
-from salmon.saliency import Measurement, logits_of
+from salmon.saliency import Measurement, are_probabilities, labels_of, logits_of
 from salmon.tails import Tails
 
 METHODS = ("pot", "zscore")
@@ -87,10 +87,12 @@ class Run:
         self._ids: dict[int, int | str] = {}  # of mistakes, by position
         self.id_source = "position"
         """Where the ids of samples come from: position, sampler, batch or function."""
+        self.evidence = Evidence()
+        """Whether it is the user's own function that is measured."""
         self._seen = 0
-        self._measured = 0
-        self._dropped = torch.zeros((), dtype=torch.int64)
-        self._unlabelled = torch.zeros((), dtype=torch.int64)
+        self._measured: Tensor | int = 0
+        self._dropped: Tensor | int = 0
+        self._unlabelled: Tensor | int = 0
 
     def choose(self, samples: int) -> Tensor:
         """Take note of a batch and say which of its samples to measure.
@@ -110,7 +112,6 @@ class Run:
             fresh &= numbers < self._settings.max_samples
         rows = fresh.nonzero().squeeze(1)
         self._seen += samples
-        self._measured += len(rows)
         return rows
 
     def add(
@@ -134,17 +135,18 @@ class Run:
             ids: ``[N]`` of the samples of the whole batch, where they are known.
             inputs: Of the chosen samples, if some are to be looked at later.
         """
-        profile = measurement.profile
+        profile, output = measurement.profile, measurement.output
+        logits = logits_of(output).double()
+        classes, labelled = labels_of(targets, logits, self._settings.loss)
         if self._tails is not None:
-            self._tails.update(profile)
-        logits = logits_of(measurement.output).double()
-        classes = (targets if targets.ndim == 1 else targets.argmax(1)).long()
-        labelled = (classes >= 0) & (classes < logits.shape[1])
+            self._tails.update(profile, labelled)
         confidence = logits.softmax(1)
         predicted = logits.argmax(1).masked_fill(torch.isnan(confidence).any(1), NO_CLASS)
         finite = torch.isfinite(profile).all(1)
-        self._dropped = self._dropped.to(finite.device) + (~finite).sum()
-        self._unlabelled = self._unlabelled.to(finite.device) + (~labelled).sum()
+        self._measured = self._measured + labelled.sum()
+        self._unlabelled = self._unlabelled + (~labelled).sum()
+        self._dropped = self._dropped + (labelled & ~finite).sum()
+        self._weigh(logits_of(output), classes, labelled)
         wrong = (predicted != classes) & labelled
         glimpse = None
         if inputs is not None:
@@ -169,6 +171,14 @@ class Run:
         held = sum(one.nbytes for one in self._pending)
         if held >= PENDING_MB * BYTES_PER_MB:
             self._collect()
+
+    def _weigh(self, logits: Tensor, classes: Tensor, labelled: Tensor) -> None:
+        """Count what speaks for other outputs or labels than logits and classes."""
+        found = self.evidence
+        found.samples += len(logits)
+        found.beyond = found.beyond + ((classes >= logits.shape[1]) & ~labelled).sum()
+        if self._settings.loss is None:
+            found.probabilities = found.probabilities + are_probabilities(logits).sum()
 
     def _collect(self) -> None:
         """Look for the mistakes of the pending batches; on a GPU, the only wait for the device."""
@@ -225,6 +235,8 @@ class Run:
             dropped=found.dropped,
             unlabelled=found.unlabelled,
             misclassified=len(every.sample),
+            doubts=found.evidence.doubts(),
+            as_loaded=found.evidence.prepared == 0,
             mistakes=every.take(kept),
             ids=[found.ids.get(number, number) for number in numbers.tolist()],
             id_source=found.id_source,
@@ -238,32 +250,16 @@ class Run:
         reservoir = self._reservoir or Reservoir(1, len(self._index), self._settings.seed)
         numbers, profile = reservoir.kept()
         return Found(
-            measured=self._measured,
+            measured=int(self._measured),
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
+            evidence=Evidence(**self.evidence.counts()),
             mistakes=Mistakes.join(self._mistakes),
             ids=self._ids,
             id_source=self.id_source,
             numbers=numbers,
             profile=profile,
         )
-
-
-def lenient_cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """Cross-entropy that is NaN for class numbers out of range, so that one loses no others.
-
-    Args:
-        output: What the network returned.
-        targets: ``[N]`` class numbers.
-
-    Returns:
-        ``[N]`` losses.
-    """
-    logits = logits_of(output)
-    labelled = (targets >= 0) & (targets < logits.shape[1])
-    safe = torch.where(labelled, targets, 0).long()
-    losses = torch.nn.functional.cross_entropy(logits, safe, reduction="none")
-    return torch.where(labelled, losses, math.nan)
 
 
 def _pick(table: Tensor, columns: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salmon.gpd import TailFit
 from salmon.monitor.ranks import Ranks
+from salmon.monitor.trust import Evidence
 from salmon.monitor.worst import WorstSamples
 from salmon.ranking import Mistakes, priorities
 from salmon.tails import Tails, example_excesses, example_filters, fit_tails
@@ -24,6 +25,7 @@ class Found:
     measured: int
     dropped: int
     unlabelled: int
+    evidence: Evidence
     mistakes: Mistakes  # all of them, by position
     ids: dict[int, int | str]  # of mistakes, by position
     id_source: str
@@ -145,8 +147,11 @@ def join_found(found: Found, ranks: Ranks, memory: int, seed: int) -> Found:
         return found
     small = ranks.objects(
         (found.measured, found.dropped, found.unlabelled, found.mistakes, found.ids,
-         found.numbers, found.profile.dtype, found.id_source)
+         found.numbers, found.profile.dtype, found.id_source, found.evidence.counts())
     )  # fmt: skip
+    evidence = Evidence()
+    for each in small:
+        evidence.add(each[8])
     mistakes = Mistakes.join([each[3] for each in small])
     ids = {number: name for each in small for number, name in each[4].items()}
     offered = torch.cat([each[5] for each in small])
@@ -163,6 +168,7 @@ def join_found(found: Found, ranks: Ranks, memory: int, seed: int) -> Found:
         measured=sum(each[0] for each in small),
         dropped=sum(each[1] for each in small),
         unlabelled=sum(each[2] for each in small),
+        evidence=evidence,
         mistakes=mistakes.take(mistakes.sample.argsort()),
         ids=ids,
         id_source=next((each[7] for each in small if each[0]), found.id_source),

@@ -19,7 +19,7 @@ class Diagnosis:
     fit: TailFit  # from these samples, or the given reference
     samples: int  # measured
     dropped: int  # of these, without a finite profile
-    unlabelled: int  # of these, with a class number out of range
+    unlabelled: int  # left out, since their label is ignored or no class of the network
     misclassified: int
     mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
     ids: list[int | str]  # [M] of them
@@ -29,3 +29,13 @@ class Diagnosis:
     excesses: Mapping[int, Tensor] = field(default_factory=dict)
     """Sorted excesses of a few filters, those with the best, median and worst fit; none where the
     fit is a given one."""
+    doubts: tuple[str, ...] = ()
+    """Why the numbers may be about another function than the user validates, with what to do."""
+    as_loaded: bool = True
+    """Whether the network was measured on the inputs that batches hold; else on those that the
+    user's step made of them."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing was found that speaks against the numbers."""
+        return not self.doubts

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, FilterLayer, filter_rows
+from salmon.filters import FilterIndex, FilterLayer, filter_rows, parameters_by_name
 from salmon.ranking import Ranking
-from salmon.repairs.edit import Change, Edit, by_layer, check_kind, parameters_by_name, stepped
+from salmon.repairs.edit import Change, Edit, by_layer, check_kind, stepped
 from salmon.repairs.evaluate import predict
 from salmon.repairs.gradient import sample_gradients
 from salmon.repairs.samples import Samples

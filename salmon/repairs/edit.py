@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, FilterLayer, clean_name, filter_rows, weight_of_rows
+from salmon.filters import (
+    FilterIndex,
+    FilterLayer,
+    filter_rows,
+    parameters_by_name,
+    weight_of_rows,
+)
 
 KINDS = ("plain", "normalised", "prune")
 
@@ -197,18 +203,6 @@ def by_layer(
     layers = index.layer_of[numbers]
     for position in layers.unique_consecutive().tolist():
         yield position, index.layers[position], numbers[layers == position] - index.starts[position]
-
-
-def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters under their names without the additions of wrappers.
-
-    Args:
-        model: The network.
-
-    Returns:
-        By name.
-    """
-    return {clean_name(name): value for name, value in model.named_parameters()}
 
 
 def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool) -> None:

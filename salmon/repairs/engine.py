@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
+from salmon.forward import eval_mode
 from salmon.gpd import MIN_COUNT, TailFit
 from salmon.repairs.accept import Comparison, Rule, compare, judge
 from salmon.repairs.edit import Directions, Edit, edited
@@ -24,7 +25,7 @@ from salmon.repairs.plans import LAST_LINEAR, Plan, last_linear_index, make_plan
 from salmon.repairs.samples import PARTS, Samples, check_sizes
 from salmon.repairs.search import Guard, Trial, best_trial, search
 from salmon.repairs.settings import RepairSettings
-from salmon.saliency import eval_mode, filter_saliency
+from salmon.saliency import are_probabilities, filter_saliency
 from salmon.tails import Tails, fit_tails
 
 ACCEPTED = "accepted"
@@ -203,7 +204,13 @@ def _split(
     """Split a set and run the original network on it."""
     parts = samples.split(settings.split, settings.seed)
     check_sizes(parts, settings.min_split, what)
-    return _Data(parts, {name: predict(model, part, batch_size) for name, part in parts.items()})
+    before = {name: predict(model, part, batch_size) for name, part in parts.items()}
+    if all(bool(are_probabilities(found.logits).all()) for found in before.values()):
+        raise InputError(
+            "the network gives probabilities where logits are needed, so that its gradients would "
+            "be those of a softmax of a softmax; let forward return logits."
+        )
+    return _Data(parts, before)
 
 
 def _fit(

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from salmon.forward import call_network, eval_mode, no_trace
 from salmon.repairs.samples import Samples
-from salmon.saliency import call_network, check_labels, eval_mode, keep_rng, logits_of
+from salmon.saliency import check_labels, logits_of
 
 CALIBRATION_BINS = 15
 
@@ -68,7 +69,7 @@ def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
         InputError: If the network gives no logits, or a class number is out of range.
     """
     found = []
-    with torch.inference_mode(mode=False), torch.no_grad(), keep_rng(), eval_mode(model):
+    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
         for inputs, _ in samples.batches(batch_size):
             output = call_network(model, to_device(inputs, model))
             found.append(logits_of(output).double().cpu())

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from salmon.errors import UnsupportedError
-from salmon.filters import FilterIndex, filter_rows, weight_of_rows
-from salmon.repairs.edit import parameters_by_name
+from salmon.filters import FilterIndex, filter_rows, parameters_by_name, weight_of_rows
+from salmon.forward import call_network, eval_mode, gradients_on, no_trace
 from salmon.repairs.evaluate import to_device
 from salmon.repairs.samples import Batch, Samples
-from salmon.saliency import call_network, cross_entropy, eval_mode, gradients_on, keep_rng
+from salmon.saliency import sample_losses
 
 
 def mean_gradients(
@@ -33,7 +32,12 @@ def mean_gradients(
     """
     parameters = [parameters_by_name(model)[name] for name in names]
     sums = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
-    with torch.inference_mode(mode=False), keep_rng(), eval_mode(model), gradients_on(parameters):
+    with (
+        torch.inference_mode(mode=False),
+        no_trace(model),
+        eval_mode(model),
+        gradients_on(parameters),
+    ):
         for batch in samples.batches(batch_size):
             found = _summed(model, batch, parameters)
             for total, gradient in zip(sums, found, strict=True):
@@ -61,23 +65,23 @@ def sample_gradients(
     """
     known = parameters_by_name(model)
     parameters = [known[name] for name in names]
-    with torch.inference_mode(mode=False), keep_rng(), eval_mode(model), gradients_on(parameters):
+    with (
+        torch.inference_mode(mode=False),
+        no_trace(model),
+        eval_mode(model),
+        gradients_on(parameters),
+    ):
         found = _summed(model, (one.inputs, one.targets), parameters)
     return dict(zip(names, found, strict=True))
 
 
 def _summed(
-    model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]
+    model: nn.Module, batch: Batch, parameters: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of the summed loss of a batch."""
     with torch.enable_grad():
         output = call_network(model, to_device(batch[0], model))
-        loss = cross_entropy(output, to_device(batch[1], model)).sum()
-        if not loss.requires_grad:
-            raise UnsupportedError(
-                "the loss has no gradient: forward detaches it or runs under "
-                "torch.no_grad. Remove that, or repair another network."
-            )
+        loss = sample_losses(output, to_device(batch[1], model), None).sum()
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
 

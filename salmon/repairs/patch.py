@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from salmon.archives import check_tensors_file
 from salmon.errors import InputError, StateError
 from salmon.files import tensor_hash, write_atomically
-from salmon.filters import FilterLayer, clean_name
+from salmon.filters import FilterLayer, by_clean_name
 from salmon.plain import dict_of, shown
 from salmon.repairs.edit import Change, Edit, write
 
@@ -280,4 +280,4 @@ def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> s
 def _state(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by clean name; those of a module share its memory."""
     items = target.state_dict() if isinstance(target, nn.Module) else target
-    return {clean_name(name): value for name, value in items.items() if isinstance(value, Tensor)}
+    return by_clean_name({n: value for n, value in items.items() if isinstance(value, Tensor)})

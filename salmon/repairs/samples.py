@@ -111,7 +111,7 @@ class Samples:
                     "one class number per sample."
                 )
             inputs, targets = pytree.tree_map_only(
-                Tensor, lambda t: t.detach().cpu(), (inputs, targets)
+                Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, targets)
             )
             positions = range(seen, seen + count)
             names = list(positions) if ids is None else _plain(ids(batch), count)

@@ -1,5 +1,6 @@
 """All settings of a repair, checked once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from salmon.errors import InputError
@@ -8,7 +9,7 @@ from salmon.repairs.edit import KINDS
 RANKINGS = ("pot", "zscore", "magnitude", "random", "all", "last_linear")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
 class RepairSettings:
     """Settings of a repair; every bound of the acceptance is one.
 
@@ -106,25 +107,35 @@ class RepairSettings:
         """Refuse numbers out of range."""
         if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-9:
             raise InputError(
-                f"split is {self.split}; three shares above 0 that add up to 1 are needed."
+                f"split is {self.split}; three shares above 0 that add up to 1 are needed (40 % is "
+                "0.4)."
             )
         for name in ("shares", "rates", "plain_rates"):
             values = getattr(self, name)
             if min(values, default=1) <= 0 or (name == "shares" and max(values) > 1):
-                raise InputError(f"{name} is {values}; numbers above 0 are needed (shares: to 1).")
-        if not 0.5 <= self.reference_confidence < 1:
-            raise InputError(
-                f"reference_confidence is {self.reference_confidence!r}; a number in [0.5, 1) is "
-                "needed."
-            )
-        for name in ("level", "alpha"):
-            if not 0 < getattr(self, name) < 1:
                 raise InputError(
-                    f"{name} is {getattr(self, name)!r}; a number in (0, 1) is needed."
+                    f"{name} is {values}; numbers above 0 are needed (shares: to 1; 5 % is 0.05)."
                 )
-        least = dict.fromkeys(("min_split", "max_samples", "min_class"), 1)
-        least |= dict.fromkeys(("margin", "class_margin", "max_broken", "max_ece_increase"), 0)
-        least |= dict.fromkeys(("max_broken_reference", "max_relative_change"), 0)
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(f"{name} is {getattr(self, name)!r}; at least {low} is needed.")
+        for name, (holds, wanted) in _RANGES.items():
+            if not holds(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)!r}; {wanted} is needed.")
+
+
+_INSIDE = (lambda x: 0 < x < 1, "a number in (0, 1) (5 % is 0.05)")
+_SHARE = (lambda x: 0 <= x <= 1, "a share in [0, 1] (5 % is 0.05)")
+_COUNT = (lambda x: x >= 1, "at least 1")
+_POSITIVE = (lambda x: x >= 0, "at least 0")
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "level": _INSIDE,
+    "alpha": _INSIDE,
+    "reference_confidence": (lambda x: 0.5 <= x < 1, "a number in [0.5, 1) (95 % is 0.95)"),
+    "margin": _SHARE,
+    "class_margin": _SHARE,
+    "max_broken_reference": _SHARE,
+    "max_ece_increase": _SHARE,
+    "max_broken": _POSITIVE,
+    "max_relative_change": _POSITIVE,
+    "min_split": _COUNT,
+    "max_samples": _COUNT,
+    "min_class": _COUNT,
+}

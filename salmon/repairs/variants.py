@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from salmon.filters import FilterIndex
-from salmon.repairs.edit import Change, Edit, edited, parameters_by_name
+from salmon.filters import CONVOLUTIONS, FilterIndex, parameters_by_name
+from salmon.forward import call_network, eval_mode, no_trace
+from salmon.repairs.edit import Change, Edit, edited
 from salmon.repairs.evaluate import predict, to_device
 from salmon.repairs.samples import Samples
-from salmon.saliency import call_network, eval_mode, keep_rng, logits_of, measure
+from salmon.saliency import logits_of, measure
 
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -77,7 +77,7 @@ def _one_by_one(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor
 def _together(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor | None:
     """All versions in one forward; None where a weight is not read as :class:`_Versions` needs."""
     repeated = one.take(torch.zeros(len(edits), dtype=torch.int64))
-    with torch.inference_mode(mode=False), torch.no_grad(), keep_rng(), eval_mode(model):
+    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
         versions = _Versions(model, edits)
         inputs = to_device(repeated.inputs, model)
         with versions:
@@ -125,7 +125,7 @@ class _Versions(TorchFunctionMode):
             What the function returned, with the edited channels of every version.
         """
         output = func(*args, **(kwargs or {}))
-        if func in _CONVOLUTIONS:
+        if func in CONVOLUTIONS:
             call = dict(zip(_ARGUMENTS, args, strict=False)) | (kwargs or {})
             changes = self._changes.get(id(call["weight"]))
             if changes is not None:
@@ -142,7 +142,7 @@ class _Versions(TorchFunctionMode):
         """Compute the edited channels anew, in place."""
         inputs, weight, bias = call["input"], call["weight"], call.get("bias")
         self._reads[id(weight)] += 1
-        batched = inputs.ndim == _CONVOLUTIONS[func] + 2 and len(inputs) == self._rows
+        batched = inputs.ndim == CONVOLUTIONS[func] + 2 and len(inputs) == self._rows
         if not batched or call.get("groups", 1) != 1:
             self._fits = False
             return

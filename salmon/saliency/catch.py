@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from salmon.filters import CONVOLUTIONS, TRANSPOSED
 from salmon.saliency.attention import attention, watched_attention
 from salmon.saliency.geometry import Geometry, conv_geometry
 from salmon.saliency.graph import sources
 from salmon.saliency.uses import Layout, Use, possible_layouts
 
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
-_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-_DIMS = {
-    function: dims
-    for functions in (_CONVOLUTIONS, _TRANSPOSED)
-    for dims, function in enumerate(functions, start=1)
-}
+_DIMS = {**CONVOLUTIONS, **TRANSPOSED}
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED_ARGUMENTS = (
     "input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation",
@@ -114,10 +109,14 @@ class Catcher(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is _linear:
             return self._linear(*args, **kwargs)
+        if func is torch.addmm and len(args) == 3 and not kwargs and args[1].ndim == 2:
+            bias, inputs, weight = args
+            if bias.ndim == 1 and self._positions_of(weight):  # transformers' Conv1D
+                return self._linear(inputs, weight.t(), bias)
         if func is attention:
             return self._attention(*args, **kwargs)
         if func in _DIMS:
-            names = _TRANSPOSED_ARGUMENTS if func in _TRANSPOSED else _CONVOLUTION_ARGUMENTS
+            names = _TRANSPOSED_ARGUMENTS if func in TRANSPOSED else _CONVOLUTION_ARGUMENTS
             return self._convolve(func, dict(zip(names, args, strict=False)) | kwargs)
         return func(*args, **kwargs)
 
@@ -150,7 +149,7 @@ class Catcher(TorchFunctionMode):
         if not positions or _transformed(call["input"], call["weight"]):
             return torch.as_tensor(func(**call))
         dims = _DIMS[func]
-        inputs, geometry = conv_geometry(call, dims, transposed=func in _TRANSPOSED)
+        inputs, geometry = conv_geometry(call, dims, transposed=func in TRANSPOSED)
         batched = inputs.ndim == dims + 2
         layouts = possible_layouts(inputs, self._samples, linear=False) if batched else ()
         return self._watch(
@@ -176,7 +175,7 @@ class Catcher(TorchFunctionMode):
         # in the graph of the loss was not used by a caught operation.
         alias = weight.detach().requires_grad_()
         output = operation(alias)
-        kept = inputs.detach()
+        kept = inputs.detach().as_subclass(Tensor)
         numbers = []
         for position in positions:
             parameter = self._weights[position]

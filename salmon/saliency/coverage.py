@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from salmon.filters import UNITS, FilterIndex, clean_name, discover
+from salmon.filters import UNITS, FilterIndex, discover, parameters_by_name
 from salmon.markdown import markdown_table
 from salmon.saliency.losses import Loss
-from salmon.saliency.profile import measure
+from salmon.saliency.profile import index_of, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def coverage(
         InputError: As of :func:`salmon.filter_saliency`.
         UnsupportedError: As of :func:`salmon.filter_saliency`.
     """
-    index = index or FilterIndex.from_model(model)
+    index = index or index_of(model, inputs, targets)
     methods = measure(model, inputs, targets, index=index, loss=loss).methods
     return coverage_of(model, index, methods)
 
@@ -131,8 +131,7 @@ def coverage_of(model: nn.Module, index: FilterIndex, methods: list[str]) -> Cov
     units = {layer.unit for layer in index.layers}
     known = {found.weight: found.unit for found in discover(model, UNITS)}
     rows = []
-    for raw, parameter in model.named_parameters():
-        name = clean_name(raw)
+    for name, parameter in parameters_by_name(model).items():
         if name in measured:
             filters, how = measured[name]
         elif known.get(name) in units:

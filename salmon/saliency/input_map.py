@@ -26,13 +26,13 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError, UnsupportedError
 from salmon.filters import FilterIndex
+from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.gpd import TailFit
 from salmon.saliency.backward import IndexedWeight
 from salmon.saliency.graph import once_differentiable
 from salmon.saliency.halves import take_rows
-from salmon.saliency.losses import Loss, check_losses, check_samples, cross_entropy
-from salmon.saliency.profile import call_network, check_eval_mode, indexed_weights, profile_row
-from salmon.saliency.trace import eagerly, gradients_on, keep_rng, usable_in_graph
+from salmon.saliency.losses import Loss, check_samples, sample_losses
+from salmon.saliency.profile import check_eval_mode, indexed_weights, profile_row
 
 PERCENTILES = (90.0, 99.0)
 """Values of a map up to the first are shown as 0, from the second on as 1."""
@@ -90,7 +90,6 @@ def input_saliency(
     if not (math.isfinite(boost) and boost > 1):
         raise InputError(f"boost is {boost}; a finite factor above 1 is needed, such as 100.")
     weights = indexed_weights(model, index)
-    inputs, targets = pytree.tree_map_only(Tensor, usable_in_graph, (inputs, targets))
     leaves, structure = pytree.tree_flatten(inputs)
     mapped = [i for i, leaf in enumerate(leaves) if _is_mapped(leaf, samples)]
     if not mapped:
@@ -103,20 +102,21 @@ def input_saliency(
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
-        keep_rng(),
+        no_trace(model),
         gradients_on([weight.parameter for weight in weights]),
     ):
         for i in mapped:
-            maps[i] = torch.full_like(leaves[i], torch.nan, dtype=_wide(leaves[i]))
+            plain = leaves[i].as_subclass(Tensor)
+            maps[i] = torch.full_like(plain, torch.nan, dtype=_wide(plain))
         for sample, row in enumerate(filters.cpu()):
             chosen = row[row >= 0]
             if not len(chosen):
                 continue
             part = slice(sample, sample + 1)
             one, target = take_rows((leaves, targets), part, samples)
-            roots = [one[i].requires_grad_() for i in mapped]
-            for i in mapped:
-                one[i] = one[i].clone()  # which the network may change in place
+            roots = [one[i].detach().clone().requires_grad_() for i in mapped]
+            for i, root in zip(mapped, roots, strict=True):
+                one[i] = root
             given = pytree.tree_unflatten(one, structure)
             gradients = _pull_back(
                 _profile(model, given, target, weights, index, loss, forward_context),
@@ -205,8 +205,7 @@ def _profile(
     # The other kernels of attention cannot be differentiated twice.
     with sdpa_kernel(SDPBackend.MATH), eagerly(), forward_context():
         output = call_network(model, inputs)
-        losses = cross_entropy(output, target) if loss is None else loss(output, target)
-        check_losses(losses, 1)
+        losses = sample_losses(output, target, loss)
     parameters = [weight.parameter for weight in weights]
     once = once_differentiable(losses, {id(parameter) for parameter in parameters})
     if once:

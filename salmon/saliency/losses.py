@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -35,7 +36,8 @@ def check_samples(inputs: Any, targets: Any) -> int:
     if len(targets) not in sizes:
         raise InputError(
             f"targets hold {len(targets)} samples but inputs hold {sorted(sizes)}; one label per "
-            "input is needed (in the monitor, unpack= can pair them)."
+            "input is needed (in the monitor, unpack= can pair them; images of different size in a "
+            "list have to be brought to one size)."
         )
     return len(targets)
 
@@ -45,7 +47,7 @@ def cross_entropy(output: Any, targets: Tensor) -> Tensor:
 
     Args:
         output: What the network returned; see :func:`logits_of`.
-        targets: ``[N]`` class numbers or ``[N, K]`` class probabilities.
+        targets: ``[N]`` or ``[N, 1]`` class numbers or ``[N, K]`` class probabilities.
 
     Returns:
         ``[N]`` losses.
@@ -54,21 +56,116 @@ def cross_entropy(output: Any, targets: Tensor) -> Tensor:
         InputError: If targets do not fit the logits, or a class number is out of range.
     """
     logits = logits_of(output)
-    if targets.ndim == 1 and not targets.is_floating_point():
-        if logits.device.type == "cpu":  # on a GPU the check would wait for the device
-            check_labels(targets, logits.shape[1])
-        targets = targets.long()
-    elif (
-        targets.shape != logits.shape
-        or not targets.is_floating_point()
-        or (logits.device.type == "cpu" and not _sums_to_one(targets))
-    ):
-        raise InputError(
-            f"targets are {targets.dtype} of shape {tuple(targets.shape)} and logits have shape "
-            f"{tuple(logits.shape)}; integer class numbers [N], or class probabilities [N, K] "
-            "that add up to 1, are needed. For other tasks pass loss=, with one loss per sample."
-        )
-    return nn.functional.cross_entropy(logits, targets, reduction="none")
+    classes = class_numbers(targets)
+    if classes is None:
+        check_probabilities(targets, logits)
+        classes = targets.to(logits.dtype)
+    elif logits.device.type == "cpu":  # on a GPU the check would wait for the device
+        check_labels(classes, logits.shape[1])
+    return nn.functional.cross_entropy(logits, classes, reduction="none")
+
+
+def sample_losses(output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+    """Losses of a batch, by a loss of the user's or the cross-entropy.
+
+    Args:
+        output: What the network returned.
+        targets: ``[N, ...]`` labels; the loss gets a copy, which it may change.
+        loss: Per-sample loss; None takes the cross-entropy of the logits.
+
+    Returns:
+        ``[N]`` losses with their graph, a plain tensor whatever type the network works with.
+
+    Raises:
+        InputError: If output or targets do not fit, or losses are not one per sample.
+        UnsupportedError: If the losses have no graph.
+    """
+    losses = (loss or cross_entropy)(output, targets.clone())
+    check_losses(losses, len(targets))
+    return losses.as_subclass(Tensor)
+
+
+def class_numbers(targets: Tensor) -> Tensor | None:
+    """Read labels that are class numbers.
+
+    Args:
+        targets: ``[N]`` or ``[N, 1]``, of any integer type or bool.
+
+    Returns:
+        ``[N]`` int64; None of anything else, such as probabilities.
+    """
+    single = targets.ndim == 1 or (targets.ndim == 2 and targets.shape[1] == 1)
+    if not single or targets.is_floating_point() or targets.is_complex():
+        return None
+    return targets.reshape(-1).long().as_subclass(Tensor)
+
+
+def labels_of(targets: Tensor, logits: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
+    """Tell which class every sample belongs to, and which samples have none.
+
+    Args:
+        targets: ``[N]`` or ``[N, 1]`` class numbers, or ``[N, K]`` class probabilities.
+        logits: ``[N, K]``.
+        loss: Whose ``ignore_index``, if it has one, stands for no class.
+
+    Returns:
+        ``[N]`` int64 classes, and ``[N]`` bool, false where the number is no class of the network
+        or ignored.
+
+    Raises:
+        InputError: If targets are neither.
+    """
+    classes = class_numbers(targets)
+    if classes is None:
+        check_probabilities(targets, logits)
+        classes = targets.argmax(1).as_subclass(Tensor)
+        return classes, torch.ones_like(classes, dtype=torch.bool)
+    labelled = (classes >= 0) & (classes < logits.shape[1])
+    ignored = getattr(loss, "ignore_index", None)
+    return classes, labelled if ignored is None else labelled & (classes != ignored)
+
+
+def nan_where_unlabelled(loss: Loss | None) -> Loss:
+    """A loss that is NaN for samples without a class, so that these cost no others.
+
+    Args:
+        loss: Per-sample loss; None takes the cross-entropy. It never sees a label that is no class
+            of the network.
+
+    Returns:
+        The same of all other samples.
+    """
+
+    def losses(output: Any, targets: Tensor) -> Tensor:
+        _, labelled = labels_of(targets, logits_of(output), loss)
+        if class_numbers(targets) is not None:
+            targets = targets.where(labelled.view(targets.shape), targets.new_zeros(()))
+        found = sample_losses(output, targets, loss)
+        return torch.where(labelled, found, torch.nan)
+
+    return losses
+
+
+def check_probabilities(targets: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are no probabilities of classes.
+
+    Args:
+        targets: ``[N, K]``.
+        logits: ``[N, K]``.
+
+    Raises:
+        InputError: If shapes differ, or a row does not add up to 1.
+    """
+    if targets.shape == logits.shape and _sums_to_one(targets):
+        return
+    several = targets.shape == logits.shape and bool(((targets == 0) | (targets == 1)).all())
+    advice = "For several labels per sample there is no rule yet for what a mistake is."
+    raise InputError(
+        f"targets are {targets.dtype} of shape {tuple(targets.shape)} and logits have shape "
+        f"{tuple(logits.shape)}; integer class numbers [N], or class probabilities [N, K] that add "
+        f"up to 1, are needed{' of each sample' if several else ''}. "
+        f"{advice if several else 'unpack= can make them of the batch.'}"
+    )
 
 
 def check_labels(targets: Tensor, classes: int) -> None:
@@ -88,11 +185,26 @@ def check_labels(targets: Tensor, classes: int) -> None:
         )
 
 
+def are_probabilities(logits: Tensor) -> Tensor:
+    """Tell which rows are probabilities where logits are needed.
+
+    Args:
+        logits: ``[N, K]``.
+
+    Returns:
+        ``[N]`` bool: nothing is negative, and the sum is 1 but for rounding.
+    """
+    rounding = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
+    wide = logits.double()
+    return (wide >= 0).all(1) & ((wide.sum(1) - 1).abs() < rounding)
+
+
 def logits_of(output: Any) -> Tensor:
     """Find the class logits in what a network returned.
 
     Args:
-        output: The logits, or a mapping or object with the entry ``logits``.
+        output: The logits, a mapping or object with the entry ``logits``, or a tuple or list with
+            one tensor in it that can be logits.
 
     Returns:
         ``[N, K]`` logits.
@@ -105,19 +217,38 @@ def logits_of(output: Any) -> Tensor:
         logits = output.get("logits")
     elif not isinstance(output, Tensor):
         logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, tuple | list):
+        found = [each for each in output if isinstance(each, Tensor) and _could_be_logits(each)]
+        logits = found[0] if len(found) == 1 else None
     if not isinstance(logits, Tensor):
         raise InputError(
-            f"the network returned {type(output).__name__}; a tensor of logits [N, K], or a "
-            "mapping or object with the entry 'logits', is needed. Wrap the network in one that "
-            "returns it."
+            f"the network returned {_described(output)}; a tensor of logits [N, K], a mapping or "
+            "object with the entry 'logits', or a tuple with one such tensor is needed. Let "
+            "forward return that, or a mapping {'logits': ..., ...} of all it has."
         )
-    if logits.ndim != 2 or logits.shape[1] < 2:
+    if not _could_be_logits(logits):
         raise InputError(
             f"the network returned logits of shape {tuple(logits.shape)}; [N, K] with at least 2 "
             "classes is needed, one prediction per sample. Maps and boxes are not supported; a "
-            "two-class network needs two outputs."
+            "network with one logit for two classes needs two outputs; and squeeze() in forward "
+            "takes the first dimension of a batch of one away, which squeeze(1) does not."
         )
-    return logits
+    return logits.as_subclass(Tensor)
+
+
+def _could_be_logits(tensor: Tensor) -> bool:
+    """Whether it has the shape."""
+    return tensor.ndim == 2 and tensor.shape[1] >= 2 and tensor.is_floating_point()
+
+
+def _described(output: Any) -> str:
+    """What a network returned, in a few words."""
+    if isinstance(output, tuple | list):
+        inner = (tuple(e.shape) if isinstance(e, Tensor) else type(e).__name__ for e in output)
+        return f"a {type(output).__name__} of {', '.join(map(str, inner))}"
+    if isinstance(output, Mapping):
+        return f"a mapping with the keys {', '.join(map(str, output))}"
+    return f"{type(output).__name__}"
 
 
 def check_losses(losses: Any, samples: int) -> None:

@@ -7,7 +7,7 @@ so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes st
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, clean_name, filter_rows
+from salmon.filters import FilterIndex, filter_rows, parameters_by_name
+from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
 from salmon.saliency.halves import is_out_of_memory, join_outputs, take_rows
-from salmon.saliency.losses import Loss, check_losses, check_samples, cross_entropy
-from salmon.saliency.trace import eagerly, gradients_on, keep_rng, usable_in_graph
+from salmon.saliency.losses import Loss, check_samples, sample_losses
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def measure(
         UnsupportedError: As of :func:`filter_saliency`.
         RuntimeError: If memory is short for a single sample, or from the network itself.
     """
-    index = index or FilterIndex.from_model(model)
+    index = index or index_of(model, inputs, targets)
     layouts = _layouts.setdefault(model, {}) if layouts is None else layouts
     check_eval_mode(model)
     samples = check_samples(inputs, targets)
@@ -130,6 +130,21 @@ def measure(
                 part.stop - part.start, step,
             )  # fmt: skip
     return parts[0] if len(parts) == 1 else _join(parts)
+
+
+def index_of(model: nn.Module, inputs: Any, targets: Tensor) -> FilterIndex:
+    """Index all convolutions, also those that only a forward shows.
+
+    Args:
+        model: The network.
+        inputs: A batch, of which one sample is run.
+        targets: ``[N]`` its labels.
+
+    Returns:
+        The index.
+    """
+    samples = check_samples(inputs, targets)
+    return FilterIndex.from_model(model, inputs=take_rows(inputs, slice(0, 1), samples))
 
 
 def _join(parts: list[Measurement]) -> Measurement:
@@ -156,15 +171,12 @@ def _measure(
     samples = len(targets)
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
-    # Inside Trainer.validate batches are inference tensors, which no graph may keep.
-    inputs, targets = pytree.tree_map_only(Tensor, usable_in_graph, (inputs, targets))
     catcher = Catcher(parameters, samples)
-    with torch.inference_mode(mode=False), keep_rng(), gradients_on(parameters):
+    with torch.inference_mode(mode=False), no_trace(model), gradients_on(parameters):
         try:
             with torch.enable_grad(), eagerly(), forward_context(), catcher:
                 output = call_network(model, inputs)
-                losses = cross_entropy(output, targets) if loss is None else loss(output, targets)
-                check_losses(losses, samples)
+                losses = sample_losses(output, targets, loss)
             backward = Backward(catcher.caught, weights, samples, layouts)
             backward.run(losses)
         finally:
@@ -172,7 +184,7 @@ def _measure(
         losses = losses.detach()
         return Measurement(
             profile=_assemble(backward.sums, losses, index),
-            output=pytree.tree_map_only(Tensor, Tensor.detach, output),
+            output=pytree.tree_map_only(Tensor, lambda t: t.detach().as_subclass(Tensor), output),
             losses=losses,
             methods=[backward.methods.get(i, NO_INFLUENCE) for i in range(len(weights))],
         )
@@ -229,7 +241,7 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]
     Raises:
         InputError: If one is missing or has another shape.
     """
-    parameters = {clean_name(name): value for name, value in model.named_parameters()}
+    parameters = parameters_by_name(model)
     weights = []
     for layer in index.layers:
         weight = parameters.get(layer.weight)
@@ -263,20 +275,3 @@ def profile_row(
         sizes = filter_rows(full, layer).abs()
         parts.append(sizes.mean(1, dtype=torch.promote_types(sizes.dtype, torch.float32)))
     return torch.cat(parts)
-
-
-def call_network(model: nn.Module, inputs: Any) -> Any:
-    """Call a network with one tensor, a tuple of arguments, or named arguments.
-
-    Args:
-        model: The network.
-        inputs: A tensor, tuple, list or mapping.
-
-    Returns:
-        Its output.
-    """
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)

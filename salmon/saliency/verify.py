@@ -13,10 +13,10 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError, SalmonError
 from salmon.filters import FilterIndex
+from salmon.forward import call_network, gradients_on, no_trace
 from salmon.saliency.halves import take_rows
-from salmon.saliency.losses import Loss, cross_entropy
-from salmon.saliency.profile import call_network, indexed_weights, measure, profile_row
-from salmon.saliency.trace import gradients_on, keep_rng
+from salmon.saliency.losses import Loss, sample_losses
+from salmon.saliency.profile import index_of, indexed_weights, measure, profile_row
 
 
 class VerificationError(SalmonError, AssertionError):
@@ -43,22 +43,22 @@ def verify(
         targets: Its labels.
         index: The filters; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy.
-        tolerance: Largest difference allowed, relative to the layer's largest saliency.
+        tolerance: Largest difference allowed, relative to the weight's largest saliency.
         dtype: Type of the copy of the network that is checked; None checks the network itself.
 
     Returns:
-        By layer, the largest difference relative to the layer's largest saliency.
+        By weight, the largest difference relative to the weight's largest saliency.
 
     Raises:
-        VerificationError: If a layer exceeds ``tolerance``; the message names the worst.
+        VerificationError: If a weight exceeds ``tolerance``; the message names the worst.
         InputError: As of :func:`salmon.filter_saliency`.
         UnsupportedError: As of :func:`salmon.filter_saliency`.
     """
-    index = index or FilterIndex.from_model(model)
+    index = index or index_of(model, inputs, targets)
     if len(targets) == 0:
         raise InputError("there are no samples to compare; at least 1 is needed, 4 are better.")
     if dtype is not None:
-        model = copy.deepcopy(model).to(dtype)
+        model = _copied(model).to(dtype)
 
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -66,13 +66,13 @@ def verify(
         inputs = pytree.tree_map_only(Tensor, cast, inputs)
         targets = cast(targets)
     profile = measure(model, inputs, targets, index=index, loss=loss).profile
-    exact = _one_by_one(model, inputs, targets, index, loss or cross_entropy)
+    exact = _one_by_one(model, inputs, targets, index, loss)
     differences = {}
     for layer, start in zip(index.layers, index.starts, strict=False):
         columns = slice(start, start + layer.filters)
         scale = exact[:, columns].abs().amax()
         gap = (profile[:, columns] - exact[:, columns]).abs().amax()
-        differences[layer.layer] = float(gap / scale) if scale > 0 else float(gap)
+        differences[layer.weight] = float(gap / scale) if scale > 0 else float(gap)
     worst = max(differences, key=lambda name: differences[name])
     # Written so that NaN does not pass.
     if not all(value <= tolerance for value in differences.values()):
@@ -84,17 +84,25 @@ def verify(
     return differences
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of networks on which forward, pruning or weight norm left a graph."""
+    held = (value for module in model.modules() for value in vars(module).values())
+    results = [v for v in pytree.tree_leaves(list(held)) if isinstance(v, Tensor) and not v.is_leaf]
+    with torch.no_grad():  # else the parameters of a scripted copy are results, too
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in results})
+
+
 def _one_by_one(
-    model: nn.Module, inputs: Any, targets: Tensor, index: FilterIndex, loss: Loss
+    model: nn.Module, inputs: Any, targets: Tensor, index: FilterIndex, loss: Loss | None
 ) -> Tensor:
     """``[N, F]`` profile by its definition."""
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
     rows = []
-    with keep_rng(), gradients_on(parameters), torch.enable_grad():
+    with no_trace(model), gradients_on(parameters), torch.enable_grad():
         for i in range(len(targets)):
             one, target = take_rows((inputs, targets), slice(i, i + 1), len(targets))
-            value = loss(call_network(model, one), target).sum()
+            value = sample_losses(call_network(model, one), target, loss).sum()
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
             rows.append(profile_row(grads, weights, index))
     return torch.stack(rows)

@@ -42,7 +42,7 @@ def fit_tails(
         InputError: If ``level`` is not in (0, 1).
     """
     if not 0 < level < 1:
-        raise InputError(f"level is {level!r}; a quantile level in (0, 1) is needed, such as 0.9.")
+        raise InputError(f"level is {level!r}; a quantile level in (0, 1) is needed (90 % is 0.9).")
     n = tails.samples
     k = exceedance_count(n, level, tails.capacity)
     largest = tails.largest().cpu()

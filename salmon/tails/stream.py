@@ -82,12 +82,14 @@ class Tails:
         held = (freedom > 0) & ~lost & torch.isfinite(variance)
         return torch.where(held, variance.sqrt(), torch.nan)
 
-    def update(self, profile: Tensor) -> None:
+    def update(self, profile: Tensor, counted: Tensor | None = None) -> None:
         """Add samples.
 
         Args:
             profile: ``[N, F]`` saliency, one row per sample, on any device. Rows with a NaN or
                 infinite value are counted as dropped and otherwise ignored.
+            counted: ``[N]`` bool, on the same device; other rows are left out as if they had not
+                come. None counts all.
 
         Raises:
             InputError: If ``profile`` is no floating matrix with F columns.
@@ -100,10 +102,12 @@ class Tails:
         if not profile.is_floating_point():
             raise InputError(f"profile is {profile.dtype}; a floating type is needed.")
         profile = profile.detach()
+        if counted is None:
+            counted = torch.ones_like(profile[:, 0], dtype=torch.bool)
         self._prepare(profile)
-        for part in profile.split(self._spare):
+        for part, here in zip(profile.split(self._spare), counted.split(self._spare), strict=True):
             if part.shape[0]:
-                self._add(part)
+                self._add(part, here)
 
     def merge(self, other: "Tails") -> None:
         """Add all samples of another stream; the other one stays as it is.
@@ -216,14 +220,14 @@ class Tails:
         for name in ("_fill", "_count", "_dropped", "_mean", "_m2"):
             setattr(self, name, getattr(self, name).to(device))
 
-    def _add(self, profile: Tensor) -> None:
+    def _add(self, profile: Tensor, counted: Tensor) -> None:
         """Take up at most ``_spare`` samples."""
-        profile = profile.to(self._buffer.device)
-        finite = torch.isfinite(profile.sum(1))
+        profile, counted = profile.to(self._buffer.device), counted.to(self._buffer.device)
+        finite = torch.isfinite(profile.sum(1)) & counted
         clean = profile.device.type == "cpu" and bool(finite.all())
         if not clean:  # a sum of finite values can overflow, too
             low, high = torch.aminmax(profile, dim=1)  # NaN wins both
-            finite = torch.isfinite(low) & torch.isfinite(high)
+            finite = torch.isfinite(low) & torch.isfinite(high) & counted
         count = finite.sum()
         row = finite.unsqueeze(1)
         means, m2s = [], []
@@ -234,7 +238,7 @@ class Tails:
             means.append(mean)
             m2s.append(values.square_().sum(0))
         self._combine(count, torch.cat(means), torch.cat(m2s))
-        self._dropped += profile.shape[0] - count
+        self._dropped += counted.sum() - count
         kept = profile.to(self._buffer.dtype)
         self._append(kept if clean else kept.masked_fill(~row, -torch.inf))
 

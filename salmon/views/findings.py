@@ -21,7 +21,8 @@ def findings(record: PassRecord, history: History) -> list[str]:
         Sentences in plain text.
     """
     share = record.misclassified / max(1, record.samples)
-    lines = [
+    lines = [f"Not to be trusted: {doubt}" for doubt in record.doubts]
+    lines += [
         f"{record.misclassified} of {record.samples} samples are misclassified ({percent(share)})"
         + _before(history)
     ]

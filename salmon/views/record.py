@@ -6,7 +6,7 @@ and is all that a picture of the pass needs.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -110,6 +110,7 @@ class PassRecord:
     examples: list[FitExample]
     filters: list[FilterRow]
     pairs: list[PairRow]
+    doubts: list[str] = field(default_factory=list)  # about what was measured
 
     def class_name(self, number: int) -> str:
         """Name a class.
@@ -226,6 +227,7 @@ def record_pass(
         pairs=[_pair_row(pair, index) for pair in confusions(
             diagnosis.mistakes, ranking, MOST_ROWS
         )],
+        doubts=list(diagnosis.doubts),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from salmon.errors import InputError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
 class ViewSettings:
     """What people get to see of a pass.
 

@@ -74,7 +74,7 @@ def _row(validations: int, samples: int, size: int) -> dict[str, Any]:
             logger=TensorBoardLogger(folder, name="", version=""),
         ).fit(_Net(), DataLoader(data, BATCH), DataLoader(data, BATCH))  # fmt: skip
         events = sum(path.stat().st_size for path in Path(folder).glob("*tfevents*"))
-        files = sum(path.stat().st_size for path in (Path(folder) / "salmon").iterdir())
+        files = sum(path.stat().st_size for path in (Path(folder) / "salmon_logs").iterdir())
     total, views = monitor.seconds["seconds"], monitor.seconds["views_seconds"]
     pictures = monitor.seconds["pictures_seconds"]
     return {

@@ -3,7 +3,7 @@
 import heapq
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from salmon.views.history import History
 from salmon.views.record import PassRecord
 
 _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
-_DEEP = 4  # folders below the one that is named
+_DEEP = 5  # folders below the one that is named
+_FOLDERS = ("salmon_logs", "salmon")  # as the monitor names them, and as version 0.1 did
 
 _LETTERS = 200  # of a name in the table
 
@@ -64,11 +65,14 @@ class Section:
     notes: list[str]  # on what is left out
 
 
-def gather(folder: Path) -> list[Section]:
+def gather(
+    folder: Path, progress: Callable[[str, int, int], None] = lambda _stage, _done, _all: None
+) -> list[Section]:
     """Read the runs in a folder.
 
     Args:
         folder: A logger's folder, that of a diagnosis, or one with several of them below.
+        progress: Gets the name of a stage and the numbers of finished and of all its steps.
 
     Returns:
         A section per run, stage and loader, by name.
@@ -80,13 +84,15 @@ def gather(folder: Path) -> list[Section]:
     """
     sections = []
     try:
-        for place, scope, paths in _passes(folder):
+        found = list(_passes(folder))
+        for number, (place, scope, paths) in enumerate(found, 1):
             sections.append(_section(folder, place, scope, paths))
+            progress("reading runs", number, len(found))
     except OSError as error:
         raise StateError(f"{folder} cannot be read ({error}).") from error
     if not sections:
         raise InputError(
-            f"{folder} holds no passes of the monitor (files pass-*.json in a folder 'salmon'); "
+            f"{folder} holds no passes of the monitor (pass-*.json in a folder 'salmon_logs'); "
             "name the folder of a logger whose run had a SaliencyMonitor with write_files=True, or "
             "one that salmon diagnose wrote."
         )
@@ -157,7 +163,7 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
 
 def _name(folder: Path, place: Path, scope: str) -> str:
     """What a section is called."""
-    run = place.parent if place.name == "salmon" else place
+    run = place.parent if place.name in _FOLDERS else place
     inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
     name = f"{inner}: {scope}" if str(inner) != "." else scope
     return name.encode(errors="replace").decode()  # names of files need not be text

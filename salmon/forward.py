@@ -1,0 +1,382 @@
+"""Running a user's network once more: how it is called, and that it leaves no trace.
+
+What a forward draws, counts, collects or caches is as it was afterwards, on exceptions too: random
+states, buffers, the attributes of modules with all that hangs on them, modes, frozen parameters.
+Compiled networks run uncompiled.
+"""
+
+import inspect
+import logging
+import random
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+logger = logging.getLogger(__name__)
+
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_fabric"})
+"""Objects of their classes, such as a trainer or a data set, are no state of a forward."""
+_NOT_STATE = (type, ModuleType, FunctionType, MethodType)
+_DEEP = 8  # attributes of attributes
+_MANY = 1000  # entries of a container that are looked into
+_MOST_BYTES = 2**26  # of a tensor that is no buffer; data sets are kept on modules, too
+
+_Container = list[Any] | deque[Any] | set[Any]
+
+_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+class Call(NamedTuple):
+    """Arguments of one call of a network, or of a module in it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    path: str = ""  # of the module
+
+
+def call_network(model: nn.Module, inputs: Any) -> Any:
+    """Call a network with one tensor, a tuple of arguments, or named arguments.
+
+    Args:
+        model: The network.
+        inputs: A tensor, tuple, mapping or :class:`Call`; a list is a tuple of arguments, unless
+            forward takes fewer than it holds, as that of a video network does.
+
+    Returns:
+        Its output. The network gets copies, since it may change them in place, and since inside
+        ``Trainer.validate`` batches are inference tensors, which no graph may keep.
+    """
+    inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
+    with _SingleBatchNorm():
+        if isinstance(inputs, Call):
+            return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
+            return model(*inputs)
+        return model(inputs)
+
+
+class _SingleBatchNorm(TorchFunctionMode):
+    """Works around torch's gradient of BatchNorm in eval mode, which is wrong for one sample.
+
+    On a CPU (torch 2.14) it is where the gradient comes in another memory format than the input,
+    as from ``x.flatten(2).transpose(1, 2)`` behind a convolutional stem.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Pass every call on; let the gradient of a batch norm come in the usual format.
+
+        Args:
+            func: The torch function called.
+            types: Types of its overriding arguments; unused.
+            args: Its positional arguments.
+            kwargs: Its named arguments.
+
+        Returns:
+            What the function returned.
+        """
+        output = func(*args, **(kwargs or {}))
+        known = func is torch.batch_norm or func is nn.functional.batch_norm
+        if known and output.requires_grad and len(output) == 1:
+            output.register_hook(Tensor.contiguous)
+        return output
+
+
+def _takes(model: nn.Module, count: int) -> bool:
+    """Whether forward takes so many arguments; yes where that cannot be known."""
+    try:
+        inspect.signature(model.forward).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # of something that has no signature
+        return True
+    return True
+
+
+@contextmanager
+def no_trace(model: nn.Module) -> Iterator[None]:
+    """Put back on exit whatever running a network changes in it, and all random states.
+
+    Restored are buffers, attributes of modules (tensors, containers, arrays, random generators and
+    plain objects on them), and the random states of torch, NumPy and Python. Tensors that were made
+    in inference mode are replaced by ordinary ones for the time being. What is changed and cannot
+    be restored (parameters; other tensors of more than 64 MiB) is named in the log.
+
+    Args:
+        model: The network.
+    """
+    with keep_rng():
+        kept = _Kept(model)
+        try:
+            yield
+        finally:
+            kept.put_back()
+
+
+class _Kept:
+    """The state of a network at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Look at everything once."""
+        self._model = model
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any], list[int]]] = []
+        self._containers: list[tuple[_Container, list[Any]]] = []
+        self._tensors: list[tuple[Tensor, Tensor]] = []  # each with its copy
+        self._watched: list[tuple[Tensor, int]] = []  # each with its version
+        self._others: list[Callable[[], object]] = []  # that put something back
+        self._seen: dict[int, object] = {}  # by id; holds them, so that no id is used twice
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._modules(model)
+
+    def put_back(self) -> None:
+        """Restore everything that is not as it was."""
+        # In inference mode tensors of both kinds may be written to.
+        with torch.inference_mode():
+            for tensor, copy in self._tensors:
+                if tensor.shape != copy.shape:
+                    tensor.resize_(copy.shape)
+            if self._tensors:
+                tensors, copies = map(list, zip(*self._tensors, strict=True))
+                torch._foreach_copy_(tensors, copies)
+        for live, old, ids in self._dicts:
+            if [*map(id, live.values())] != ids or live.keys() != old.keys():
+                live.clear()
+                live.update(old)
+        for container, values in self._containers:
+            if [*map(id, container)] != [*map(id, values)]:
+                container.clear()
+                add = container.update if isinstance(container, set) else container.extend
+                add(values)
+        for put_back in self._others:
+            put_back()
+        self._tell({id(tensor) for tensor, version in self._watched if tensor._version != version})
+
+    def _tell(self, changed: set[int]) -> None:
+        """Name what was changed for good, once per network."""
+        if not changed:
+            return
+        names = [name for name, p in self._model.named_parameters() if id(p) in changed]
+        names = names or ["a tensor of more than 64 MiB"]
+        told = _told.setdefault(self._model, set())
+        if fresh := [name for name in names if name not in told]:
+            told.update(fresh)
+            logger.warning(
+                "forward changes %s in place; salmon ran it once more, which it cannot undo. Make "
+                "the change in training_step, or in a hook.", ", ".join(fresh),
+            )  # fmt: skip
+
+    def _modules(self, module: nn.Module) -> None:
+        """Keep a module and all in it."""
+        for parameter in module.parameters():
+            self._tensor(parameter, most=None)
+        for each in module.modules():
+            if id(each) not in self._seen:
+                self._seen[id(each)] = each
+                script = isinstance(each, torch.jit.ScriptModule)  # which has its state elsewhere
+                for buffer in each.buffers() if script else each._buffers.values():
+                    if buffer is not None:
+                        self._tensor(buffer, most=None)
+                if _keeps_nothing(each):
+                    self._shallow(vars(each))
+                elif not script:
+                    self._mapping(vars(each), _DEEP)
+
+    def _shallow(self, live: dict[Any, Any]) -> None:
+        """Keep which entries a dictionary has."""
+        self._dicts.append((live, dict(live), [*map(id, live.values())]))
+
+    def _mapping(self, live: dict[Any, Any], deep: int) -> None:
+        """Keep the entries of a dictionary, of attributes for example."""
+        self._shallow(live)
+        if len(live) > _MANY:
+            return
+        for key, value in live.items():
+            kind = type(value)
+            if kind in _PLAIN:
+                continue
+            if (kind is dict or kind is OrderedDict) and not value:  # as those of hooks are
+                self._dicts.append((value, {}, []))
+                continue
+            if isinstance(value, Tensor) and value.is_inference():
+                live[key] = value.clone()
+            self._value(value, deep - 1)
+
+    def _container(self, live: "_Container", deep: int) -> None:
+        """Keep the entries of a container."""
+        old = list(live)
+        self._containers.append((live, old))
+        if not isinstance(live, set) and len(old) <= _MANY:
+            for place, value in enumerate(old):
+                if isinstance(value, Tensor) and value.is_inference():
+                    live[place] = value.clone()
+        self._inside(old, deep)
+
+    def _inside(self, values: Sequence[Any], deep: int) -> None:
+        """Keep what a container holds."""
+        if len(values) <= _MANY:
+            for value in values:
+                self._value(value, deep - 1)
+
+    def _value(self, value: Any, deep: int) -> None:
+        """Keep an attribute, and what it holds."""
+        if type(value) in _PLAIN or deep == 0 or id(value) in self._seen:
+            return
+        if isinstance(value, nn.Module):
+            self._modules(value)
+            return
+        if isinstance(value, Tensor):
+            self._tensor(value, most=_MOST_BYTES)
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, dict):
+            self._mapping(value, deep)
+        elif isinstance(value, list | deque | set):
+            self._container(value, deep)
+        elif isinstance(value, tuple):
+            self._inside(value, deep)
+        elif isinstance(value, np.ndarray):
+            self._others.append(partial(np.copyto, value, value.copy()))
+        elif (put_back := _random_state(value)) is not None:
+            self._others.append(put_back)
+        elif _is_state(value):
+            self._mapping(vars(value), deep)
+
+    def _tensor(self, tensor: Tensor, most: int | None) -> None:
+        """Copy a tensor, or watch it."""
+        if id(tensor) in self._seen:
+            return
+        self._seen[id(tensor)] = tensor
+        watched = isinstance(tensor, nn.Parameter) or tensor.requires_grad
+        light = most is None or tensor.nbytes <= most
+        if not watched and light and tensor.layout is torch.strided and not _overlaps(tensor):
+            self._tensors.append((tensor, tensor.detach().clone()))
+        elif not tensor.is_inference():  # those have no version
+            self._watched.append((tensor, tensor._version))
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own, whose forward in eval mode touches no attribute."""
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    state = vars(module)
+    hooks = state["_forward_hooks"] or state["_forward_pre_hooks"]
+    return own and not hooks and "forward" not in state and not _made_in_inference(module)
+
+
+def _made_in_inference(module: nn.Module) -> bool:
+    """Whether a buffer is a tensor that no graph may keep."""
+    return any(b is not None and b.is_inference() for b in module._buffers.values())
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a forward could keep something in an object of this kind."""
+    if isinstance(value, _NOT_STATE) or not isinstance(getattr(value, "__dict__", None), dict):
+        return False
+    homes = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    return not homes & _FRAMEWORKS
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether several places of an expanded tensor are one in memory."""
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in pairs)
+
+
+def _random_state(value: Any) -> Callable[[], object] | None:
+    """How to put a random generator back to where it is now; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    return None
+
+
+@contextmanager
+def keep_rng() -> Iterator[None]:
+    """Restore the random states of torch (all devices in use), NumPy and Python on exit."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    numpy = np.random.get_state()  # noqa: NPY002
+    python = random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        np.random.set_state(numpy)  # noqa: NPY002
+        random.setstate(python)
+
+
+@contextmanager
+def gradients_on(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let frozen parameters ask for gradients, and freeze them again on exit.
+
+    Args:
+        parameters: Leaves.
+    """
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad = False
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[bool]:
+    """Put every module into eval mode, and each back into its own mode on exit.
+
+    Args:
+        model: The network.
+
+    Yields:
+        Whether any module was in train mode.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield bool(training)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def eagerly() -> AbstractContextManager[object]:
+    """Run compiled networks uncompiled.
+
+    Compiled code would pass by the catcher unseen, and cannot be differentiated twice.
+
+    Returns:
+        A context for the forward.
+    """
+    # Asking for the stance imports the compiler, which takes seconds; without it, no need.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
