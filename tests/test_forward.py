@@ -64,7 +64,7 @@ class Collector(PlainNet):
         draws = draws + self.old_numpy_draws.rand() + self.python_draws.random()
         logits = torch.as_tensor(super().forward(x)) + 0 * draws
         self.metric(logits.detach(), logits.argmax(1))
-        self.cache.setdefault("weights", self.features[0].weight * 2)
+        self.cache.setdefault("weights", self.features[0].get_parameter("weight") * 2)
         self.cache["last"] = logits
         self.kept.append(logits)
         self.nested["features"].append(logits)
@@ -74,7 +74,7 @@ class Collector(PlainNet):
         self.counter.calls += 1
         self.counter.sizes.append(len(x))
         self.total.data.add_(1)  # past the version counter
-        self.hidden[0].running_mean.add_(1)  # type: ignore[union-attr, operator]
+        self.hidden[0].get_buffer("running_mean").add_(1)
         self.calls += 1
         self.last = logits
         return logits
@@ -84,7 +84,7 @@ def held(network: Collector) -> list[Any]:
     """All that a forward of it changes."""
     return [
         [b.clone() for b in network.buffers()],
-        [network.metric.tp.clone(), network.metric._update_count],  # type: ignore[operator, union-attr]
+        [torch.as_tensor(getattr(network.metric, n)).clone() for n in ("tp", "_update_count")],
         network.own_draws.get_state(),
         str(network.numpy_draws.bit_generator.state),
         str(network.old_numpy_draws.get_state()),
@@ -134,7 +134,7 @@ class Quantised(Module):
     def __init__(self) -> None:
         super().__init__()
         for module in self.net.modules():
-            module.qconfig = get_default_qat_qconfig("x86")  # type: ignore[assignment]
+            module.qconfig = get_default_qat_qconfig("x86")
         prepare_qat(self.net.train(), inplace=True)
 
 
@@ -166,7 +166,7 @@ def test_a_parameter_that_forward_changes_is_named_in_the_log(
     class Clamps(PlainNet):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
-                self.features[0].weight.clamp_(-0.1, 0.1)
+                self.features[0].get_parameter("weight").clamp_(-0.1, 0.1)
             return super().forward(x)
 
     network = Clamps().eval()

@@ -334,7 +334,7 @@ def test_the_only_logits_in_a_tuple_are_taken(tmp_path: Path) -> None:
 def test_images_of_different_size_are_left_out_with_advice(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
-    data = [([torch.zeros(3, 16, 16), torch.zeros(3, 18, 16)], torch.tensor([0, 1]))] * 2
+    data: Any = [([torch.zeros(3, 16, 16), torch.zeros(3, 18, 16)], torch.tensor([0, 1]))] * 2
 
     class Detects(Module):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -342,11 +342,7 @@ def test_images_of_different_size_are_left_out_with_advice(
                 self(image[None])
 
     monitor = SaliencyMonitor()
-    trainer(tmp_path, monitor).validate(
-        Detects(),
-        DataLoader(data, batch_size=None),
-        verbose=False,  # type: ignore[arg-type]
-    )
+    trainer(tmp_path, monitor).validate(Detects(), DataLoader(data, batch_size=None), verbose=False)
     assert monitor.results == {}
     assert "images of different size in a list have to be brought to one size" in log.text
 

@@ -46,6 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def script() -> None:
+    """Be the program ``salmon``.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
+    code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is done; Python needs a moment to end
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(code)
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM unwind the program, so that it cleans up."""

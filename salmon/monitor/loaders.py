@@ -50,7 +50,9 @@ def loader_names(loaders: Any) -> list[str]:
         plain = [re.sub(r"[^\w-]+", "-", str(key)) for key in keys]
         named = any(hasattr(step, "key") for step in path)
         name = f"loader{'_' if named else ''}{'.'.join(plain)}"
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        while name in names:
+            name = f"{name}-{len(names)}"
+        names.append(name)
     return names
 
 

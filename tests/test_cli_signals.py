@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM end a command with one line and leave nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SALMON = Path(sys.executable).parent / "salmon"
+
+PROJECT = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]
+COMMANDS = {
+    "diagnose": ["diagnose", *PROJECT],
+    "repair": ["repair", *PROJECT],
+    "demo": ["demo"],
+}
+CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
+
+
+def stopped(command: list[str], out: Path, after: float, number: signal.Signals) -> tuple[int, str]:
+    """Exit code and errors of a command that gets a signal so many seconds after its start."""
+    process = subprocess.Popen(
+        [SALMON, *command, "--out", out], cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    time.sleep(after)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@cache
+def seconds_of(name: str) -> float:
+    """How long a command takes when nothing stops it."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [SALMON, *COMMANDS[name], "--out", Path(folder) / "out"], cwd=ROOT,
+            capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    return time.perf_counter() - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shares"), [("diagnose", (0.25, 0.6, 0.9)), ("repair", (0.6,))])
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_at_any_time_ends_a_command_with_one_line(
+    tmp_path: Path, name: str, shares: tuple[float, ...], number: signal.Signals
+) -> None:
+    seconds, met = seconds_of(name), 0
+    for share in shares:
+        out = tmp_path / f"{share}"
+        code, errors = stopped(COMMANDS[name], out, share * seconds, number)
+        if code in (0, 1):  # it was faster this time
+            continue
+        met += 1
+        expected, word = CODES[number]
+        assert (code, errors.splitlines()[-1:]) == (
+            expected, [f"salmon: {word}; no file was left half-written."],
+        ), errors  # fmt: skip
+        assert "Traceback" not in errors
+        assert not out.exists()
+    assert met >= 1
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_in_the_training_of_the_demo_ends_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code, errors = stopped(["demo", "--images", "400"], tmp_path / "out", 20, number)
+    assert code == CODES[number][0], errors
+    assert "no file was left half-written" in errors.splitlines()[-1]

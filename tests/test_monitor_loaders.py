@@ -1,0 +1,73 @@
+"""Loaders in any nesting that Lightning takes, each with results of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from salmon import RepairInTraining, SaliencyMonitor
+from salmon.monitor.loaders import loader_names
+from salmon.monitor.repairing import validation_loaders
+from tests.trainers import Module, digits, loader, trainer
+
+
+class Each(Module):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self(batch[0])
+
+    test_step = validation_step
+
+
+def of(samples: int) -> DataLoader[Any]:
+    return loader(digits(samples))
+
+
+NESTED: dict[str, tuple[Any, dict[str, int]]] = {
+    "one": (of(40), {"": 40}),
+    "a list of one": ([of(40)], {"": 40}),
+    "a list": ([of(40), of(24)], {"/loader0": 40, "/loader1": 24}),
+    "a mapping": ({"photo": of(40), "sketch": of(24)}, {"/loader_photo": 40, "/loader_sketch": 24}),
+    "a mapping in a mapping": (
+        {"x": {"a": of(40), "b": of(24)}, "y": of(16)},
+        {"/loader_x.a": 40, "/loader_x.b": 24, "/loader_y": 16},
+    ),
+    "lists in a list": ([[of(40)], [of(24), of(16)]], {
+        "/loader0.0": 40, "/loader1.0": 24, "/loader1.1": 16,
+    }),
+    "a list in a mapping": ({"x": [of(40), of(24)]}, {"/loader_x.0": 40, "/loader_x.1": 24}),
+    "odd names": ({"a/b ../c": of(40), "a b c": of(24)}, {
+        "/loader_a-b-c": 40, "/loader_a-b-c-1": 24,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NESTED)
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_each_loader_of_any_nesting_has_its_results(tmp_path: Path, kind: str, stage: str) -> None:
+    loaders, expected = NESTED[kind]
+    monitor = SaliencyMonitor(level=0.7, strict=True)
+    work = trainer(tmp_path, monitor)
+    run = work.validate if stage == "validation" else work.test
+    run(Each(), loaders, verbose=False)
+    assert {s: d.samples for s, d in monitor.results.items()} == {
+        f"{stage}{name}": samples for name, samples in expected.items()
+    }
+    records = {p.name for p in (tmp_path / "salmon_logs").glob("pass-*.json")}
+    assert records == {f"pass-{stage}{n.replace('/', '-')}-000000.json" for n in expected}
+    prefix = "salmon" if stage == "validation" else "salmon/test"
+    for name, samples in expected.items():
+        assert work.callback_metrics[f"{prefix}{name}/samples"].item() == samples
+
+
+def test_no_two_loaders_have_one_name() -> None:
+    names = loader_names({"a.b": 1, "a": {"b": 2}, "a/b": 3, "c": 4})
+    assert len(set(names)) == 4
+
+
+def test_a_repair_takes_the_first_two_of_nested_loaders(tmp_path: Path) -> None:
+    work = trainer(tmp_path, SaliencyMonitor(level=0.7, repair=RepairInTraining()))
+    first, second = of(40), of(24)
+    work.validate(Each(), {"x": {"a": first, "b": second}, "y": of(16)}, verbose=False)
+    new, reference = validation_loaders(work)
+    assert (len(new.dataset), len(reference.dataset)) == (24, 40)
