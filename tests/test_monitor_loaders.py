@@ -70,4 +70,5 @@ def test_a_repair_takes_the_first_two_of_nested_loaders(tmp_path: Path) -> None:
     first, second = of(40), of(24)
     work.validate(Each(), {"x": {"a": first, "b": second}, "y": of(16)}, verbose=False)
     new, reference = validation_loaders(work)
+    assert reference is not None
     assert (len(new.dataset), len(reference.dataset)) == (24, 40)

@@ -50,14 +50,14 @@ SHARES = ("margin", "class_margin", "max_broken_reference", "max_ece_increase")
 
 @pytest.mark.parametrize("name", SHARES)
 @pytest.mark.parametrize("value", [5, 1.01, -0.01, float("nan")])
-def test_shares_of_a_repair_lie_between_0_and_1(name: str, value: float) -> None:
+def test_shares_of_a_repair_lie_between_0_and_1(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"{name} is .* a share in \[0, 1\] .*5 % is 0.05"):
         RepairSettings(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["level", "alpha", "reference_confidence"])
 @pytest.mark.parametrize("value", [95, 1.0, -0.1, float("nan")])
-def test_probabilities_of_a_repair_lie_below_1(name: str, value: float) -> None:
+def test_probabilities_of_a_repair_lie_below_1(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"{name} is .* \(\d+ % is 0\.\d+\)"):
         RepairSettings(**{name: value})
 

@@ -352,7 +352,7 @@ class CachesInInferenceMode(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is None:
-            self.scale = torch.ones(1, requires_grad=False)
+            self.scale = x.new_ones(1)
         return super().forward(x * self.scale)
 
 
@@ -380,6 +380,23 @@ def test_a_compiled_module_is_measured_and_told_to_be_out_of_sight(
     module.forward = torch.compile(module.forward, backend="eager")
     got = found(tmp_path, module, strict=True)
     assert torch.equal(got.profile, found(tmp_path, seeded(Module)).profile)
+
+
+class CompilesParts(Module):
+    """Its parts run as compiled code that a hook cannot see into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fast = torch.compile(self.net.forward, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.fast(x))
+
+
+def test_hooks_do_nothing_inside_of_compiled_code(tmp_path: Path) -> None:
+    got = found(tmp_path, seeded(CompilesParts), strict=True)
+    assert got.trusted
+    torch.testing.assert_close(got.profile, found(tmp_path, seeded(Module)).profile)
 
 
 def test_records_without_doubts_of_earlier_versions_are_read(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``salmon diagnose``: flags, fits and a summary for a checkpoint, without a trainer."""
 
+import sys
 from typing import Any
 
 from salmon.cli.job import Job, load_job
@@ -24,7 +25,7 @@ from salmon.monitor import (
 from salmon.progress import Progress
 from salmon.ranking import filter_shares, group_shares, most_blamed
 from salmon.repairs import to_device
-from salmon.saliency import check_samples, measure
+from salmon.saliency import check_samples, measure, nan_where_unlabelled
 from salmon.tails import load_fit
 from salmon.views import PAIR_COLUMNS, PassRecord, pair_rows, record_pass
 
@@ -74,6 +75,8 @@ def run_diagnose(job_settings: JobSettings, options: Any) -> int:
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
 
     publish_folder(options.out, fill, force=options.force)
+    for doubt in diagnosis.doubts:
+        print(f"Not to be trusted: {doubt}", file=sys.stderr)
     if not options.quiet:
         print_shares(diagnosis)
         _print_top(record)
@@ -117,7 +120,9 @@ def _measured(
         inputs, targets = to_device(unpack_batch(batch), job.model)
         samples = check_samples(inputs, targets)
         rows = run.choose(samples)
-        measurement = measure(job.model, inputs, targets, index=index)
+        measurement = measure(
+            job.model, inputs, targets, index=index, loss=nan_where_unlabelled(None)
+        )
         ids = None if ids_of is None else ids_of(batch)
         run.add(measurement, targets, rows, samples, number, ids, inputs)
         progress(f"measuring {what} data", number + 1, max(total, number + 1))

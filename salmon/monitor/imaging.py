@@ -15,7 +15,7 @@ from salmon.monitor.settings import Settings
 from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
 from salmon.ranking import NO_CLASS, Diagnosis
 from salmon.repairs import to_device
-from salmon.saliency import input_saliency, map_of_image
+from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
     METHOD_NAMES,
     Normalisation,
@@ -128,7 +128,7 @@ def _map(
     with eval_mode(model):
         gradients = input_saliency(
             model, inputs, targets, diagnosis.index, diagnosis.fit, filters,
-            loss=settings.loss, forward_context=forward_context,
+            loss=nan_where_unlabelled(settings.loss), forward_context=forward_context,
         )  # fmt: skip
     position = image_position(one.inputs)
     gradient = None if position is None else pytree.tree_leaves(gradients)[position]

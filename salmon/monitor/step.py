@@ -164,7 +164,7 @@ class StepWatch:
 
     def _enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins."""
-        if _redirected(module):
+        if torch.compiler.is_compiling() or _redirected(module):
             return
         if self._running:
             self._running.append(None)
@@ -176,6 +176,8 @@ class StepWatch:
 
     def _leaves(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward has ended."""
+        if torch.compiler.is_compiling():
+            return
         if self._running and (begun := self._running.pop()) is not None:
             plain = pytree.tree_map_only(Tensor, Tensor.detach, output)
             self._seen.append(Seen(*begun, plain))

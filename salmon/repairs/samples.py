@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
 from salmon.files import tensor_hash
-from salmon.saliency import check_samples, take_rows
+from salmon.saliency import check_samples, class_numbers, take_rows
 
 PARTS = ("repair", "guard", "accept")
 
@@ -105,13 +105,14 @@ class Samples:
         for batch in batches:
             inputs, targets = batch if unpack is None else unpack(batch)
             count = check_samples(inputs, targets)
-            if targets.ndim != 1 or targets.is_floating_point():
+            classes = class_numbers(targets)
+            if classes is None:
                 raise InputError(
                     f"targets are {targets.dtype} of shape {tuple(targets.shape)}; a repair needs "
                     "one class number per sample."
                 )
             inputs, targets = pytree.tree_map_only(
-                Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, targets)
+                Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, classes)
             )
             positions = range(seen, seen + count)
             names = list(positions) if ids is None else _plain(ids(batch), count)

@@ -129,8 +129,8 @@ def nan_where_unlabelled(loss: Loss | None) -> Loss:
     """A loss that is NaN for samples without a class, so that these cost no others.
 
     Args:
-        loss: Per-sample loss; None takes the cross-entropy. It never sees a label that is no class
-            of the network.
+        loss: Per-sample loss; None takes the cross-entropy. It gets class numbers as int64, and
+            never one that is no class of the network.
 
     Returns:
         The same of all other samples.
@@ -139,7 +139,8 @@ def nan_where_unlabelled(loss: Loss | None) -> Loss:
     def losses(output: Any, targets: Tensor) -> Tensor:
         _, labelled = labels_of(targets, logits_of(output), loss)
         if class_numbers(targets) is not None:
-            targets = targets.where(labelled.view(targets.shape), targets.new_zeros(()))
+            targets = targets.long()  # other types lack operations on a GPU
+            targets = targets.where(labelled.view(targets.shape), 0)
         found = sample_losses(output, targets, loss)
         return torch.where(labelled, found, torch.nan)
 
