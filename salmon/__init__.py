@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from salmon.tails import Tails, fit_tails
     from salmon.views import ViewSettings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SHORTCUTS",

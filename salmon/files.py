@@ -1,11 +1,10 @@
-"""Files that appear whole or not at all and are read within limits; JSON for all; checksums."""
+"""Files that appear whole or not at all; JSON for all; checksums."""
 
 import hashlib
 import json
 import math
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,77 +17,43 @@ from torch import Tensor
 from salmon.errors import InputError, StateError
 
 
-@contextmanager
-def regular_file(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open a file for reading, but no pipe or device, which may never end.
+def read_text(path: Path) -> str:
+    """Read a text.
 
     Args:
-        path: The file.
-
-    Yields:
-        The open file and its size.
-
-    Raises:
-        OSError: If it is something else, or cannot be opened.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: a pipe would wait
-        raise OSError(f"{path.name} is no regular file")
-    with path.open("rb") as file:
-        yield file, os.fstat(file.fileno()).st_size
-
-
-def read_text(path: Path, most: int) -> str:
-    """Read a file that may be somebody else's.
-
-    Args:
-        path: Text in UTF-8.
-        most: Bytes that it may have.
+        path: In UTF-8.
 
     Returns:
-        Its text.
+        It.
 
     Raises:
-        StateError: If it is larger, no text, no regular file, or cannot be read.
+        StateError: If it cannot be read.
     """
-    with _readable(path) as file:
-        data = file.read(most + 1)
-        if len(data) > most:
-            raise StateError(f"{path} has more than {most} bytes and was not read.")
-        return data.decode()
+    with _readable(path):
+        return path.read_text(encoding="utf-8")
 
 
-def read_lines(path: Path, most: int, most_in_line: int) -> Iterator[str]:
-    """Read a file that may be somebody else's, holding one line at a time.
+def read_lines(path: Path) -> Iterator[str]:
+    """Read a text, holding one line at a time.
 
     Args:
-        path: Text in UTF-8.
-        most: Bytes that it may have.
-        most_in_line: Bytes that a line may have.
+        path: In UTF-8.
 
     Yields:
         Lines.
 
     Raises:
-        StateError: As of :func:`read_text`; also if a line is longer.
+        StateError: If it cannot be read.
     """
-    left = most
-    with _readable(path) as file:
-        while line := file.readline(most_in_line + 1):
-            left -= len(line)
-            if left < 0 or len(line) > most_in_line:
-                raise StateError(
-                    f"{path} has more than {most} bytes, or a line of more than {most_in_line}; it "
-                    "was not read to its end."
-                )
-            yield line.decode()
+    with _readable(path), path.open(encoding="utf-8", newline="\n") as file:
+        yield from file
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[IO[bytes]]:
+def _readable(path: Path) -> Iterator[None]:
     """Trouble with a file as one of the package's own errors."""
     try:
-        with regular_file(path) as (file, _):
-            yield file
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"{path} cannot be read ({error}).") from error
 
@@ -101,12 +66,16 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
         indent: Spaces per level; None writes one line.
 
     Returns:
-        JSON; numbers that are not finite are null.
+        JSON; numbers that are not finite are null, and what is no text has question marks.
     """
     try:
-        return json.dumps(value, allow_nan=False, indent=indent)
+        text = json.dumps(value, allow_nan=False, indent=indent)
     except ValueError:  # rare, so that looking at every number first would not pay
-        return json.dumps(_finite(value), allow_nan=False, indent=indent)
+        text = json.dumps(_finite(value), allow_nan=False, indent=indent)
+    if "\\ud" in text:  # a name of a file that is no text, perhaps, for which JSON has no letters
+        plain = json.dumps(json.loads(text), ensure_ascii=False).encode(errors="replace")
+        text = json.dumps(json.loads(plain), indent=indent)
+    return text
 
 
 def _finite(value: Any) -> Any:

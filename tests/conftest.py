@@ -1,7 +1,12 @@
 """Settings for all tests: repeatable hypothesis, seeded torch."""
 
 import logging
+import os
 from collections.abc import Iterator
+
+# Before torch is loaded, and for processes that tests start: one thread for each of the workers.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest

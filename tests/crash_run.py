@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -193,13 +194,13 @@ def results(folder: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             record = json.loads(path.read_text())
             found[path.name] = {k: v for k, v in record.items() if k not in OWN}
-        elif path.suffix == ".pt":
-            found[path.name] = _bits(torch.load(path, weights_only=True))
+        elif path.suffix == ".safetensors":
+            found[path.name] = _bits(load_file(path))
         else:
             found[path.name] = path.read_bytes()
     checkpoint = load_state(folder / "checkpoints" / "last.ckpt")
     state = checkpoint["callbacks"][monitor().state_key]
-    del state["views"]["run"]
+    del state["run"]
     found["state of the monitor"] = _bits(state)
     for name in ("state_dict", "optimizer_states", "global_step"):
         found[name] = _bits(checkpoint[name])

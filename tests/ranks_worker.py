@@ -83,7 +83,7 @@ def validated(folder: Path, data: Any, monitor: SaliencyMonitor, **options: Any)
     return {
         "results": {scope: plain(each) for scope, each in monitor.results.items()},
         "metrics": {k: float(v) for k, v in work.callback_metrics.items() if "cost" not in k},
-        "state": monitor.state_dict()["views"],
+        "state": {k: v for k, v in monitor.state_dict().items() if k not in ("fits", "finished")},
     }
 
 

@@ -164,7 +164,7 @@ def test_a_diagnosis_writes_flags_fits_and_a_summary(
     assert len(samples) == summary["misclassified"] > 50
     assert sum(summary["shares"]["pot"].values()) == pytest.approx(1)
     # The fits of one diagnosis serve another one, and a repair.
-    given = ("--fit", "out/fit-new.pt", "--reference", "none")
+    given = ("--fit", "out/fit-new.safetensors", "--reference", "none")
     assert main(["diagnose", *GIVEN, "--quiet", "--out", "again", *given]) == 0
     again = json.loads((project / "again" / "diagnosis.json").read_text())
     assert (again["tails"], again["shares"]) == ("given", summary["shares"])
@@ -189,7 +189,7 @@ PATCHED = ("--ckpt_path", "last.ckpt", "--out", "new.ckpt")
         (["repair", *GIVEN, "--new", "train"], "'test' or 'val'"),
         (["repair", *GIVEN, "--repair.margin", "-1"], "margin is -1.0"),
         (["repair", *GIVEN, "--batch_size", "0"], "batch_size is 0"),
-        (["repair", *GIVEN, "--fit", "last.ckpt"], "last.ckpt holds"),
+        (["repair", *GIVEN, "--fit", "last.ckpt"], "last.ckpt cannot be read as saved fits"),
         (["repair", "--config", "config.yaml", "--write_checkpoint"], "needs --ckpt_path"),
         (["diagnose", *GIVEN, "--level", "2"], "level is 2.0"),
         (["apply", "--patch", "last.ckpt", *PATCHED], "cannot be read as a patch"),

@@ -23,11 +23,17 @@ COMMANDS = {
 CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 
 
+def heeds_ctrl_c() -> None:
+    """What is started in the background of a shell does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stopped(command: list[str], out: Path, after: float, number: signal.Signals) -> tuple[int, str]:
     """Exit code and errors of a command that gets a signal so many seconds after its start."""
     process = subprocess.Popen(
         [SALMON, *command, "--out", out], cwd=ROOT, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=heeds_ctrl_c,  # noqa: PLW1509
     )  # fmt: skip
     time.sleep(after)
     process.send_signal(number)

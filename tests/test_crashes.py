@@ -38,7 +38,7 @@ def test_the_checks_after_a_kill_find_what_is_broken(tmp_path: Path) -> None:
 
     last = folder / "salmon_logs" / f"flagged-validation-{PASSES - 1:06d}.jsonl"
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    for path in (checkpoint, folder / "salmon_logs" / "fit-validation.pt", last):
+    for path in (checkpoint, folder / "salmon_logs" / "fit-validation.safetensors", last):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         assert any(path.name in trouble for trouble in Findings(folder).troubles)

@@ -171,7 +171,8 @@ def test_fits_outlive_the_pruning_of_a_training(tmp_path: Path) -> None:
     assert not hasattr(module.net.features[0], "weight_mask")
     again = monitor.last_fit(module)
     assert torch.equal(fit.threshold, again.threshold)
-    judge = SaliencyMonitor(reference=tmp_path / "salmon_logs" / "fit-validation.pt", strict=True)
+    file = tmp_path / "salmon_logs" / "fit-validation.safetensors"
+    judge = SaliencyMonitor(reference=file, strict=True)
     trainer(tmp_path, judge).validate(module, loader(), verbose=False)
     assert torch.equal(judge.results["validation"].fit.threshold, fit.threshold)
 

@@ -66,12 +66,12 @@ def test_a_full_disk_costs_only_the_files_that_do_not_fit(
     assert "pass 1, could not write flagged-validation-000001.jsonl in" in log.text
     assert "No space left on device" in log.text
     assert names(folder / "salmon_logs") == {
-        "fit-validation.pt", "pass-validation-000000.json", "pass-validation-000001.json",
+        "fit-validation.safetensors", "pass-validation-000000.json", "pass-validation-000001.json",
     }  # fmt: skip
     (section,) = gather(folder)
     assert (section.record.number, section.flags) == (1, [])
     stored = load_fit(
-        folder / "salmon_logs" / "fit-validation.pt", FilterIndex.from_model(Module())
+        folder / "salmon_logs" / "fit-validation.safetensors", FilterIndex.from_model(Module())
     )
     assert torch.equal(stored.threshold, monitor.results["validation"].fit.threshold)
 
@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up_leaves_no_old_flags_to_a_new_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     fit(tmp_path, SaliencyMonitor(level=0.7))
-    before = (tmp_path / "salmon_logs" / "fit-validation.pt").read_bytes()
+    before = (tmp_path / "salmon_logs" / "fit-validation.safetensors").read_bytes()
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -88,13 +88,16 @@ def test_a_disk_that_fills_up_leaves_no_old_flags_to_a_new_pass(
     monkeypatch.setattr("os.fsync", full)
     assert fit(tmp_path, SaliencyMonitor(level=0.7))["salmon/samples"] == 40
     every = (
-        "flagged-validation-000001.jsonl, pictures-validation.jsonl, fit-validation.pt, "
+        "flagged-validation-000001.jsonl, pictures-validation.jsonl, fit-validation.safetensors, "
         "pass-validation-000001.json"
     )
     assert f"could not write {every} in {tmp_path / 'salmon_logs'} ([Errno 28]" in log.text
     # Those of the last pass of which they could be written stay.
-    assert names(tmp_path / "salmon_logs") == {"pictures-validation.jsonl", "fit-validation.pt"}
-    assert (tmp_path / "salmon_logs" / "fit-validation.pt").read_bytes() == before
+    assert names(tmp_path / "salmon_logs") == {
+        "pictures-validation.jsonl",
+        "fit-validation.safetensors",
+    }
+    assert (tmp_path / "salmon_logs" / "fit-validation.safetensors").read_bytes() == before
 
 
 def test_a_read_only_disk_costs_the_files_only(
@@ -116,7 +119,10 @@ def test_a_pass_without_mistakes_leaves_no_flags_of_an_earlier_run(tmp_path: Pat
     with torch.no_grad():
         right = TensorDataset(images, module.eval()(images).argmax(1))
     trainer(tmp_path, SaliencyMonitor(level=0.7)).validate(module, loader(right), verbose=False)
-    assert names(tmp_path / "salmon_logs") == {"fit-validation.pt", "pass-validation-000000.json"}
+    assert names(tmp_path / "salmon_logs") == {
+        "fit-validation.safetensors",
+        "pass-validation-000000.json",
+    }
 
 
 def refuse(*given: Any, **named: Any) -> Any:

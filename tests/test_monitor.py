@@ -111,7 +111,9 @@ def test_every_entry_point_of_a_trainer_is_measured(tmp_path: Path, entry: str) 
     assert 0 < metrics[f"{prefix}/cost/share"].item() < 1
     rows = flagged(tmp_path, f"flagged-{stage}-000000.jsonl")
     assert {row["stage"] for row in rows} == {stage}
-    assert load_fit(tmp_path / "salmon_logs" / f"fit-{stage}.pt", found.index).samples == 40
+    assert (
+        load_fit(tmp_path / "salmon_logs" / f"fit-{stage}.safetensors", found.index).samples == 40
+    )
 
 
 def test_lightning_and_pytorch_lightning_both_take_it(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_given_fits_rank_new_data(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.7)
     module = trained(tmp_path / "old", monitor)
     new = digits(30, seed=5)
-    file = tmp_path / "old" / "salmon_logs" / "fit-validation.pt"
+    file = tmp_path / "old" / "salmon_logs" / "fit-validation.safetensors"
     diagnoses = []
     for reference in (monitor.last_fit(module), file, str(file)):
         judge = SaliencyMonitor(reference=reference, strict=True)
@@ -289,7 +291,9 @@ def test_every_nth_validation_is_measured_and_the_sanity_check_never(tmp_path: P
     work.fit(Module(), loader(), loader())
     names = sorted(p.name for p in (tmp_path / "salmon_logs").iterdir())
     assert names == [
-        "fit-validation.pt", "flagged-validation-000000.jsonl", "flagged-validation-000003.jsonl",
+        "fit-validation.safetensors",
+        "flagged-validation-000000.jsonl",
+        "flagged-validation-000003.jsonl",
         "pass-validation-000000.json", "pass-validation-000003.json", "pictures-validation.jsonl",
     ]  # fmt: skip
 
@@ -406,5 +410,5 @@ def test_a_network_that_is_always_right_has_fits_and_no_flags(tmp_path: Path) ->
     assert work.callback_metrics["salmon/misclassified"].item() == 0
     assert not any("share" in name for name in work.callback_metrics if "salmon/share" in name)
     names = sorted(p.name for p in (tmp_path / "salmon_logs").iterdir())
-    assert names == ["fit-validation.pt", "pass-validation-000000.json"]
+    assert names == ["fit-validation.safetensors", "pass-validation-000000.json"]
     assert not math.isnan(float(found.fit.xi[0]))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from safetensors.torch import load_file
 
 from salmon import FilterIndex, InputError, SaliencyMonitor, StateError
-from salmon.monitor.memory import ViewMemory
+from salmon.monitor.memory import ViewMemory, checked_state
 from salmon.views.record import FilterRow
 from tests.records import hand_record
 from tests.trainers import Module, digits, loader, trainer
@@ -70,16 +71,24 @@ def test_validating_a_checkpoint_measures_its_weights(tmp_path: Path) -> None:
     other = Module()
     other.net.head[0] = torch.nn.Dropout(0.0)
     work.validate(other, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
-    trained = torch.load(tmp_path / "salmon_logs" / "fit-validation.pt", weights_only=True)["fit"]
+    trained = load_file(tmp_path / "salmon_logs" / "fit-validation.safetensors")
     torch.testing.assert_close(
         monitor.results["validation"].fit.threshold, trained["threshold"], rtol=1e-5, atol=0
     )
 
 
-@pytest.mark.parametrize("state", [{"version": 7}, {"version": True}, {"version": None}, {}])
-def test_state_of_another_version_is_refused(state: Any) -> None:
-    with pytest.raises(StateError, match=r"of version .+ but 2 is needed; resume without"):
-        SaliencyMonitor().load_state_dict(state)
+@pytest.mark.parametrize(
+    "state", [{"version": 7}, {"version": 2, "finished": {"validation": 3}}, {"version": None}, {}]
+)
+def test_state_of_another_version_is_left_out_with_a_warning(
+    state: Any, log: pytest.LogCaptureFixture
+) -> None:
+    monitor = SaliencyMonitor()
+    monitor.load_state_dict(state)
+    assert monitor.state_dict()["finished"] == {}
+    assert "makes its state anew (StateError: the checkpoint holds" in log.text
+    with pytest.raises(StateError, match=r"of version .+ but 3 is needed"):
+        SaliencyMonitor(strict=True).load_state_dict(state)
 
 
 def test_a_fit_that_was_not_made_is_not_handed_out() -> None:
@@ -98,35 +107,26 @@ def replaced(*path: str, by: Any) -> Callable[[dict[str, Any]], None]:
     return replace
 
 
-HISTORY = ("views", "histories", "validation")
+HISTORY = ("histories", "validation")
 THREE = torch.tensor([1, 1, 1])
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (replaced("finished", by=None), "finished passes is NoneType where named values"),
-        (replaced("finished", "validation", by="2"), "passes.validation is str where int"),
-        (replaced("finished", "validation", by=-1), "whole numbers >= 0 are needed"),
-        (replaced("fits", by=[1]), "fits is list where named values"),
-        (replaced("fits", "validation", by=3), "fits.validation is int where named values"),
-        (replaced("views", by=None), "views is NoneType where named values"),
-        (replaced("views", "run", by=3), "run is 3 where a short name"),
-        (replaced("views", "run", by="x" * 101), "where a short name"),
-        (replaced("views", "histories", by=THREE), "histories is Tensor"),
-        (replaced("views", "blamed", by={"validation": 3}), "filters.validation is int"),
-        (replaced("views", "blamed", "validation", by={"a[1]": 1.5}), "is float where int"),
-        (replaced("views", "filters", "validation", by=[("a", 1)]), "no readable list of filters"),
-        (replaced(*HISTORY, by={"layers": []}), "counts is missing"),
-        (replaced(*HISTORY, by=THREE), "saved history is Tensor"),
-        (replaced(*HISTORY, "layers", by=[]), "layers is missing"),
-        (replaced(*HISTORY, "layers", by=3 * [("a", "b", 0)]), "a filter is missing"),
+        (replaced("finished", by=None), r"Expected `object`, got `null` - at `\$.finished`"),
+        (replaced("finished", "validation", by="2"), "Expected `int`, got `str`"),
+        (replaced("finished", "validation", by=-1), "finished passes"),
+        (replaced("fits", by=[1]), "Expected `object`, got `array`"),
+        (replaced("run", by=3), r"Expected `str`, got `int` - at `\$.run`"),
+        (replaced("histories", by=THREE), "the monitor's state: "),
+        (replaced("blamed", "validation", by={"a[1]": 1.5}), "Expected `int`, got `float`"),
+        (replaced("filters", "validation", by=[("a", 1)]), "Expected `array` of length 3"),
+        (replaced(*HISTORY, by={"layers": []}), "saved history has no"),
         (replaced(*HISTORY, "layers", by=[("a", "b", 4)]), r"int64 \[2, 1\] is needed"),
         (replaced(*HISTORY, "counts", "pot", by=THREE), r"int64 \[2, 3\] is needed"),
-        (replaced(*HISTORY, "counts", "pot", by=-torch.ones(2, 3).long()), "a count is negative"),
         (replaced(*HISTORY, "passes", by=[0, 1]), "passes is list"),
-        (replaced(*HISTORY, "passes", by=torch.tensor([1, 0])), "its passes are not in order"),
-        (replaced(*HISTORY, "steps", by=THREE), r"steps is of shape \(3,\)"),
+        (replaced(*HISTORY, "passes", by=torch.tensor([1, 0])), "not in order"),
         (replaced(*HISTORY, "samples", by=torch.ones(2)), "samples is torch.float32"),
     ],
 )
@@ -135,14 +135,12 @@ def test_damaged_state_is_refused_and_changes_nothing(
 ) -> None:
     torch.save(_state_of_two_passes(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    monitor = SaliencyMonitor()
+    monitor = SaliencyMonitor(strict=True)
     monitor.load_state_dict(state)  # before the damage it is taken
     before = str(monitor.state_dict())
     damage(state)
-    with pytest.raises(StateError, match=message) as caught:
+    with pytest.raises(StateError, match=message):
         monitor.load_state_dict(state)
-    advice = ("make it anew", "Make it anew", "Start a new run", "esume without", "needed.")
-    assert any(each in str(caught.value) for each in advice)
     assert str(monitor.state_dict()) == before
 
 
@@ -152,8 +150,8 @@ def _state_of_two_passes() -> dict[str, Any]:
     for number in (0, 1):
         memory.take("validation", hand_record(number, filters=[BLAMED]), index)
     return {
-        "version": 2, "finished": {"validation": 2}, "fits": {"validation": {"format": "x"}},
-        "views": memory.state_dict(),
+        "version": 3, "finished": {"validation": 2}, "fits": {"validation": {"fit": {}}},
+        **memory.state_dict(),
     }  # fmt: skip
 
 
@@ -184,32 +182,19 @@ def test_passes_of_another_network_are_not_put_beside_new_ones(
     trainer(tmp_path, resumed).validate(other, loader(), verbose=False)
     state = resumed.state_dict()
     assert state["finished"] == {"validation": 3}
-    assert state["views"]["histories"]["validation"]["passes"].tolist() == [2]
+    assert state["histories"]["validation"]["passes"].tolist() == [2]
     assert resumed.last_fit(other).threshold.numel() == len(FilterIndex.from_model(other))
 
 
 def test_changes_are_not_told_against_another_network() -> None:
     memory = ViewMemory()
-    memory.load_state_dict(_state_of_two_passes()["views"])
+    memory.take_over(checked_state(_state_of_two_passes()))
     history, before = memory.take("validation", hand_record(2), FilterIndex.from_model(Module()))
     assert (history.passes.tolist(), before) == ([0, 1, 2], {"net.a.0[1]": 9})
-    memory.load_state_dict(_state_of_two_passes()["views"])
+    memory.take_over(checked_state(_state_of_two_passes()))
     other = FilterIndex.from_model(Wider(kernel=5))
     history, before = memory.take("validation", hand_record(2), other)
     assert (history.passes.tolist(), before) == ([2], None)
-
-
-def test_state_of_an_earlier_version_brings_no_passes_of_another_run_along() -> None:
-    state = _state_of_two_passes()
-    monitor = SaliencyMonitor()
-    monitor.load_state_dict(state)
-    monitor.load_state_dict({"version": 1, "finished": {"validation": 5}, "fits": {}})
-    views = monitor.state_dict()["views"]
-    assert (views["histories"], views["blamed"], views["filters"]) == ({}, {}, {})
-    # The first checkpoints of version 2 did not tell whose filters they counted.
-    del state["views"]["filters"]
-    monitor.load_state_dict(state)
-    assert list(monitor.state_dict()["views"]["histories"]) == ["validation"]
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning")
@@ -223,7 +208,7 @@ def test_a_run_that_goes_on_with_other_filters_begins_its_history_anew(
     module = fit(tmp_path / "second", monitor, 3, tmp_path / "first" / "last.ckpt")
     state = monitor.state_dict()
     assert state["finished"] == {"validation": 1}
-    assert state["views"]["histories"]["validation"]["passes"].tolist() == [0]
+    assert state["histories"]["validation"]["passes"].tolist() == [0]
     assert monitor.last_fit(module).threshold.numel() == 18
 
 

@@ -382,6 +382,23 @@ def test_a_compiled_module_is_measured_and_told_to_be_out_of_sight(
     assert torch.equal(got.profile, found(tmp_path, seeded(Module)).profile)
 
 
+def test_tensors_of_a_class_of_its_own_are_measured_like_others(tmp_path: Path) -> None:
+    monai = pytest.importorskip("monai.data")
+
+    def collated(rows: list[tuple[Tensor, Tensor]]) -> Any:
+        x, y = (torch.stack(column) for column in zip(*rows, strict=True))
+        return monai.MetaTensor(x), monai.MetaTensor(y)
+
+    plain = found(tmp_path / "plain", seeded(Module), strict=True)
+    got = found(
+        tmp_path / "meta", seeded(Module), DataLoader(digits(), 8, collate_fn=collated), strict=True
+    )
+    assert type(got.profile) is Tensor
+    assert torch.equal(got.profile, plain.profile)
+    (section,) = gather(tmp_path / "meta")
+    assert len([picture for picture in section.pictures if picture.heat is not None]) == 4
+
+
 class CompilesParts(Module):
     """Its parts run as compiled code that a hook cannot see into."""
 

@@ -103,7 +103,7 @@ def test_a_resumed_run_shows_the_passes_before_it(tmp_path: Path) -> None:
     whole = fit("whole", 3)
     fit("first", 2)
     second = fit("second", 3, tmp_path / "first" / "checkpoints" / "last.ckpt")
-    one, other = (m.state_dict()["views"] for m in (whole, second))
+    one, other = (m.state_dict() for m in (whole, second))
     assert one["blamed"] == other["blamed"]
     for name, value in one["histories"]["validation"].items():
         assert str(value) == str(other["histories"]["validation"][name])
@@ -111,12 +111,6 @@ def test_a_resumed_run_shows_the_passes_before_it(tmp_path: Path) -> None:
     assert image.encoded_image_string == (
         events(tmp_path / "whole").Images("salmon/heatmap/pot")[-1].encoded_image_string
     )
-
-
-def test_state_from_before_there_were_views_is_taken(tmp_path: Path) -> None:
-    monitor = SaliencyMonitor()
-    monitor.load_state_dict({"version": 1, "finished": {"validation": 3}, "fits": {}})
-    assert monitor.state_dict()["finished"] == {"validation": 3}
 
 
 def test_views_can_be_switched_off(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_passes_of_an_earlier_run_in_the_same_folder_are_left_out(tmp_path: Path
         trainer(tmp_path, monitor, max_epochs=epochs).fit(Module(), loader(digits(64)), loader())
     assert len(list((tmp_path / "salmon_logs").glob("pass-validation-*.json"))) == 3
     (section,) = gather(tmp_path)
-    assert section.record.run == monitor.state_dict()["views"]["run"]
+    assert section.record.run == monitor.state_dict()["run"]
     assert section.history.passes.tolist() == [0, 1]
     assert section.before is not None
     assert section.flagged == monitor.results["validation"].misclassified

@@ -11,15 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from salmon.archives import UNREADABLE, TooMuchError, check_tensors_file, load_archive
 from salmon.errors import InputError, StateError
 from salmon.files import write_atomically
 
 STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
-
-
-_STRETCHED = 1 << 26  # bytes of all tensors that may be made of fewer, such as buffers of ones
 
 
 _TRUST = "you trust whoever wrote it, use --weights_only false, which lets it run code"
@@ -54,18 +50,12 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
     """
     try:
         if path.suffix == ".safetensors":
-            check_tensors_file(path)
             return Checkpoint(load_file(path), plain=True)
-        if weights_only:
-            found = load_archive(path, legacy=True)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=False)
+        found = _loaded(path, weights_only=weights_only)
     except pickle.UnpicklingError as error:
         hint = f"; if it holds objects and {_TRUST}" if weights_only else ""
         raise StateError(f"checkpoint {path} cannot be read safely{hint}.") from error
-    except TooMuchError as error:
-        raise StateError(f"checkpoint {path} cannot be read ({error}); if {_TRUST}.") from error
-    except (*UNREADABLE, ImportError, SafetensorError) as error:
+    except _UNREADABLE as error:
         line = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise StateError(f"checkpoint {path} cannot be read ({line}).") from error
     checkpoint = None
@@ -77,30 +67,25 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
         raise StateError(
             f"checkpoint {path} holds no state_dict; one of Lightning or torch is needed."
         )
-    _check_weights(checkpoint.state_dict, path)
     return checkpoint
+
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+               ImportError, SafetensorError)  # fmt: skip
+"""What torch and safetensors raise for files that are something else, or damaged."""
+
+
+def _loaded(path: Path, *, weights_only: bool) -> Any:
+    """What ``torch.save`` wrote; tensors stay in the file until they are looked at."""
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"  # before torch 1.6 files were none
+    return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=archive)
 
 
 def _belongs(item: tuple[Any, Any]) -> bool:
     """Whether an entry is one of a state dict: a tensor, or a module's own state."""
     name, value = item
     return isinstance(value, Tensor) or str(name).endswith("_extra_state")
-
-
-def _check_weights(weights: Mapping[str, Any], path: Path) -> None:
-    """Refuse tensors that are no weights, or a terabyte made of one number used again and again."""
-    stretched = 0
-    for name, value in weights.items():
-        if not isinstance(value, Tensor):
-            continue  # modules may have states of their own
-        odd = value.layout is not torch.strided or value.is_meta
-        if not odd:
-            stretched += max(0, value.nbytes - value.untyped_storage().nbytes())
-        if odd or stretched > _STRETCHED:
-            raise StateError(
-                f"checkpoint {path}: {name[:60]} of shape {tuple(value.shape)} is no ordinary "
-                "tensor with a number for each element; save the weights as they are in use."
-            )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, source: str) -> None:

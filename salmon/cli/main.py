@@ -57,7 +57,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     parser = ArgumentParser(
         prog="salmon",
         description="Find the filters behind a network's mistakes, and repair them.",
-        version=f"salmon {__version__}",
+        version=__version__,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     found = {}
@@ -123,7 +123,9 @@ def _diagnose_arguments(parser: ArgumentParser) -> None:
     """Of ``salmon diagnose``."""
     parser.add_class_arguments(JobSettings)
     _output_arguments(parser, "salmon-diagnosis", "new folder for flags, fits and summary")
-    parser.add_argument("--fit", type=str, default=None, help="fits to rank with, fit-*.pt")
+    parser.add_argument(
+        "--fit", type=str, default=None, help="fits to rank with, fit-*.safetensors"
+    )
     parser.add_argument("--level", type=float, default=0.9, help="quantile level of thresholds")
     parser.add_argument("--top_k", type=int, default=25, help="filters reported per sample")
     parser.add_argument("--seed", type=int, default=0, help="of random choices")
@@ -141,7 +143,7 @@ def _repair_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(JobSettings)
     _output_arguments(parser, "salmon-repair", "new folder for the reports and the patch")
     parser.add_argument(
-        "--fit", type=str, default=None, help="fits of the reference data, fit-*.pt"
+        "--fit", type=str, default=None, help="fits of the reference data, fit-*.safetensors"
     )
     parser.add_argument("--dry-run", action="store_true", help="load and split, then stop")
     parser.add_argument("--seed", type=int, default=None, help="the same as --repair.seed")

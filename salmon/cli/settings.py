@@ -1,6 +1,5 @@
 """Settings of the commands that work on a user's model and data, and the config they come from."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,6 @@ import yaml
 
 from salmon.errors import InputError, StateError
 from salmon.files import read_text
-
-MOST_BYTES = 1 << 20
-"""Of a config."""
-MOST_VALUES = 100_000
-"""In a config, each alias counted as all that it stands for."""
-MOST_LETTERS = 10_000
-"""In a value of a config."""
 
 _ODD_SCALARS = (ValueError, LookupError, TypeError, AttributeError)
 """What the YAML reader raises for numbers and bytes that say they are and are not."""
@@ -103,8 +95,7 @@ def config_sections(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = _plain_yaml(read_text(Path(path), MOST_BYTES))
-        json.dumps(found, default=str, skipkeys=True)  # numbers of thousands of digits cannot be
+        found = yaml.load(read_text(Path(path)), _Loader)
     except StateError as error:
         raise InputError(f"config {error}") from error
     except (yaml.YAMLError, *_ODD_SCALARS, RecursionError) as error:
@@ -133,33 +124,3 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
-
-
-def _plain_yaml(text: str) -> Any:
-    """The value of a document of plain values."""
-    for number, event in enumerate(yaml.parse(text, _Loader)):  # before anything is built
-        if number > MOST_VALUES:
-            raise yaml.YAMLError(f"it holds more than {MOST_VALUES} values")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MOST_LETTERS:
-            raise yaml.YAMLError(f"it holds a value of more than {MOST_LETTERS} letters")
-    loader = _Loader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        # Merged keys are written out as they are built.
-        if _values_in(root, {}) > MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {MOST_VALUES} values")
-        return loader.construct_document(root)
-    finally:
-        loader.dispose()
-
-
-def _values_in(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values a node stands for; each node is looked at once."""
-    if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # for as long as it is not known: a node inside itself
-        parts = node.value if isinstance(node, yaml.CollectionNode) else []
-        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
-        known[id(node)] = 1 + sum(_values_in(each, known) for each in inner)
-    return known[id(node)]

@@ -20,7 +20,7 @@ from salmon.errors import InputError, StateError
 from salmon.filters.discover import UNITS, Found, discover
 from salmon.filters.groups import group_layers
 from salmon.filters.names import parameters_by_name
-from salmon.plain import shown
+from salmon.records import record_of
 
 logger = logging.getLogger(__name__)
 
@@ -254,9 +254,9 @@ class FilterIndex:
         odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
         detail = "layers are missing"
         if odd:
-            detail = f"first difference: here {odd[0]}, there {shown(odd[1])}"
+            detail = f"first difference: here {odd[0]}, there {odd[1]}"
         raise StateError(
-            f"{source} was made for {shown(sum(row[1] for row in theirs))} filters in "
+            f"{source} was made for {sum(row[1] for row in theirs)} filters in "
             f"{len(theirs)} layers, but this network has {len(self)} in {len(mine)} ({detail}). "
             "Use the network, include= and exclude= it was made with, or make it anew."
         )
@@ -322,9 +322,4 @@ def checked_fingerprint(value: Any, *, source: str) -> Fingerprint:
     Raises:
         StateError: If it is something else.
     """
-    if not isinstance(value, list) or not all(
-        isinstance(row, tuple | list) and [type(item) for item in row] == [str, int, int]
-        for row in value
-    ):
-        raise StateError(f"{source} has no readable list of filters. Make it anew.")
-    return [(name, filters, size) for name, filters, size in value]
+    return record_of(Fingerprint, value, f"{source}: filters")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import StateError
-from salmon.plain import LARGEST, checked_tensor, names_in, shown
+from salmon.records import record_of, tensor_of
 
 CONSTANT_BELOW = 1e-12
 """A filter whose std is below this share of its mean counts as constant: its z-score uses 1."""
@@ -95,29 +95,21 @@ class TailFit:
         Raises:
             StateError: If names are missing or unknown, or the tensors do not fit together.
         """
+        where, found = "saved fit", record_of(dict[str, Any], state, "saved fit")
         names = {field.name for field in fields(cls)}
-        if not isinstance(state, dict) or set(state) != names:
-            have = names_in(state) if isinstance(state, dict) else type(state).__name__
+        if set(found) != names:
             raise StateError(
-                f"a saved fit has the fields {sorted(names)} but {have} came; it was written by "
-                "another version or is not a fit. Make the fit anew."
+                f"a saved fit has the fields {sorted(names)} but {sorted(found)} came; it was "
+                "written by another version or is not a fit. Make the fit anew."
             )
-        level = state["level"]
-        if type(level) is not float or not 0 < level < 1:
-            raise StateError(f"saved fit: level must be a float in (0, 1), got {shown(level)}.")
-        found: dict[str, Any] = {"level": level}
         for name in ("samples", "dropped", "top"):
-            value = state[name]
-            if type(value) is not int or not 0 <= value <= LARGEST:
-                raise StateError(f"saved fit: {name} must be int >= 0, got {shown(value)}.")
-            found[name] = value
+            record_of(int, found[name], f"{where}: {name}")
+        record_of(float, found["level"], f"{where}: level")
+        size = len(found["xi"]) if isinstance(found["xi"], Tensor) and found["xi"].ndim else None
         special = {"status": torch.int8, "exceedances": torch.int64}
-        for name in names - set(found):
+        for name in names - {"samples", "dropped", "top", "level"}:
             dtype = special.get(name, torch.float64)
-            found[name] = checked_tensor(state[name], f"saved fit: {name}", (None,), dtype)
-        sizes = {name: len(found[name]) for name in names if isinstance(found[name], Tensor)}
-        if len(set(sizes.values())) != 1 or 0 in sizes.values():
-            raise StateError(f"saved fit: vectors differ in length, or are empty: {sizes}.")
+            found[name] = tensor_of(found[name], f"{where}: {name}", (size,), dtype)
         fit = cls(**found)
         fit._check_ranges()
         return fit
@@ -126,6 +118,10 @@ class TailFit:
         """Refuse numbers that no fit gives, since rankings would be wrong without a sign of it."""
         nan, fitted = torch.isnan, self.usable
         possible = {
+            "level": torch.tensor(0 < self.level < 1),
+            "samples": torch.tensor(
+                min(self.samples, self.dropped, self.top, len(self.xi) - 1) >= 0
+            ),
             "status": (self.status >= 0) & (self.status < len(FitStatus)),
             "exceedances": (self.exceedances >= 0) & (self.exceedances <= self.top),
             "top": torch.tensor(self.top <= self.samples),

@@ -252,21 +252,22 @@ class SaliencyMonitor(CallbackBase):
             "version": STATE_VERSION,
             "finished": dict(self._finished),
             "fits": dict(self._fits),
-            "views": self._memory.state_dict(),
+            **self._memory.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was written.
 
+        State of another version, or damaged, is left out with a warning, and the training goes on;
+        ``strict`` raises.
+
         Args:
             state_dict: What :meth:`state_dict` gave.
-
-        Raises:
-            StateError: If it is of another version, or damaged; nothing is changed then.
         """
-        finished, fits, views = checked_state(state_dict)
-        self._memory.load_state_dict(views)
-        self._finished, self._fits = finished, fits
+        with guarded(self.settings, "makes its state anew"):
+            state = checked_state(state_dict)
+            self._memory.take_over(state)
+            self._finished, self._fits = dict(state.finished), dict(state.fits)
 
     def last_fit(self, model: nn.Module, scope: str = "validation") -> TailFit:
         """Hand out the fits of the last measured pass, also after a resume.

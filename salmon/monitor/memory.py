@@ -1,7 +1,7 @@
 """What a monitor keeps from pass to pass and hands to checkpoints, and how it is read back.
 
-A checkpoint may come from another version or another network, or be damaged: state that does not
-have the right types and shapes is refused, and passes of other filters begin a new history.
+A checkpoint may come from another version or another network: state of another form is refused, and
+passes of other filters begin a new history.
 """
 
 import secrets
@@ -10,15 +10,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from salmon.errors import StateError
-from salmon.filters import FilterIndex, Fingerprint, checked_fingerprint
-from salmon.plain import dict_of, same_whole, shown
+from salmon.filters import FilterIndex, Fingerprint
+from salmon.records import record_of
 from salmon.views import History, PassRecord, mistakes_by_filter
 
-STATE_VERSION = 2
-_READABLE = (1, STATE_VERSION)  # the first had no views
+STATE_VERSION = 3
 
-MOST_LETTERS = 100
-"""In the name of a run."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorState:
+    """What a checkpoint holds; tensors are in the innermost dictionaries."""
+
+    version: int
+    finished: dict[str, int]  # passes, by stage
+    fits: dict[str, dict[str, Any]]  # by scope
+    run: str
+    histories: dict[str, dict[str, Any]]  # by scope, like the others
+    blamed: dict[str, dict[str, int]]
+    filters: dict[str, Fingerprint]
 
 
 def new_run() -> str:
@@ -87,57 +96,39 @@ class ViewMemory:
             "filters": {scope: list(each) for scope, each in self.filters.items()},
         }
 
-    def load_state_dict(self, state: Any) -> None:
+    def take_over(self, state: MonitorState) -> None:
         """Go on where a checkpoint was written; what was known of other passes is forgotten.
 
         Args:
-            state: What :meth:`state_dict` gave; ``{}`` knows of no passes.
+            state: Of the checkpoint.
 
         Raises:
-            StateError: If it is something else; nothing is changed then.
+            StateError: If a history is something else; nothing is changed then.
         """
-        parts = dict_of(Any, state, "the monitor's views")
-        histories = dict_of(Any, parts.get("histories", {}), "the monitor's histories")
-        blamed = dict_of(dict[str, int], parts.get("blamed", {}), "the monitor's blamed filters")
-        filters = dict_of(Any, parts.get("filters", {}), "the monitor's filters")
-        fresh = {scope: History.from_state_dict(each) for scope, each in histories.items()}
-        prints = {
-            scope: checked_fingerprint(each, source="the monitor's state")
-            for scope, each in filters.items()
-        }
-        run = parts.get("run", self.run)
-        if not isinstance(run, str) or len(run) > MOST_LETTERS:
-            raise StateError(f"the monitor's run is {shown(run)} where a short name is needed.")
-        self.run = run
-        self.histories, self.blamed, self.filters = fresh, blamed, prints
+        histories = {scope: History.from_state_dict(e) for scope, e in state.histories.items()}
+        self.run, self.histories = state.run, histories
+        self.blamed, self.filters = dict(state.blamed), dict(state.filters)
 
 
-def checked_state(state: Any) -> tuple[dict[str, int], dict[str, dict[str, Any]], Any]:
-    """Take the state of a monitor apart.
+def checked_state(state: Any) -> MonitorState:
+    """Check the state of a monitor.
 
     Args:
-        state: What ``SaliencyMonitor.state_dict`` gave, in this version or an earlier one.
+        state: What ``SaliencyMonitor.state_dict`` gave.
 
     Returns:
-        Finished passes by stage; states of fits by scope; and the state of a :class:`ViewMemory`,
-        which checks it.
+        The state.
 
     Raises:
         StateError: If it is of another version, or damaged.
     """
-    whole = dict_of(Any, state, "the monitor's state")
-    version = whole.get("version")
-    if not any(same_whole(version, readable) for readable in _READABLE):
+    version = state.get("version") if isinstance(state, dict) else type(state).__name__
+    if version != STATE_VERSION:
         raise StateError(
-            f"the checkpoint holds SaliencyMonitor state of version {shown(version)} but "
-            f"{STATE_VERSION} is needed; resume without the monitor's state by changing its level, "
-            "or use the package version that wrote it."
+            f"the checkpoint holds SaliencyMonitor state of version {version} but {STATE_VERSION} "
+            "is needed"
         )
-    finished = dict_of(int, whole.get("finished"), "the monitor's finished passes")
-    if any(number < 0 for number in finished.values()):
-        raise StateError(
-            f"the monitor's state counts {shown(finished)} finished passes; whole numbers >= 0 are "
-            "needed. Resume without the monitor's state by changing its level."
-        )
-    fits = dict_of(dict[str, Any], whole.get("fits"), "the monitor's fits")
-    return finished, fits, {} if same_whole(version, 1) else whole.get("views")
+    found = record_of(MonitorState, state, "the monitor's state")
+    if min(found.finished.values(), default=0) < 0:
+        raise StateError(f"the monitor's state counts {found.finished} finished passes")
+    return found

@@ -258,7 +258,7 @@ def write_diagnosis(
     """
     name, number = scope.replace("/", "-"), record.number
     flagged = folder / f"flagged-{name}-{number:06d}.jsonl"
-    pictures, fits = folder / f"pictures-{name}.jsonl", folder / f"fit-{name}.pt"
+    pictures, fits = folder / f"pictures-{name}.jsonl", folder / f"fit-{name}.safetensors"
     tasks: dict[Path, Callable[[Path], None] | None] = {flagged: None, pictures: None}
     if len(diagnosis.mistakes.sample):
         tasks[flagged] = partial(_write_flags, diagnosis=diagnosis, record=record)

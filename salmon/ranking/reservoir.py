@@ -41,7 +41,6 @@ class Reservoir:
             seed: Of the priorities.
         """
         self.capacity = capacity
-        self.offered = 0
         self._seed = seed
         self._held = 0
         self._rows = torch.empty((0, width))
@@ -55,7 +54,6 @@ class Reservoir:
             numbers: ``[M]`` int64 sample numbers, each offered once.
             rows: ``[M, width]`` on the CPU.
         """
-        self.offered += len(numbers)
         incoming = priorities(numbers, self._seed)
         stay = torch.cat([self._priorities[: self._held], incoming]).argsort()[: self.capacity]
         chosen = stay[stay >= self._held] - self._held

@@ -19,17 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from salmon.archives import check_tensors_file
 from salmon.errors import InputError, StateError
 from salmon.files import tensor_hash, write_atomically
 from salmon.filters import FilterLayer, by_clean_name
-from salmon.plain import dict_of, shown
+from salmon.records import record_of
 from salmon.repairs.edit import Change, Edit, write
 
 FORMAT = "salmon.patch/1"
-MAX_BYTES = 1 << 34
-"""Of a patch, which is held as a whole."""
-
 _ORIGINAL, _PATCHED = "base", "patched"
 
 
@@ -96,7 +92,6 @@ class Patch:
         """
         path = Path(path)
         try:
-            check_tensors_file(path, MAX_BYTES)
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get("salmon")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -109,7 +104,7 @@ class Patch:
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             found = header.get("format") if isinstance(header, dict) else None
             raise StateError(
-                f"{path} holds {shown(found)} but {FORMAT!r} is needed; it is no patch of ours."
+                f"{path} holds {found!r} but {FORMAT!r} is needed; it is no patch of ours."
             )
         try:
             return _patch_of(header, tensors)
@@ -236,9 +231,11 @@ def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     """Check and assemble."""
     if header.pop("content", None) != _content_hash(tensors, header):
         raise InputError("its content does not match its checksum")
-    layers = dict_of(FilterLayer, header.get("layers"), "layers")
-    base, patched = (dict_of(str, header.get(name), name) for name in ("base", "patched"))
-    info = dict_of(Any, header.get("info"), "info")
+    layers = record_of(dict[str, FilterLayer], header.get("layers"), "layers")
+    base, patched = (
+        record_of(dict[str, str], header.get(name), name) for name in ("base", "patched")
+    )
+    info = record_of(dict[str, Any], header.get("info"), "info")
     changes = [_change(name, layer, tensors) for name, layer in layers.items()]
     if tensors:
         raise InputError(f"it holds tensors that nothing describes, such as {next(iter(tensors))}")

@@ -24,11 +24,6 @@ class Geometry:
     transposed: bool
     weight_shape: tuple[int, ...]
 
-    @property
-    def out_channels(self) -> int:
-        """Number of filters."""
-        return self.weight_shape[1] * self.groups if self.transposed else self.weight_shape[0]
-
 
 def conv_geometry(
     call: Mapping[str, Any], dims: int, *, transposed: bool

@@ -1,21 +1,20 @@
-"""Fitted tails on disk: the fits of one network, with the filters they belong to."""
+"""Fitted tails on disk, as safetensors: the fits of one network and the filters they belong to."""
 
-import pickle
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
-from salmon.archives import UNREADABLE, load_archive
 from salmon.errors import StateError
 from salmon.files import write_atomically
 from salmon.filters import FilterIndex, checked_fingerprint
 from salmon.gpd import TailFit
-from salmon.plain import shown
+from salmon.records import parsed, record_of
 
-FORMAT = "salmon.fit/2"
-MOST_BYTES = 1 << 30
-"""A larger file is not read; a million filters take a tenth of it."""
+FORMAT = "salmon.fit/3"
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
@@ -29,11 +28,16 @@ def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    write_atomically(Path(path), lambda file: torch.save(fit_state(fit, index), file))
+    state = fit.state_dict()
+    tensors = {name: value.contiguous() for name, value in state.items() if _is_tensor(value)}
+    plain = {name: value for name, value in state.items() if not _is_tensor(value)}
+    header = {"schema": FORMAT, "filters": index.fingerprint(), "fit": plain}
+    data = save(tensors, {"salmon": json.dumps(header)})
+    write_atomically(Path(path), lambda file: file.write(data))
 
 
 def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
-    """Read fits back, for the same filters. Nothing in the file is executed.
+    """Read fits back, for the same filters.
 
     Args:
         path: A file that :func:`save_fit` wrote.
@@ -46,13 +50,18 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
         StateError: If the file is missing, no saved fit, damaged, or belongs to other filters.
     """
     try:
-        state = load_archive(Path(path), most=MOST_BYTES)
-    except (*UNREADABLE, pickle.UnpicklingError) as error:
-        line = str(error).partition("\n")[0][:200]
+        with safe_open(Path(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("salmon", "null")
+            tensors = {n: file.get_tensor(n).clone() for n in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise StateError(
-            f"{path} cannot be read as a saved fit ({type(error).__name__}: {line}); a file "
-            "written by save_fit, or the monitor's fit-*.pt, is needed."
+            f"{path} cannot be read as saved fits ({type(error).__name__}: {error}); a file of "
+            "save_fit, or the monitor's fit-*.safetensors, is needed. Fits of version 0.1, in "
+            "fit-*.pt, have to be made anew."
         ) from error
+    header = parsed(text, FORMAT, str(path))
+    plain = record_of(dict[str, Any], header.get("fit"), str(path))
+    state = {"filters": header.get("filters"), "fit": plain | tensors}
     return fit_from_state(state, index, source=str(path))
 
 
@@ -66,10 +75,10 @@ def fit_state(fit: TailFit, index: FilterIndex) -> dict[str, Any]:
     Returns:
         A dictionary that ``torch.load(weights_only=True)`` reads back.
     """
-    return {"format": FORMAT, "filters": index.fingerprint(), "fit": fit.state_dict()}
+    return {"filters": index.fingerprint(), "fit": fit.state_dict()}
 
 
-def fit_from_state(state: Any, index: FilterIndex, *, source: str) -> TailFit:
+def fit_from_state(state: dict[str, Any], index: FilterIndex, *, source: str) -> TailFit:
     """Check and rebuild fits.
 
     Args:
@@ -83,16 +92,16 @@ def fit_from_state(state: Any, index: FilterIndex, *, source: str) -> TailFit:
     Raises:
         StateError: If the state is another version, damaged, or belongs to other filters.
     """
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise StateError(
-            f"{source} holds {shown(found)} but {FORMAT!r} is needed. Make the fit anew."
-        )
     index.check_fingerprint(checked_fingerprint(state.get("filters"), source=source), source=source)
     fit = TailFit.from_state_dict(state.get("fit", {}))
     if fit.threshold.numel() != len(index):
         raise StateError(
-            f"{source} fits {fit.threshold.numel()} filters but names {len(index)}; the file is "
-            "damaged. Make the fit anew."
+            f"{source} fits {fit.threshold.numel()} filters but names {len(index)}; it is damaged. "
+            "Make the fit anew."
         )
     return fit
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a field goes among the tensors."""
+    return isinstance(value, Tensor)

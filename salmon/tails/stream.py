@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from salmon.errors import InputError
-from salmon.tails.saved import STATE_VERSION, checked_state
+from salmon.errors import InputError, StateError
+from salmon.records import record_of, tensor_of
+
+STATE_VERSION = 1
 
 _MOMENT_COLUMNS = 2048
 _LEAST_SQUARE = 1e-290  # squares below lose digits of the 53 that float64 has down to 2e-308
@@ -181,7 +183,7 @@ class Tails:
         Raises:
             StateError: If the state is of another version, shape or capacity, or inconsistent.
         """
-        fresh = checked_state(state, self.num_filters, self.capacity)
+        fresh = self._checked(state)
         largest = fresh["largest"]
         self._reset(torch.device("cpu"), largest.dtype)
         for part in largest.t().split(self._spare):
@@ -190,6 +192,37 @@ class Tails:
         self._dropped.fill_(fresh["dropped"])
         self._mean.copy_(fresh["mean"])
         self._m2.copy_(fresh["m2"])
+
+    def _checked(self, state: Any) -> dict[str, Any]:
+        """A saved stream, if it is one of these filters and this capacity."""
+        where = "saved stream"
+        found = record_of(dict[str, Any], state, where)
+        names = set(Tails(1).state_dict())
+        if set(found) != names or found["version"] != STATE_VERSION:
+            raise StateError(
+                f"a saved stream has the fields {sorted(names)} and version {STATE_VERSION}; this "
+                "one was written by another version or is none. Collect the statistics anew."
+            )
+        counts = [record_of(int, found[n], f"{where}: {n}") for n in ("samples", "dropped")]
+        if found["capacity"] != self.capacity:
+            raise StateError(
+                f"the saved stream has capacity {found['capacity']}; capacity {self.capacity} is "
+                f"needed. Use max_exceedances={found['capacity']}."
+            )
+        kept = (self.num_filters, max(0, min(counts[0], self.capacity)))
+        floats = (torch.float32, torch.float64)
+        found["largest"] = tensor_of(found["largest"], f"{where}: largest", kept, *floats)
+        for name in ("mean", "m2"):
+            shape = (self.num_filters,)
+            found[name] = tensor_of(found[name], f"{where}: {name}", shape, torch.float64)
+        falling = not bool((found["largest"].diff(dim=1) > 0).any())
+        finite = bool(torch.isfinite(found["largest"]).all())
+        if min(counts) < 0 or not falling or not finite or bool((found["m2"] < 0).any()):
+            raise StateError(
+                f"{where}: a count is negative, the largest values are not finite and in "
+                "descending order, or a sum of squares is negative; it is damaged."
+            )
+        return found
 
     @property
     def _spare(self) -> int:

@@ -1,35 +1,24 @@
-"""Passes and flagged images on disk, for the report: JSON, written whole, read within limits.
+"""Passes and flagged images on disk, for the report: JSON, written whole.
 
 ``pass-<scope>-<number>.json`` holds a :class:`PassRecord`; ``pictures-<scope>.jsonl`` the images of
-the last pass, a line each, as base64 of PNG or JPEG. Nothing in them is executed or decoded here.
+the last pass, a line each, as base64 of PNG or JPEG.
 """
 
 import base64
 import binascii
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from salmon.errors import StateError
 from salmon.files import json_text, read_lines, read_text, write_atomically
-from salmon.plain import from_plain, shown
+from salmon.records import parsed, record_of
 from salmon.views.pictures import Picture, Thumbnail, encoded, enlarged
 from salmon.views.raster import Pixels
 from salmon.views.record import SCHEMA, PassRecord, check_record
 
 PICTURE_SCHEMA = "salmon.picture/1"
-
-MOST_BYTES = 8 << 20
-"""Of a record: ten times what a network of 10,000 layers and 1,000 classes needs. Python's objects
-take up to 30 times the memory of their text."""
-MOST_PICTURE_BYTES = 64 << 20
-"""Of a file of pictures, which are all held."""
-MOST_FLAG_BYTES = 1 << 30
-"""Of a file of flags, which are read one by one: 100,000 mistakes with 25 filters take 0.6 GB."""
-MOST_LINE_BYTES = 1 << 20
-"""Of a line of either: a flag with 4,000 filters has as much."""
 
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 _SIDE = 192  # of the images in the report
@@ -81,8 +70,7 @@ def read_pass(path: Path) -> PassRecord:
     Raises:
         StateError: If the file cannot be read, or is something else.
     """
-    (value,) = _objects(path, [read_text(path, MOST_BYTES)], SCHEMA)
-    record = from_plain(PassRecord, value, path.name)
+    record = record_of(PassRecord, parsed(read_text(path), SCHEMA, str(path)), path.name)
     check_record(record, path.name)
     return record
 
@@ -134,9 +122,8 @@ def read_pictures(path: Path) -> list[StoredPicture]:
         StateError: If the file cannot be read, or an image is something else.
     """
     found = []
-    lines = read_lines(path, MOST_PICTURE_BYTES, MOST_LINE_BYTES)
-    for value in _objects(path, lines, PICTURE_SCHEMA):
-        picture = from_plain(StoredPicture, value, path.name)
+    for value in _objects(path, PICTURE_SCHEMA):
+        picture = record_of(StoredPicture, value, path.name)
         for image in (picture.image, picture.heat):
             if image is not None and not _is_image(image):
                 raise StateError(f"{path} holds an image that is none; make the file anew.")
@@ -157,7 +144,7 @@ def read_flags(path: Path, schema: str) -> Iterator[dict[str, Any]]:
     Raises:
         StateError: If the file cannot be read, or is something else.
     """
-    yield from _objects(path, read_lines(path, MOST_FLAG_BYTES, MOST_LINE_BYTES), schema)
+    yield from _objects(path, schema)
 
 
 def _stored(pixels: Pixels) -> StoredImage:
@@ -175,22 +162,7 @@ def _is_image(image: StoredImage) -> bool:
     return image.media in _MAGIC and data.startswith(_MAGIC[image.media])
 
 
-def _objects(path: Path, texts: Iterable[str], schema: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, all of one schema."""
-    for number, text in enumerate(texts, 1):
-        try:
-            value = json.loads(text, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            raise StateError(f"{path}, line {number}, is no JSON ({error}).") from error
-        found = value.get("schema") if isinstance(value, dict) else type(value).__name__
-        if found != schema:
-            raise StateError(
-                f"{path}, line {number}, holds {shown(found)} where {schema!r} is needed; it was "
-                "written by another version or is something else."
-            )
-        yield value
-
-
-def _no_number(text: str) -> None:
-    """Refuse NaN and Infinity, which Python takes but JSON has no place for."""
-    raise ValueError(f"{text} is no number of JSON")
+def _objects(path: Path, schema: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one in each line, all of one schema."""
+    for number, text in enumerate(read_lines(path), 1):
+        yield parsed(text, schema, f"{path}, line {number},")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import StateError
-from salmon.plain import checked_tensor, dict_of, from_plain
+from salmon.records import record_of, tensor_of
 from salmon.views.record import METHODS, LayerRow, PassRecord
 
 _ROW = ("layer", "group", "filters")
@@ -164,41 +164,30 @@ class History:
             StateError: If it is something else, or its parts do not fit together.
         """
         where = "saved history"
-        found = dict_of(Any, state, where)
-        missing = [name for name in ("layers", "counts", *_VECTORS) if name not in found]
-        rows = found.get("layers")
-        if missing or not isinstance(rows, list) or not rows:
-            raise StateError(
-                f"{where}: {missing[0] if missing else 'layers'} is missing; it was written by "
-                "another version or is damaged. Start a new run, or leave the monitor's state out."
-            )
-        layers = tuple(
-            from_plain(LayerRow, _named(row), f"{where}: layers[{i}]") for i, row in enumerate(rows)
-        )
-        first = checked_tensor(found["passes"], f"{where}: passes", (None,), torch.int64)
+        found = record_of(dict[str, Any], state, where)
+        if missing := {"layers", "counts", *_VECTORS} - set(found):
+            raise StateError(f"{where} has no {min(missing)}; it is damaged. Start a new run.")
+        rows = record_of(list[tuple[str, str, int]], found["layers"], f"{where}: layers")
+        passes = tensor_of(found["passes"], f"{where}: passes", (None,), torch.int64)
         vectors = {
-            name: checked_tensor(found[name], f"{where}: {name}", (len(first),), torch.int64)
+            name: tensor_of(found[name], f"{where}: {name}", (len(passes),), torch.int64)
             for name in _VECTORS
         }
-        shape = (len(first), len(layers))
+        shape = (len(passes), len(rows))
         counts = {
-            name: checked_tensor(value, f"{where}: counts of {name}", shape, torch.int64)
-            for name, value in dict_of(Any, found["counts"], f"{where}: counts").items()
+            name: tensor_of(value, f"{where}: counts of {name}", shape, torch.int64)
+            for name, value in record_of(
+                dict[str, Any], found["counts"], f"{where}: counts"
+            ).items()
         }
-        whole = [*vectors.values(), *counts.values()]
-        if len(first) == 0 or any(bool((part < 0).any()) for part in whole):
-            raise StateError(f"{where}: it is empty, or a count is negative. Start a new run.")
-        if not bool((first[1:] > first[:-1]).all()):
-            raise StateError(f"{where}: its passes are not in order. Start a new run.")
-        if not set(METHODS) <= set(counts) or any(layer.filters < 1 for layer in layers):
-            raise StateError(f"{where}: a ranking or a filter is missing. Start a new run.")
+        rising = bool((passes[1:] > passes[:-1]).all())
+        if not len(passes) or not rows or not rising or not set(METHODS) <= set(counts):
+            raise StateError(
+                f"{where}: passes are missing or not in order, or a ranking is missing. Start a "
+                "new run."
+            )
+        layers = tuple(LayerRow(layer=n, group=g, filters=count) for n, g, count in rows)
         return cls(layers=layers, counts=counts, **vectors)
-
-
-def _named(row: Any) -> Any:
-    """A row of ``layers`` as the fields of a :class:`LayerRow`."""
-    fits = isinstance(row, tuple | list) and len(row) == len(_ROW)
-    return dict(zip(_ROW, row, strict=True)) if fits else row
 
 
 def _comparable(one: PassRecord, other: PassRecord) -> bool:

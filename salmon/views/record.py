@@ -22,6 +22,7 @@ from salmon.ranking import (
     layer_counts,
     most_blamed,
 )
+from salmon.records import Number
 
 SCHEMA = "salmon.pass/1"
 
@@ -77,7 +78,7 @@ class FitExample:
     kind: str  # "best", "median" or "worst"; "only" where there is but one
     label: str
     xi: float
-    p: float  # Anderson-Darling
+    p: Number  # Anderson-Darling
     fitted: list[float]
     observed: list[float]
 
@@ -97,7 +98,7 @@ class PassRecord:
     misclassified: int
     kept: int  # mistakes whose filters were ranked
     top_k: int
-    level: float  # that the thresholds stand for
+    level: Number  # that the thresholds stand for; NaN without samples
     given_fit: bool  # whether the tails are those of other data
     seconds: float  # for measuring and fitting, without pictures and views
     share: float | None  # that these seconds are of the whole pass, where there was one

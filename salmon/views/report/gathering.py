@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from salmon.errors import InputError, StateError
-from salmon.plain import from_plain
 from salmon.ranking import SCHEMA as FLAG_SCHEMA
+from salmon.records import Number, record_of
 from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
 from salmon.views.history import History
 from salmon.views.record import PassRecord
@@ -45,9 +45,9 @@ class StoredFlag:
     batch: int
     target: int
     predicted: int
-    confidence_target: float
-    confidence_predicted: float
-    loss: float
+    confidence_target: Number
+    confidence_predicted: Number
+    loss: Number
     top: list[StoredBlame]  # the first of them
 
 
@@ -188,7 +188,7 @@ def _stored(flag: dict[str, Any], where: str) -> StoredFlag:
     """What the table shows of a flag."""
     top = flag.get("top")
     shown = {"id": str(flag.get("id")), "top": top[:NAMED] if isinstance(top, list) else top}
-    stored = from_plain(StoredFlag, flag | shown, where)
+    stored = record_of(StoredFlag, flag | shown, where)
     return replace(
         stored,
         id=stored.id[:_LETTERS],
