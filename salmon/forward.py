@@ -59,7 +59,9 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
         ``Trainer.validate`` batches are inference tensors, which no graph may keep.
     """
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
-    with _SingleBatchNorm():
+    tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+    single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
+    with _SingleBatchNorm() if single else nullcontext():
         if isinstance(inputs, Call):
             return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
         if isinstance(inputs, Mapping):

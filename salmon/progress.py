@@ -11,7 +11,8 @@ SECONDS = 10.0
 
 def _to_stderr(text: str) -> None:
     """Print a line where it does not mix with results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 class Progress:

@@ -360,6 +360,23 @@ def test_tensors_that_validation_cached_do_not_end_the_pass(tmp_path: Path) -> N
     assert found(tmp_path, seeded(CachesInInferenceMode), strict=True).samples == 40
 
 
+def test_trouble_in_a_hook_ends_the_pass_and_not_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    def short(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no room for a copy")
+
+    monkeypatch.setattr("salmon.monitor.step.Call", short)
+    monitor = SaliencyMonitor(level=0.7)
+    work = trainer(tmp_path, monitor)
+    work.validate(Module(), loader(), verbose=False)
+    assert "val_loss" in work.callback_metrics
+    assert monitor.results == {}
+    assert "stopped measuring (OutOfMemoryError: no room for a copy)" in log.text
+    with pytest.raises(torch.OutOfMemoryError):
+        found(tmp_path, Module(), strict=True)
+
+
 def test_hooks_are_there_during_a_step_only_and_gone_after_an_error(tmp_path: Path) -> None:
     class Raises(Module):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

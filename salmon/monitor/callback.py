@@ -299,10 +299,11 @@ class SaliencyMonitor(CallbackBase):
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
-            self._pass = MeasuredPass(
-                self.settings, stage, number, pl_module, self._coverage, self._memory,
-                Ranks.of(trainer),
-            )  # fmt: skip
+            with guarded(self.settings, "could not start"):
+                self._pass = MeasuredPass(
+                    self.settings, stage, number, pl_module, self._coverage, self._memory,
+                    Ranks.of(trainer),
+                )  # fmt: skip
 
     def _drop(self) -> None:
         """Forget a pass that has not ended."""

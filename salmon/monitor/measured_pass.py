@@ -63,7 +63,7 @@ class MeasuredPass:
         memory: ViewMemory | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Index the filters and read the reference.
+        """Prepare; nothing is measured yet.
 
         Args:
             settings: Of the monitor.
@@ -84,7 +84,7 @@ class MeasuredPass:
         self._conclusion = Conclusion(settings, number, self._clock, memory or ViewMemory(), ranks)
         self._runs: dict[int, Run] = {}
         self._skipped = 0
-        self._alive = False
+        self._alive = True
         self._error: Exception | None = None  # that ended the pass here
         self._announced = False
         self._finishing = False
@@ -92,7 +92,6 @@ class MeasuredPass:
         self._step = StepWatch(model)
         self._index: FilterIndex | None = None  # known from the first batch on
         self._reference: TailFit | None = None
-        self._alive = True
 
     def begin(self, batch: Any) -> None:
         """Watch what the user's step does with a batch.

@@ -80,13 +80,14 @@ class StepWatch:
         self._model = model
         self._paths = dict(_in_sight(model))
         # Without a forward of its own, a part of the module is the network.
-        forward: Any = model.forward
-        self._forwards = not forward.__module__.startswith(_LIGHTNING)
+        home = str(getattr(model.forward, "__module__", ""))
+        self._forwards = not home.startswith(_LIGHTNING)
         self._hooks: list[RemovableHandle] = []
         self._seen: list[Seen] = []
         self._running: list[tuple[Call, list[Tensor], bool] | None] = []  # as of Seen
         self._batch: Any = None
         self._before: dict[int, tuple[Tensor, Tensor | int]] = {}  # with its copy or version
+        self._trouble: Exception | None = None
 
     def begin(self, batch: Any) -> None:
         """A step begins.
@@ -115,14 +116,20 @@ class StepWatch:
 
         Returns:
             The batch with all entries it had.
+
+        Raises:
+            Exception: That a hook met; the step itself went on.
         """
         self._unhook()
+        if self._trouble is not None:
+            raise self._trouble
         return batch if self._batch is None else self._batch
 
     def close(self) -> None:
         """Forget the last step."""
         self._unhook()
         self._seen, self._running, self._batch, self._before = [], [], None, {}
+        self._trouble = None
 
     @property
     def overwritten(self) -> bool:
@@ -169,10 +176,13 @@ class StepWatch:
         if self._running:
             self._running.append(None)
             return
-        with torch.inference_mode(mode=False), torch.no_grad():
-            call = pytree.tree_map_only(Tensor, Tensor.clone, Call(args, kwargs))
-        call, raw = call._replace(path=self._paths[module]), not self.overwritten
-        self._running.append((call, _tensors((args, kwargs)), raw))
+        try:
+            with torch.inference_mode(mode=False), torch.no_grad():
+                call = pytree.tree_map_only(Tensor, Tensor.clone, Call(args, kwargs))
+            call, raw = call._replace(path=self._paths[module]), not self.overwritten
+            self._running.append((call, _tensors((args, kwargs)), raw))
+        except Exception as error:  # noqa: BLE001 - short memory, say; told when the step is over
+            self._trouble = error
 
     def _leaves(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward has ended."""
