@@ -42,6 +42,7 @@ from salmon.ranking import Diagnosis
 from salmon.saliency import (
     Coverage,
     check_samples,
+    class_numbers,
     coverage_of,
     measure,
     nan_where_unlabelled,
@@ -134,6 +135,8 @@ class MeasuredPass:
         except InputError as error:
             self._skip(number, error)
             return
+        if class_numbers(targets) is not None:
+            targets = targets.long()  # a GPU cannot choose rows of every other type
         if self._index is None:
             one = take_rows(fed.inputs, slice(0, 1), samples)
             self._use(self._settings.build_index(self._model, one))
