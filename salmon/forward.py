@@ -31,7 +31,7 @@ _FRAMEWORKS = frozenset({"torch", "lightning", "pytorch_lightning", "lightning_f
 _NOT_STATE = (type, ModuleType, FunctionType, MethodType)
 _DEEP = 8  # attributes of attributes
 _MANY = 1000  # entries of a container that are looked into
-_MOST_BYTES = 2**26  # of a tensor that is no buffer; data sets are kept on modules, too
+_MOST_BYTES = 2**26  # of an array or a tensor that is no buffer: data sets are on modules, too
 
 _Container = list[Any] | deque[Any] | set[Any]
 
@@ -256,7 +256,8 @@ class _Kept:
         elif isinstance(value, tuple):
             self._inside(value, deep)
         elif isinstance(value, np.ndarray):
-            self._others.append(partial(np.copyto, value, value.copy()))
+            if value.flags.writeable and value.nbytes <= _MOST_BYTES:
+                self._others.append(partial(np.copyto, value, value.copy()))
         elif (put_back := _random_state(value)) is not None:
             self._others.append(put_back)
         elif _is_state(value):
@@ -279,7 +280,7 @@ def _keeps_nothing(module: nn.Module) -> bool:
     """Whether a module is one of torch's own, whose forward in eval mode touches no attribute."""
     own = type(module).__module__.startswith("torch.nn.modules.")
     state = vars(module)
-    hooks = state["_forward_hooks"] or state["_forward_pre_hooks"]
+    hooks = state.get("_forward_hooks") or state.get("_forward_pre_hooks")
     return own and not hooks and "forward" not in state and not _made_in_inference(module)
 
 

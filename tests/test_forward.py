@@ -51,6 +51,7 @@ class Collector(PlainNet):
         self.latest = deque([torch.zeros(1)], maxlen=3)
         self.shapes: set[tuple[int, ...]] = set()
         self.table = np.zeros(3)
+        self.constants = np.broadcast_to(np.ones(1), 3)  # may not be written to
         self.counter = Counter()
         self.total = torch.zeros(())
         self.calls = 0
