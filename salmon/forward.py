@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from salmon.errors import UnsupportedError
+
 logger = logging.getLogger(__name__)
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -57,11 +59,14 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     Returns:
         Its output. The network gets copies, since it may change them in place, and since inside
         ``Trainer.validate`` batches are inference tensors, which no graph may keep.
+
+    Raises:
+        UnsupportedError: If it uses a tensor of inference mode that is kept out of reach.
     """
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
-    with _SingleBatchNorm() if single else nullcontext():
+    with _SingleBatchNorm() if single else nullcontext(), _inference_tensors_named():
         if isinstance(inputs, Call):
             return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
         if isinstance(inputs, Mapping):
@@ -69,6 +74,21 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
         if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
             return model(*inputs)
         return model(inputs)
+
+
+@contextmanager
+def _inference_tensors_named() -> Iterator[None]:
+    """Say what can be done about tensors that no gradient can pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Inference tensors" not in str(error):
+            raise
+        raise UnsupportedError(
+            "forward uses a tensor that was made in inference mode and is kept outside of the "
+            "network, which no gradient can pass; make it anew, keep it on a module, or use "
+            "Trainer(inference_mode=False)."
+        ) from error
 
 
 class _SingleBatchNorm(TorchFunctionMode):

@@ -301,6 +301,23 @@ def test_a_forward_that_changes_its_input_is_measured_on_what_it_got(
     assert torch.equal(changed, (raw - 0.5) / 0.25)  # as without the monitor
 
 
+def test_a_tensor_of_inference_mode_outside_of_the_network_is_refused_with_advice() -> None:
+    elsewhere: list[Tensor] = []
+
+    class Caches(PlainNet):
+        def forward(self, x: Tensor) -> Tensor:
+            if not elsewhere:
+                elsewhere.append(torch.full((1,), 2.0))
+            return super().forward(x) * elsewhere[0]
+
+    network = Caches().eval()
+    images, labels = batch(4)
+    with torch.inference_mode():
+        network(images)
+    with pytest.raises(salmon.UnsupportedError, match=r"Trainer\(inference_mode=False\)"):
+        salmon.filter_saliency(network, images, labels)
+
+
 def test_tensors_made_in_inference_mode_do_not_end_a_measurement() -> None:
     class Caches(PlainNet):
         """Keeps a tensor from its first forward."""
