@@ -54,7 +54,9 @@ def seconds_of(name: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "shares"), [("diagnose", (0.25, 0.6, 0.9)), ("repair", (0.6, 0.3))])
+@pytest.mark.parametrize(
+    ("name", "shares"), [("diagnose", (0.25, 0.6, 0.9)), ("repair", (0.6, 0.3))]
+)
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_at_any_time_ends_a_command_with_one_line(
     tmp_path: Path, name: str, shares: tuple[float, ...], number: signal.Signals
