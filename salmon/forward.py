@@ -275,10 +275,7 @@ class _Kept:
             self._container(value, deep)
         elif isinstance(value, tuple):
             self._inside(value, deep)
-        elif isinstance(value, np.ndarray):
-            if value.flags.writeable and value.nbytes <= _MOST_BYTES:
-                self._others.append(partial(np.copyto, value, value.copy()))
-        elif (put_back := _random_state(value)) is not None:
+        elif (put_back := _way_back(value)) is not None:
             self._others.append(put_back)
         elif _is_state(value):
             self._mapping(vars(value), deep)
@@ -323,8 +320,10 @@ def _overlaps(tensor: Tensor) -> bool:
     return any(size > 1 and stride == 0 for size, stride in pairs)
 
 
-def _random_state(value: Any) -> Callable[[], object] | None:
-    """How to put a random generator back to where it is now; None of anything else."""
+def _way_back(value: Any) -> Callable[[], object] | None:
+    """How to put an array or random generator back to what it is now; None of anything else."""
+    if isinstance(value, np.ndarray) and value.flags.writeable and value.nbytes <= _MOST_BYTES:
+        return partial(np.copyto, value, value.copy())
     if isinstance(value, torch.Generator):
         return partial(value.set_state, value.get_state())
     if isinstance(value, np.random.RandomState):
