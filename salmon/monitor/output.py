@@ -162,13 +162,15 @@ def _run_folder(trainer: Trainer, run: str) -> str:
     own = getattr(first, "log_dir", None)
     if own is not None:
         return str(own)
-    base = first.save_dir or trainer.default_root_dir
-    if first.version is None:  # until its run has begun
+    # A logger of the user's own may lack any of these; other processes wait for the answer.
+    base = getattr(first, "save_dir", None) or trainer.default_root_dir
+    if getattr(first, "version", None) is None:  # until its run has begun
         with suppress(Exception):
             _ = first.experiment
-    version = run if first.version is None else first.version
-    name = version if isinstance(version, str) else f"version_{version}"
-    return f"{str(base).rstrip('/')}/{first.name or 'run'}/{name}"
+    version = getattr(first, "version", None)
+    version = run if version is None else version
+    place = version if isinstance(version, str) else f"version_{version}"
+    return f"{str(base).rstrip('/')}/{getattr(first, 'name', None) or 'run'}/{place}"
 
 
 def is_local(place: str) -> bool:
