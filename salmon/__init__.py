@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salmon import gpd
+    from salmon.diagnosis import Diagnosis, Pass, PassSettings
     from salmon.errors import InputError, SalmonError, StateError, UnsupportedError
     from salmon.filters import SHORTCUTS, FilterIndex
     from salmon.gpd import FitStatus, TailFit
@@ -24,9 +25,12 @@ __version__ = "0.2.0"
 __all__ = [
     "SHORTCUTS",
     "Coverage",
+    "Diagnosis",
     "FilterIndex",
     "FitStatus",
     "InputError",
+    "Pass",
+    "PassSettings",
     "Patch",
     "Ranking",
     "RepairInTraining",
@@ -53,6 +57,7 @@ __all__ = [
 
 
 _HOMES = {
+    "salmon.diagnosis": ("Diagnosis", "Pass", "PassSettings"),
     "salmon.errors": ("InputError", "SalmonError", "StateError", "UnsupportedError"),
     "salmon.filters": ("SHORTCUTS", "FilterIndex"),
     "salmon.gpd": ("FitStatus", "TailFit"),

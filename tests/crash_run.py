@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from salmon import FilterIndex, SaliencyMonitor, ViewSettings
+from salmon.diagnosis import SCHEMA as FLAG_SCHEMA
 from salmon.files import tensor_hash
-from salmon.ranking import SCHEMA as FLAG_SCHEMA
 from salmon.tails import load_fit
 from salmon.views import gather, write_report
 from salmon.views.files import read_flags, read_pass, read_pictures

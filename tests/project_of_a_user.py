@@ -44,11 +44,15 @@ class Net(LightningModule):
 def loaders() -> dict[str, Any]:
     """What ``--data`` may name instead of a data module."""
     data = Squares()
-    return {"new": data.test_dataloader(), "reference": data.val_dataloader()}
+    return {"test": data.test_dataloader(), "val": data.val_dataloader()}
 
 
-def once() -> dict[str, Any]:
-    return {"new": (batch for batch in Squares().test_dataloader())}
+def in_pieces() -> dict[str, Any]:
+    """A loader without a length, of mappings with ids."""
+    batches = Squares(shuffle=True).test_dataloader()
+    with_ids = ({"image": x, "label": y, "id": [f"{n}-{i}" for i in range(len(y))]}
+                for n, (x, y) in enumerate(batches))  # fmt: skip
+    return {"night": with_ids, "val": Squares().val_dataloader()}
 
 
 def broken() -> nn.Module:

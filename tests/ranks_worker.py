@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from salmon import RepairInTraining, RepairSettings, SaliencyMonitor, ViewSettings
-from salmon.monitor import run as run_module
-from salmon.monitor.ranks import Ranks
-from salmon.monitor.union import fit_together, merged_shard, shard_of
-from salmon.ranking import Diagnosis
-from salmon.tails import Tails
+from salmon.diagnosis import Diagnosis, passes
+from salmon.monitor.distributed import Processes
+from salmon.tails import Tails, fit_tails
 from tests.shifts import dataset
 from tests.shifts import trained as trained_on_squares
 from tests.trainers import Module, digits, loader
@@ -63,7 +61,7 @@ def plain(diagnosis: Diagnosis) -> dict[str, Any]:
     """What a diagnosis holds, as tensors and plain values."""
     found: dict[str, Any] = {
         name: getattr(diagnosis, name)
-        for name in ("samples", "dropped", "unlabelled", "misclassified", "ids", "id_source")
+        for name in ("samples", "dropped", "unlabelled", "misclassified", "id_source")
     }
     found["profile"] = diagnosis.profile
     found["fit"] = diagnosis.fit.state_dict()
@@ -113,11 +111,11 @@ def loaders(folder: Path) -> Any:
 
 def chosen(folder: Path) -> Any:
     """A random choice of samples, and room for five profiles."""
-    before, run_module.BYTES_PER_MB = run_module.BYTES_PER_MB, 8 * 24 * 5
+    before, passes.BYTES_PER_MB = passes.BYTES_PER_MB, 8 * 24 * 5
     try:
         return validated(folder, loader(digits(43)), monitor(max_samples=30, memory_mb=1))
     finally:
-        run_module.BYTES_PER_MB = before
+        passes.BYTES_PER_MB = before
 
 
 def spoilt(folder: Path) -> Any:
@@ -264,30 +262,24 @@ def exact(folder: Path) -> Any:
     return shared_out(rows)
 
 
-def narrow(folder: Path) -> Any:
-    """Fewer filters than ranks, or as many."""
-    return shared_out(torch.randn(500, 2, generator=torch.Generator().manual_seed(6)).exp())
-
-
 def shared_out(rows: Tensor) -> Any:
-    """Every size-th row for each rank."""
-    ranks, filters = Ranks(RANK, SIZE), rows.shape[1]
-    tails = Tails(filters, 64)
+    """Every size-th row for each process."""
+    processes, tails = Processes(RANK, SIZE), Tails(rows.shape[1], 64)
     for part in rows[RANK::SIZE].split(19):
         tails.update(part)
-    own = slice(None)
-    if SIZE > 1:
-        start, end = shard_of(filters, SIZE, RANK)
-        own = slice(end - start)
-    shard = merged_shard(tails, ranks) if SIZE > 1 else tails
-    largest = ranks.gather_rows(shard.largest()[own])
-    fit, excesses = fit_together(tails, 0.9, ranks)
-    return {"largest": largest, "fit": fit.state_dict(), "excesses": excesses}
+    others = processes.collect(tails)
+
+    def merged() -> Any:
+        for other in others:
+            tails.merge(other)
+        return {"largest": tails.largest(), "fit": fit_tails(tails, 0.9).state_dict()}
+
+    return processes.on_first(merged)
 
 
 CASES: list[Callable[[Path], Any]] = [
     uneven, few, loaders, chosen, spoilt, given, shuffled, broken, broken_strict, full_disk,
-    no_trace, repaired, exact, narrow, unpicklable,
+    no_trace, repaired, exact, unpicklable,
 ]  # fmt: skip
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
-from salmon.monitor.imaging import FlaggedImages
+from salmon.diagnosis import Diagnosis, Mistakes
+from salmon.monitor.images import FlaggedImages
 from salmon.monitor.output import write_diagnosis
-from salmon.ranking import Diagnosis, Mistakes
 from salmon.tails import example_excesses, example_filters
 from salmon.views import PassRecord, Picture, Thumbnail, record_pass
 from salmon.views.record import LayerRow
@@ -52,14 +52,15 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
     wrong = (logits.argmax(1) != labels).nonzero().squeeze(1)
     sure = logits.softmax(1)[wrong]
     mistakes = Mistakes(
-        sample=wrong, batch=wrong // 8, target=labels[wrong], predicted=logits.argmax(1)[wrong],
+        sample=wrong, ids=wrong.tolist(), batch=wrong // 8, target=labels[wrong],
+        predicted=logits.argmax(1)[wrong],
         confidence_target=sure.gather(1, labels[wrong, None]).squeeze(1),
         confidence_predicted=sure.amax(1),
         loss=torch.nn.functional.cross_entropy(logits, labels, reduction="none")[wrong],
     )  # fmt: skip
     return Diagnosis(
         index=index, fit=fit, samples=samples, dropped=0, unlabelled=0, misclassified=len(wrong),
-        mistakes=mistakes, ids=wrong.tolist(), id_source="sampler", profile=profile[wrong],
+        mistakes=mistakes, id_source="sampler", profile=profile[wrong],
         rankings={m: rank_filters(profile[wrong], fit, m, top_k=5) for m in ("pot", "zscore")},
         excesses=example_excesses(tails, example_filters(fit), fit),
     )  # fmt: skip

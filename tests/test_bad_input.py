@@ -17,7 +17,7 @@ from salmon import (
     SaliencyMonitor,
     filter_saliency,
 )
-from salmon.ranking import NO_CLASS
+from salmon.diagnosis import NO_CLASS
 from salmon.repairs.evaluate import Predictions
 from salmon.views import gather
 from salmon.views.report.page import render

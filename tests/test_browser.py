@@ -15,7 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from salmon import ViewSettings
-from salmon.cli.demo import DemoSettings, run_demo
+from salmon.cli.demo import run_demo
+from salmon.cli.options import DemoOptions
 from salmon.views import History, PassRecord, gather, write_report
 from salmon.views.charts import heat_map, share_bars, share_lines
 from salmon.views.drawing import Drawing
@@ -37,7 +38,7 @@ GROUPS = ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x"]
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of the demo."""
     folder = tmp_path_factory.mktemp("demo") / "run"
-    run_demo(DemoSettings(folder=folder, epochs=3, images=150, progress=False))
+    run_demo(DemoOptions(out=folder, epochs=3, images=150, quiet=True))
     return folder
 
 

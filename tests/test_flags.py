@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from salmon import FilterIndex, rank_filters
+from salmon.diagnosis import Diagnosis, Mistakes, batch_flags, sample_flags
 from salmon.files import json_text
-from salmon.ranking import Mistakes, batch_flags, sample_flags
 from tests.test_ranking import doubles, hand_fit
 
 INDEX = FilterIndex.from_model(nn.ModuleList([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 1)]))
@@ -18,6 +18,7 @@ INDEX = FilterIndex.from_model(nn.ModuleList([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1
 def mistakes() -> Mistakes:
     return Mistakes(
         sample=torch.tensor([3, 4, 9]),
+        ids=["a", "b", 9],
         batch=torch.tensor([0, 0, 1]),
         target=torch.tensor([1, 2, 0]),
         predicted=torch.tensor([0, 0, 1]),
@@ -31,9 +32,16 @@ FIT = hand_fit(doubles(0.0, 0.0, 0.0))
 PROFILE = doubles(3.0, 2.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.5).view(3, 3)
 
 
+def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
+    return Diagnosis(
+        index=INDEX, fit=FIT, samples=10, dropped=0, unlabelled=0, misclassified=len(found.ids),
+        mistakes=found, id_source="batch", profile=profile,
+        rankings={"pot": rank_filters(profile, FIT, top_k=2)},
+    )  # fmt: skip
+
+
 def test_a_sample_is_described_with_its_filters() -> None:
-    ranking = rank_filters(PROFILE, FIT, top_k=2)
-    first, second, third = sample_flags(mistakes(), ranking, INDEX, FIT, ["a", "b", 9])
+    first, second, third = sample_flags(diagnosis(mistakes(), PROFILE))
     assert {k: first[k] for k in ("kind", "id", "sample", "batch", "target", "predicted")} == {
         "kind": "sample", "id": "a", "sample": 3, "batch": 0, "target": 1, "predicted": 0,
     }  # fmt: skip
@@ -49,7 +57,7 @@ def test_a_sample_is_described_with_its_filters() -> None:
 
 
 def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
-    first, second = batch_flags(mistakes(), PROFILE, INDEX, FIT, 2)
+    first, second = batch_flags(diagnosis(mistakes(), PROFILE))
     assert first["samples"] == [3, 4]
     assert [(top["filter"], top["samples"]) for top in first["top"]] == [(1, 2), (0, 1)]
     assert first["top"][0]["sum_log_p"] == pytest.approx(2 * math.log(0.1) - 1 - 3)
@@ -57,8 +65,7 @@ def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
 
 
 def test_numbers_that_are_not_finite_become_null() -> None:
-    ranking = rank_filters(PROFILE, FIT, top_k=2)
-    flags = list(sample_flags(mistakes(), ranking, INDEX, FIT, ["a", "b", 9]))
+    flags = list(sample_flags(diagnosis(mistakes(), PROFILE)))
     back = json.loads(json_text(flags[2]))
     assert back["loss"] is None
     assert json.loads(json_text({"x": [math.nan, {"y": -math.inf}]})) == {"x": [None, {"y": None}]}
@@ -68,6 +75,5 @@ def test_nothing_joins_to_nothing() -> None:
     none = Mistakes.join([])
     assert len(none.sample) == 0
     assert len(Mistakes.join([mistakes(), none, mistakes()]).sample) == 6
-    ranking = rank_filters(PROFILE[:0], FIT)
-    assert list(sample_flags(none, ranking, INDEX, FIT, [])) == []
-    assert list(batch_flags(none, PROFILE[:0], INDEX, FIT, 2)) == []
+    empty = diagnosis(none, PROFILE[:0])
+    assert list(sample_flags(empty)) == list(batch_flags(empty)) == []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from salmon import InputError, SaliencyMonitor, filter_saliency
-from salmon.ranking import Diagnosis
+from salmon.diagnosis import Diagnosis
 from tests.networks import PlainNet, batch
 from tests.trainers import Module, digits, trainer
 

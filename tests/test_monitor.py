@@ -23,7 +23,7 @@ from salmon import (
     group_shares,
     rank_filters,
 )
-from salmon.monitor import run
+from salmon.diagnosis import passes
 from salmon.tails import load_fit
 from tests.trainers import Module, digits, loader, trainer
 
@@ -40,15 +40,15 @@ def test_when_mistakes_are_looked_for_changes_nothing(
     torch.manual_seed(0)
     late = SaliencyMonitor()
     trained(tmp_path / "late", late)
-    monkeypatch.setattr(run, "PENDING_MB", 0)
+    monkeypatch.setattr(passes, "PENDING_MB", 0)
     torch.manual_seed(0)
     soon = SaliencyMonitor()
     trained(tmp_path / "soon", soon)
     one, other = late.results["validation"], soon.results["validation"]
     assert torch.equal(one.profile, other.profile)
-    assert one.ids == other.ids
-    for name in one.mistakes.__slots__:
-        assert torch.equal(getattr(one.mistakes, name), getattr(other.mistakes, name))
+    assert one.mistakes.ids == other.mistakes.ids
+    for name, column in one.mistakes.columns().items():
+        assert torch.equal(column, getattr(other.mistakes, name))
 
 
 def flagged(folder: Path, name: str = "flagged-validation-000000.jsonl") -> list[dict[str, Any]]:
@@ -372,7 +372,9 @@ def test_limited_validation_batches_limit_what_is_chosen_from(tmp_path: Path) ->
 def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("salmon.monitor.run.BYTES_PER_MB", 4 * 24 * 5)  # room for five profiles
+    monkeypatch.setattr(
+        "salmon.diagnosis.passes.BYTES_PER_MB", 4 * 24 * 5
+    )  # room for five profiles
     monitor = SaliencyMonitor(level=0.7, memory_mb=1, strict=True)
     trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
     found = monitor.results["validation"]

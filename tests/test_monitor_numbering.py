@@ -19,10 +19,8 @@ from torch.utils.data import (
 )
 
 from salmon import InputError
+from salmon.monitor.distributed import Numbering, PeerError, Processes
 from salmon.monitor.loaders import keeps_order, whole_loader
-from salmon.monitor.numbering import Numbering
-from salmon.monitor.ranks import ALONE, PeerError
-from salmon.monitor.union import shard_of
 
 
 def data(samples: int) -> TensorDataset:
@@ -48,8 +46,8 @@ def test_every_sample_counts_once_however_it_is_shared_out(
         got = list(sampler)
         for start in range(0, len(got), batch):
             part = torch.tensor(got[start : start + batch])
-            numbers = numbering.of(start, len(part))
-            fresh = numbering.fresh(numbers)
+            numbers = numbering.next(len(part))
+            fresh = numbers >= 0
             assert torch.equal(numbers[fresh], part[fresh])  # positions are indices
             seen += numbers[fresh].tolist()
     expected = samples // ranks * ranks if drop_last else samples
@@ -116,20 +114,12 @@ def test_the_whole_of_a_loader_with_a_sampler_is_what_the_sampler_gives() -> Non
         whole_loader(DataLoader(rows, 2, sampler=other))
 
 
-@hypothesis.given(filters=st.integers(1, 500), size=st.integers(1, 40))
-def test_shards_cover_all_filters_and_differ_by_one_at_most(filters: int, size: int) -> None:
-    cuts = [shard_of(filters, size, rank) for rank in range(size)]
-    assert [number for a, b in cuts for number in range(a, b)] == list(range(filters))
-    sizes = [b - a for a, b in cuts]
-    assert max(sizes) - min(sizes) <= 1
-
-
 def test_one_process_needs_no_others() -> None:
-    assert ALONE.objects("x") == ["x"]
-    rows = torch.arange(6).view(3, 2)
-    assert ALONE.gather_rows(rows) is rows
-    assert ALONE.exchange([rows])[0] is rows
-    assert ALONE.together(lambda: 3) == 3
+    alone = Processes()
+    assert alone.first
+    assert alone.objects("x") == ["x"]
+    assert alone.collect("x") == []
+    assert alone.on_first(lambda: 3) == alone.together(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        ALONE.together(lambda: 1 // 0)
+        alone.together(lambda: 1 // 0)
     assert issubclass(PeerError, RuntimeError)

@@ -21,7 +21,7 @@ from salmon import (
     UnsupportedError,
     filter_saliency,
 )
-from salmon.ranking import Diagnosis
+from salmon.diagnosis import Diagnosis
 from salmon.views import gather
 from tests.networks import PlainNet
 from tests.trainers import Module, digits, loader, trainer

@@ -72,7 +72,7 @@ def test_the_map_is_that_of_the_top_filters(tmp_path: Path, monkeypatch: Any) ->
         seen.append(gradient)
         return map_of_image(gradient)
 
-    monkeypatch.setattr("salmon.monitor.imaging.map_of_image", watched)
+    monkeypatch.setattr("salmon.monitor.images.map_of_image", watched)
     module = trained(tmp_path, monitor)
     found = monitor.results["validation"]
     row = int(found.mistakes.loss.argmax())
@@ -123,7 +123,7 @@ def test_views_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_pictures_without_maps_cost_no_backward(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("salmon.monitor.imaging.input_saliency", None)
+    monkeypatch.setattr("salmon.monitor.images.input_saliency", None)
     views = ViewSettings(pictures=1, maps=False)
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True, views=views))
     stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
@@ -138,7 +138,7 @@ def refuse(*arguments: Any, **named: Any) -> Any:
 def test_a_network_without_maps_has_pictures_all_the_same(
     tmp_path: Path, monkeypatch: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("salmon.monitor.imaging.input_saliency", refuse)
+    monkeypatch.setattr("salmon.monitor.images.input_saliency", refuse)
     trained(tmp_path, SaliencyMonitor(level=0.7, views=ViewSettings(pictures=3)), max_epochs=3)
     warnings = {r for r in log.records if "images without saliency maps" in r.getMessage()}
     assert len(warnings) == 1  # for three pictures in each of three passes
@@ -152,7 +152,7 @@ def test_a_mistake_in_making_maps_is_raised_where_all_trouble_is(
     def broken(*arguments: Any, **named: Any) -> Any:
         raise KeyError("a mistake")
 
-    monkeypatch.setattr("salmon.monitor.imaging.input_saliency", broken)
+    monkeypatch.setattr("salmon.monitor.images.input_saliency", broken)
     views = ViewSettings(pictures=1)
     trained(tmp_path / "lenient", SaliencyMonitor(level=0.7, views=views))
     stored = read_pictures(tmp_path / "lenient" / "salmon_logs" / "pictures-validation.jsonl")
@@ -186,7 +186,7 @@ def test_two_monitors_in_a_trainer_are_warned_of(
 def test_a_board_that_breaks_costs_the_views_only(
     tmp_path: Path, monkeypatch: Any, log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("salmon.monitor.conclusion.publish", refuse)
+    monkeypatch.setattr("salmon.monitor.output.publish", refuse)
     monitor = SaliencyMonitor(level=0.7)
     trained(tmp_path, monitor, max_epochs=2)
     assert "SaliencyMonitor could not show its views (RuntimeError" in log.text

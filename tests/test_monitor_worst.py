@@ -11,8 +11,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2 as transforms
 
 from salmon import ViewSettings
-from salmon.monitor import class_names, normalisation
-from salmon.monitor.worst import WorstSamples, find_images, shrunk
+from salmon.diagnosis.worst import WorstSamples, find_images, shrunk
+from salmon.monitor.facts import class_names, normalisation
 
 
 def samples(count: int, size: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,6 +57,21 @@ def test_any_split_keeps_the_same_samples(sizes: list[int]) -> None:
         assert one.targets.tolist() == [one.sample]
     for number, image in worst.thumbnails.items():
         assert torch.equal(image, inputs[number])
+
+
+@hypothesis.given(cut=st.integers(1, 39))
+def test_merged_parts_keep_what_the_whole_keeps(cut: int) -> None:
+    inputs, targets, losses, wrong = samples(40)
+    whole, numbers = WorstSamples(3, 7), torch.arange(40)
+    for part in (slice(cut), slice(cut, None)):
+        one = WorstSamples(3, 7)
+        glimpse = one.look(inputs[part], targets[part], losses[part], wrong[part])
+        assert glimpse is not None
+        one.keep(glimpse, numbers[part])
+        whole.merge(one)
+    assert [one.sample for one in whole.pictures] == by_hand(40, 3)
+    assert list(whole.thumbnails) == by_hand(40, 7)
+    assert whole.extremes == collected(WorstSamples(3, 7), [40]).extremes
 
 
 def test_samples_that_are_right_or_have_no_loss_are_never_kept() -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from salmon import rank_filters
-from salmon.ranking import Mistakes, Ranking, confusions, most_blamed
+from salmon.diagnosis import Mistakes, confusions, most_blamed
+from salmon.ranking import Ranking
 from tests.test_ranking import doubles, hand_fit
 
 
@@ -23,7 +24,7 @@ def classes(*pairs: tuple[int, int]) -> Mistakes:
     target, predicted = torch.tensor(pairs).view(-1, 2).unbind(1)
     real = torch.zeros(len(pairs), dtype=torch.float64)
     return Mistakes(
-        sample=numbers, batch=numbers, target=target, predicted=predicted,
+        sample=numbers, ids=numbers.tolist(), batch=numbers, target=target, predicted=predicted,
         confidence_target=real, confidence_predicted=real, loss=real,
     )  # fmt: skip
 

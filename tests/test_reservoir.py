@@ -4,8 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salmon.ranking import Reservoir
-from salmon.ranking.reservoir import priorities
+from salmon.diagnosis.reservoir import Reservoir, priorities
 
 
 @given(

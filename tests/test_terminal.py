@@ -53,7 +53,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def work(progress: Progress) -> None:
     for step in range(1, 4):
-        progress("measuring new data", step, 3)
+        progress("reading test data", step, 3)
     progress("searching", 1, 2)
 
 
@@ -62,7 +62,7 @@ def test_progress_is_drawn_as_a_bar_per_stage(monkeypatch: pytest.MonkeyPatch) -
     with Progress() as progress:
         work(progress)
     shown = terminal.shown()
-    assert "measuring new data: 100%" in shown
+    assert "reading test data: 100%" in shown
     assert "3/3" in shown
     assert "searching:  50%" in shown
 
@@ -140,7 +140,7 @@ def test_a_command_in_a_terminal_shows_progress_and_drawn_tables(tmp_path: Path)
     )  # fmt: skip
     shown = terminal.shown()
     assert done.wait(timeout=60) == 0
-    assert "measuring new data" in shown
+    assert "reading test data" in shown
     assert "┃" in shown
 
 

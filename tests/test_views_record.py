@@ -31,7 +31,12 @@ def test_a_record_holds_what_the_diagnosis_says() -> None:
     counted = Counter(index.label(k) for k in named.tolist())
     assert {row.label: row.mistakes for row in record.filters} == counted
     assert sum(record.fits.values()) == len(index)
-    assert (record.number, record.step, record.top_k, record.kept) == (3, 70, 5, len(diagnosis.ids))
+    assert (record.number, record.step, record.top_k, record.kept) == (
+        3,
+        70,
+        5,
+        len(diagnosis.mistakes.ids),
+    )
     pairs = Counter(
         zip(diagnosis.mistakes.target.tolist(), diagnosis.mistakes.predicted.tolist(), strict=True)
     )

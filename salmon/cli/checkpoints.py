@@ -1,4 +1,4 @@
-"""Checkpoints in and out: Lightning's, plain state dicts, and safetensors files."""
+"""Checkpoints, and patches on them: Lightning's, plain state dicts, and safetensors files."""
 
 import pickle
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from salmon.cli.options import PatchOptions
 from salmon.errors import InputError, StateError
 from salmon.files import write_atomically
+from salmon.repairs import Patch
 
 STALE = "salmon"
 """Entry that marks a repaired checkpoint; its optimizer state belongs to the old weights."""
@@ -160,3 +162,27 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise InputError(
             f"{path} already exists; choose another --out, or replace it with --force."
         )
+
+
+def apply_patch(options: PatchOptions) -> int:
+    """``salmon apply``: put a patch on a checkpoint, into another file."""
+    return _patched(options, new=True)
+
+
+def revert_patch(options: PatchOptions) -> int:
+    """``salmon revert``: take it off again."""
+    return _patched(options, new=False)
+
+
+def _patched(options: PatchOptions, *, new: bool) -> int:
+    """Change the weights and write them; say whether any changed."""
+    check_new_file(options.out, force=options.force)
+    patch = Patch.load(options.patch)
+    checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
+    state = checkpoint.state_dict
+    changed = patch.apply(state) if new else patch.revert(state)
+    write_checkpoint(options.out, checkpoint, repaired=new)
+    verb = "applied" if new else "reverted"
+    what = f"{verb}: {patch.edit.filters} filters" if changed else f"was {verb} already"
+    print(f"The patch {what}. Written: {options.out}")
+    return 0

@@ -7,8 +7,6 @@ diagnoses the same network on optical digits, with these fits, and a repair is l
 import logging
 import time
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from pytorch_lightning import LightningModule, Trainer, seed_everything
@@ -19,9 +17,10 @@ from torchvision.models import resnet18
 
 from salmon.cli.diagnose import print_shares
 from salmon.cli.digits import CLASSES, mnist_split, optical_digits
+from salmon.cli.options import DemoOptions
 from salmon.cli.repair import print_outcome
 from salmon.errors import InputError
-from salmon.monitor import Diagnosis, SaliencyMonitor
+from salmon.monitor import SaliencyMonitor
 from salmon.progress import Progress
 from salmon.repairs import RepairSettings, Samples, repair, write_outcome
 
@@ -84,30 +83,13 @@ class DigitNet(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DemoSettings:
-    """Arguments of the demo."""
-
-    folder: Path
-    epochs: int = 10
-    seed: int = 0
-    images: int | None = None  # of each set, for a quick look; None takes all
-    progress: bool = True
-
-
-def run_demo(settings: DemoSettings) -> Diagnosis:
+def run_demo(options: DemoOptions) -> int:
     """Train, monitor, diagnose, print.
-
-    Args:
-        settings: Of the demo.
-
-    Returns:
-        The diagnosis of the optical digits.
 
     Raises:
         InputError: If the folder already holds files.
     """
-    folder = settings.folder
+    folder = options.out
     if folder.exists() and any(folder.iterdir()):
         raise InputError(
             f"{folder} already holds files; a new or empty folder is needed. Choose one with --out."
@@ -117,62 +99,60 @@ def run_demo(settings: DemoSettings) -> Diagnosis:
     for package in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(f"{package}.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)  # Lightning's own
-    seed_everything(settings.seed, verbose=False)
-    train, held_out = mnist_split(TRAINING_IMAGES, settings.seed)
+    seed_everything(options.seed, verbose=False)
+    train, held_out = mnist_split(TRAINING_IMAGES, options.seed)
     digits = optical_digits()
-    if settings.images is not None:
-        train, held_out, digits = (_first(s, settings.images) for s in (train, held_out, digits))
+    if options.images is not None:
+        train, held_out, digits = (_first(s, options.images) for s in (train, held_out, digits))
     print(f"1/3  Training ResNet-18 on {len(train)} MNIST images; {len(held_out)} are held out.")
     model, monitor = DigitNet(), SaliencyMonitor()
     shuffled = DataLoader(train, BATCH, shuffle=True)
-    trainer = _trainer(settings, "mnist", monitor, epochs=settings.epochs)
+    trainer = _trainer(options, "mnist", monitor, epochs=options.epochs)
     trainer.fit(model, shuffled, DataLoader(held_out, BATCH))
     source = float(trainer.callback_metrics["accuracy"])
     print(f"2/3  Diagnosing it on {len(digits)} optical digits, with the fits of the MNIST images.")
     judge = SaliencyMonitor(reference=monitor.last_fit(model))
-    diagnoser = _trainer(settings, "optical-digits", judge)
+    diagnoser = _trainer(options, "optical-digits", judge)
     diagnoser.validate(model, DataLoader(digits, BATCH), verbose=False)
     target = float(diagnoser.callback_metrics["accuracy"])
     diagnosis = judge.results["validation"]
     print(f"\nRight: {source:.1%} of the MNIST images, {target:.1%} of the optical digits.\n")
     print_shares(diagnosis)
-    _repair(model, digits, held_out, settings)
+    _repair(model, digits, held_out, options)
     seconds = time.perf_counter() - began
     print(f"\nDone in {seconds:.0f} s. To look closer: tensorboard --logdir {folder}")
-    return diagnosis
+    return 0
 
 
 def _repair(
-    model: DigitNet, digits: TensorDataset, held_out: TensorDataset, settings: DemoSettings
+    model: DigitNet, digits: TensorDataset, held_out: TensorDataset, options: DemoOptions
 ) -> None:
     """Look for a repair on the optical digits that the MNIST images vouch for."""
     print("\n3/3  Looking for a repair: one gradient step on some filters.")
     new, reference = (Samples.collect(DataLoader(s, BATCH)) for s in (digits, held_out))
     try:
-        with Progress(quiet=not settings.progress) as progress:
+        with Progress(quiet=options.quiet) as progress:
             outcome = repair(
-                model, new, reference, RepairSettings(seed=settings.seed),
+                model, new, reference, RepairSettings(seed=options.seed),
                 batch_size=BATCH, progress=progress,
             )  # fmt: skip
     except InputError as error:  # with --images
         print(f"No repair: {error}")
         return
-    write_outcome(settings.folder / "repair", outcome, {"model": "DigitNet"})
+    write_outcome(options.out / "repair", outcome, {"model": "DigitNet"})
     print_outcome(outcome)
-    print(f"Repair {outcome.status}: {outcome.reason}. Written: {settings.folder / 'repair'}")
+    print(f"Repair {outcome.status}: {outcome.reason}. Written: {options.out / 'repair'}")
 
 
-def _trainer(
-    settings: DemoSettings, name: str, monitor: SaliencyMonitor, epochs: int = 1
-) -> Trainer:
+def _trainer(options: DemoOptions, name: str, monitor: SaliencyMonitor, epochs: int = 1) -> Trainer:
     """An ordinary trainer with the monitor in its callbacks."""
     return Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=1,
         callbacks=[monitor],
-        logger=TensorBoardLogger(settings.folder, name=name, version=""),
-        enable_progress_bar=settings.progress,
+        logger=TensorBoardLogger(options.out, name=name, version=""),
+        enable_progress_bar=not options.quiet,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=10,

@@ -1,98 +1,96 @@
-"""``salmon diagnose``: flags, fits and a summary for a checkpoint, without a trainer."""
+"""``salmon diagnose``: the monitor in a trainer that tests a checkpoint, and a summary."""
 
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from salmon.cli.job import Job, load_job
-from salmon.cli.settings import JobSettings
+from salmon.cli.options import DiagnoseOptions
+from salmon.cli.project import Project, chosen, run_pass
 from salmon.cli.table import print_table
+from salmon.diagnosis import Diagnosis, most_blamed
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
-from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.monitor import (
-    Clock,
-    Diagnosis,
-    Run,
-    Settings,
-    batch_ids,
-    class_names,
-    flagged_images,
-    new_run,
-    normalisation,
-    unpack_batch,
-    write_diagnosis,
-)
+from salmon.monitor import SaliencyMonitor
+from salmon.monitor.output import LOGS
 from salmon.progress import Progress
-from salmon.ranking import filter_shares, group_shares, most_blamed
-from salmon.repairs import to_device
-from salmon.saliency import check_samples, measure, nan_where_unlabelled
-from salmon.tails import load_fit
-from salmon.views import PAIR_COLUMNS, PassRecord, pair_rows, record_pass
+from salmon.ranking import filter_shares, group_shares
+from salmon.views import PAIR_COLUMNS, PassRecord, pair_rows, read_pass
 
 SCHEMA = "salmon.diagnosis/1"
 _TOP_ROWS = 10
 
 
-def run_diagnose(job_settings: JobSettings, options: Any) -> int:
-    """Load, measure, rank, write, print.
-
-    Args:
-        job_settings: Model, data and checkpoint.
-        options: ``out``, ``force``, ``quiet``, ``fit``, ``level``, ``top_k``, ``seed``.
-
-    Returns:
-        0.
+def run_diagnose(options: DiagnoseOptions) -> int:
+    """Measure, rank, write, print.
 
     Raises:
         InputError: If something does not fit.
     """
     check_new_folder(options.out, force=options.force)
-    settings = Settings(level=options.level, top_k=options.top_k, seed=options.seed)
-    job = load_job(job_settings)
-    index = FilterIndex.from_model(job.model)
-    fit = None if options.fit is None else load_fit(options.fit, index)
-    clock = Clock()
-    with Progress(quiet=options.quiet) as progress, clock:
-        if fit is None and job.reference is not None:
-            known = _measured(job, "reference", job.reference, index, settings, None, progress)
-            fit = known.finish().fit
-        run = _measured(job, "new", job.new, index, settings, fit, progress)
-        diagnosis = run.finish()
-    classes = class_names(job.new, settings.views)
-    images = flagged_images(
-        job.model, diagnosis, run.worst, settings,
-        classes=classes, normalisation=normalisation(job.new, settings.views),
-    )  # fmt: skip
-    record = record_pass(
-        diagnosis, run=new_run(), stage="diagnose", given_fit=fit is not None,
-        seconds=clock.busy, classes=classes,
-    )  # fmt: skip
-    summary = _summary(job, diagnosis, given=options.fit is not None)
+    said: list[str] = []
 
-    def fill(folder: Any) -> None:
-        write_diagnosis(folder, "new", diagnosis, record, images)
+    def fill(folder: Path) -> None:
+        with Progress(quiet=options.quiet) as progress:
+            fit: TailFit | str | None = options.fit
+            if fit is None and options.reference != "none":
+                with tempfile.TemporaryDirectory() as nowhere:
+                    _, known, _ = _measured(options, options.reference, None, nowhere, progress)
+                fit = known.fit
+            project, diagnosis, scope = _measured(options, options.new, fit, folder, progress)
+        summary = _summary(project.name, diagnosis, options)
         text = f"{json_text(summary, indent=1)}\n".encode()
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
+        for doubt in diagnosis.doubts:
+            print(f"Not to be trusted: {doubt}", file=sys.stderr)
+        if not options.quiet:
+            print_shares(diagnosis)
+            name = scope.replace("/", "-")
+            _print_top(read_pass(folder / LOGS / f"pass-{name}-000000.json"))
+        said.append(
+            f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
+            f"Written: {options.out}"
+        )
 
     publish_folder(options.out, fill, force=options.force)
-    for doubt in diagnosis.doubts:
-        print(f"Not to be trusted: {doubt}", file=sys.stderr)
-    if not options.quiet:
-        print_shares(diagnosis)
-        _print_top(record)
-    print(
-        f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
-        f"Written: {options.out}"
-    )
+    print(said[0])
     return 0
 
 
-def print_shares(diagnosis: Diagnosis) -> None:
-    """Print the shares of the groups among the top filters, as in the paper's table 1.
+def _measured(
+    options: DiagnoseOptions, name: str, fit: TailFit | str | None, folder: Path | str,
+    progress: Progress,
+) -> tuple[Project, Diagnosis, str]:  # fmt: skip
+    """One pass of a trainer with the monitor, and what it found."""
+    monitors: list[SaliencyMonitor] = []
 
-    Args:
-        diagnosis: With the rankings of both methods.
-    """
+    def watched(project: Project) -> Sequence[Any]:
+        own = {"level": options.level, "top_k": options.top_k}
+        settings = replace(
+            project.settings,
+            reference=fit,
+            write_files=True,
+            every_n_validations=1,
+            strict=False,
+            **{name: value for name, value in own.items() if value is not None},
+        )
+        monitors.append(
+            SaliencyMonitor(**{f.name: getattr(settings, f.name) for f in fields(settings)})
+        )
+        return monitors
+
+    project = run_pass(
+        options, name, watched, seed=options.seed, folder=Path(folder), progress=progress
+    )
+    found = monitors[0].results
+    scope = chosen(found, name)
+    return project, found[scope], scope
+
+
+def print_shares(diagnosis: Diagnosis) -> None:
+    """Print the shares of the groups among the top filters, as in the paper's table 1."""
     index, rankings = diagnosis.index, diagnosis.rankings
     everyone = filter_shares(index)
     by_method = {method: group_shares(ranking, index) for method, ranking in rankings.items()}
@@ -107,40 +105,17 @@ def print_shares(diagnosis: Diagnosis) -> None:
     )
 
 
-def _measured(
-    job: Job, what: str, loader: Any, index: FilterIndex, settings: Settings,
-    fit: TailFit | None, progress: Progress,
-) -> Run:  # fmt: skip
-    """One pass over a loader."""
-    ids_of = batch_ids(loader, what)
-    run = Run(index, settings, reference=fit)
-    run.id_source = "position" if ids_of is None else "batch"
-    total = len(loader) if hasattr(loader, "__len__") else 0
-    for number, batch in enumerate(loader):
-        inputs, targets = to_device(unpack_batch(batch), job.model)
-        samples = check_samples(inputs, targets)
-        rows = run.choose(samples)
-        measurement = measure(
-            job.model, inputs, targets, index=index, loss=nan_where_unlabelled(None)
-        )
-        ids = None if ids_of is None else ids_of(batch)
-        run.add(measurement, targets, rows, samples, number, ids, inputs)
-        progress(f"measuring {what} data", number + 1, max(total, number + 1))
-    return run
-
-
-def _summary(job: Job, diagnosis: Diagnosis, *, given: bool) -> dict[str, Any]:
+def _summary(model: str, diagnosis: Diagnosis, options: DiagnoseOptions) -> dict[str, Any]:
     """What diagnosis.json holds."""
     index = diagnosis.index
-    tails = "reference data" if job.reference is not None else "new data"
-    tails = "given" if given else tails
+    tails = "given" if options.fit is not None else "reference data"
     return {
         "schema": SCHEMA,
-        "model": job.name,
+        "model": model,
         "samples": diagnosis.samples,
         "misclassified": diagnosis.misclassified,
         "dropped": diagnosis.dropped,
-        "tails": tails,
+        "tails": "new data" if options.fit is None and options.reference == "none" else tails,
         "filters": len(index),
         "share_of_filters": filter_shares(index),
         "shares": {name: group_shares(r, index) for name, r in diagnosis.rankings.items()},

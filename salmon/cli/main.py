@@ -4,24 +4,59 @@ Exit codes: 0 done, accepted, or nothing to repair; 1 repair not accepted; 2 usa
 with one clear line, or an error in the user's own code with its traceback.
 """
 
+import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse import ArgumentParser
 
 from salmon import __version__
-from salmon.cli.settings import JobSettings, PatchSettings, config_sections
+from salmon.cli.options import (
+    DemoOptions,
+    DiagnoseOptions,
+    PatchOptions,
+    RepairOptions,
+    ReportOptions,
+)
 from salmon.errors import SalmonError
-from salmon.repairs import RepairSettings
 
 OK, ERROR = 0, 2
 
-_Record = TypeVar("_Record")
+
+class _Command(NamedTuple):
+    """A command: its help, what it takes, and ``module:function``, loaded when it is run."""
+
+    text: str
+    options: type[Any]
+    runner: str
+
+
+_COMMANDS = {
+    "demo": _Command(
+        "Train on MNIST digits; diagnose and repair on optical digits.",
+        DemoOptions, "salmon.cli.demo:run_demo",
+    ),
+    "diagnose": _Command(
+        "Find the filters behind a network's mistakes.",
+        DiagnoseOptions, "salmon.cli.diagnose:run_diagnose",
+    ),
+    "repair": _Command(
+        "Look for a repair, judge it, write a patch.",
+        RepairOptions, "salmon.cli.repair:run_repair",
+    ),
+    "report": _Command(
+        "Make one page of the files of a run.", ReportOptions, "salmon.cli.pages:run_report"
+    ),
+    "apply": _Command(
+        "Put a patch on a checkpoint.", PatchOptions, "salmon.cli.checkpoints:apply_patch"
+    ),
+    "revert": _Command(
+        "Take a patch off a checkpoint.", PatchOptions, "salmon.cli.checkpoints:revert_patch"
+    ),
+}  # fmt: skip
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -33,16 +68,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(map(_spelled, sys.argv[1:] if arguments is None else arguments))
+    parser = _parser()
     try:
-        parser, commands = _parsers()
-        if given[:1] == ["repair"]:
-            repair = config_sections(_value_of("--config", given)).get("repair")
-            if isinstance(repair, dict):
-                commands["repair"].set_defaults({f"repair.{k}": v for k, v in repair.items()})
         options = parser.parse_args(given)
-        command = _COMMANDS[options.subcommand][2]
-        return command(options[options.subcommand])
+        name = options.subcommand
+        command = _COMMANDS[name]
+        record = parser.instantiate(options)[name]
+        values = {field.name: record[field.name] for field in fields(command.options)}
+        module, _, function = command.runner.partition(":")
+        runner = getattr(importlib.import_module(module), function)
+        if command.options is RepairOptions:  # what the config says counts where this does not
+            explicit = parser.parse_args(given, defaults=False)[name].get("repair")
+            return int(runner(RepairOptions(**values), {} if explicit is None else vars(explicit)))
+        return int(runner(command.options(**values)))
     except SalmonError as error:
         print(f"salmon: {error}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001
@@ -52,157 +91,37 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return ERROR
 
 
-def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The parser of the program, and those of its commands."""
+def _parser() -> ArgumentParser:
+    """The parser of the program, with a subcommand for each command."""
     parser = ArgumentParser(
         prog="salmon",
         description="Find the filters behind a network's mistakes, and repair them.",
         version=__version__,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
-    found = {}
-    for name, (text, fill, _) in _COMMANDS.items():
-        found[name] = ArgumentParser(prog=f"salmon {name}", description=text)
-        fill(found[name])
-        commands.add_subcommand(name, found[name], help=text)
-    return parser, found
+    for name, command in _COMMANDS.items():
+        own = ArgumentParser(prog=f"salmon {name}", description=command.text)
+        switches = {field.name for field in fields(command.options) if field.default is False}
+        own.add_class_arguments(command.options, skip=switches, as_positional=name == "report")
+        texts = _attributes(command.options)
+        for switch in sorted(switches):
+            own.add_argument(f"--{switch}", action="store_true", help=texts[switch])
+        commands.add_subcommand(name, own, help=command.text)
+    return parser
 
 
-def _value_of(flag: str, given: Sequence[str]) -> str | None:
-    """The last value of an option, before anything is parsed."""
-    value = None
-    for word, following in zip(given, [*given[1:], None], strict=True):
-        if word == flag:
-            value = following
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-    return value
+def _attributes(options: type[Any]) -> dict[str, str]:
+    """The sentences on each attribute in the docstrings of a record and its bases."""
+    from docstring_parser import parse
+
+    return {
+        param.arg_name: (param.description or "").replace("\n", " ")
+        for base in reversed(options.__mro__)
+        for param in parse(base.__doc__ or "").params
+    }
 
 
-def _record(kind: type[_Record], options: Namespace) -> _Record:
-    """A settings record out of options of the same names."""
-    return kind(**{field.name: options[field.name] for field in fields(kind)})  # type: ignore[arg-type]
-
-
-def _output_arguments(parser: ArgumentParser, default: str | None, what: str) -> None:
-    """``--out``, ``--force`` and ``--quiet``."""
-    parser.add_argument("--out", type=Path, default=default and Path(default), help=what)
-    parser.add_argument("--force", action="store_true", help="replace what --out holds")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no tables")
-
-
-def _demo_arguments(parser: ArgumentParser) -> None:
-    """Of ``salmon demo``."""
-    parser.add_argument("--out", type=Path, default=Path("salmon-demo"), help="new folder for logs")
-    parser.add_argument("--epochs", type=PositiveInt, default=10, help="epochs of training")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, split and order")
-    parser.add_argument(
-        "--images", type=PositiveInt | None, default=None, help="use only so many of each set"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-def _demo(options: Namespace) -> int:
-    """Run ``salmon demo``."""
-    # Imported here and below, so that help and usage errors do not wait for Lightning.
-    from salmon.cli.demo import DemoSettings, run_demo
-
-    run_demo(
-        DemoSettings(
-            folder=options.out,
-            epochs=options.epochs,
-            seed=options.seed,
-            images=options.images,
-            progress=not options.quiet,
-        )
-    )
-    return OK
-
-
-def _diagnose_arguments(parser: ArgumentParser) -> None:
-    """Of ``salmon diagnose``."""
-    parser.add_class_arguments(JobSettings)
-    _output_arguments(parser, "salmon-diagnosis", "new folder for flags, fits and summary")
-    parser.add_argument(
-        "--fit", type=str, default=None, help="fits to rank with, fit-*.safetensors"
-    )
-    parser.add_argument("--level", type=float, default=0.9, help="quantile level of thresholds")
-    parser.add_argument("--top_k", type=int, default=25, help="filters reported per sample")
-    parser.add_argument("--seed", type=int, default=0, help="of random choices")
-
-
-def _diagnose(options: Namespace) -> int:
-    """Run ``salmon diagnose``."""
-    from salmon.cli.diagnose import run_diagnose
-
-    return run_diagnose(_record(JobSettings, options), options)
-
-
-def _repair_arguments(parser: ArgumentParser) -> None:
-    """Of ``salmon repair``."""
-    parser.add_class_arguments(JobSettings)
-    _output_arguments(parser, "salmon-repair", "new folder for the reports and the patch")
-    parser.add_argument(
-        "--fit", type=str, default=None, help="fits of the reference data, fit-*.safetensors"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="load and split, then stop")
-    parser.add_argument("--seed", type=int, default=None, help="the same as --repair.seed")
-    parser.add_argument(
-        "--write_checkpoint", action="store_true", help="also write the repaired checkpoint"
-    )
-    parser.add_class_arguments(RepairSettings, "repair")
-
-
-def _repair(options: Namespace) -> int:
-    """Run ``salmon repair``."""
-    from salmon.cli.repair import run_repair
-
-    chosen = dict(vars(options.repair))
-    if options.seed is not None:
-        chosen["seed"] = options.seed
-    return run_repair(_record(JobSettings, options), RepairSettings(**chosen), options)
-
-
-def _patch_arguments(parser: ArgumentParser) -> None:
-    """Of ``salmon apply`` and ``salmon revert``."""
-    parser.add_class_arguments(PatchSettings)
-    parser.add_argument("--force", action="store_true", help="replace the file --out")
-
-
-def _patch(options: Namespace, *, new: bool) -> int:
-    """Run ``salmon apply`` or ``salmon revert``."""
-    from salmon.cli.patches import run_patch
-
-    run_patch(_record(PatchSettings, options), new=new, force=options.force)
-    return OK
-
-
-def _report_arguments(parser: ArgumentParser) -> None:
-    """Of ``salmon report``."""
-    parser.add_argument("run", type=str, help="folder of a logger or diagnosis, or one above them")
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), help="the page")
-    parser.add_argument("--force", action="store_true", help="replace the file --out")
-    parser.add_argument("--quiet", action="store_true", help="one line only")
-
-
-def _report(options: Namespace) -> int:
-    """Run ``salmon report``."""
-    from salmon.cli.report import run_report
-
-    return run_report(options)
-
-
-_Fill = Callable[[ArgumentParser], None]
-_Run = Callable[[Namespace], int]
-_COMMANDS: dict[str, tuple[str, _Fill, _Run]] = {
-    "demo": (
-        "Train on MNIST digits; diagnose and repair on optical digits.",
-        _demo_arguments,
-        _demo,
-    ),
-    "diagnose": ("Find the filters behind a network's mistakes.", _diagnose_arguments, _diagnose),
-    "repair": ("Look for a repair, judge it, write a patch.", _repair_arguments, _repair),
-    "report": ("Make one page of the files of a run.", _report_arguments, _report),
-    "apply": ("Put a patch on a checkpoint.", _patch_arguments, lambda o: _patch(o, new=True)),
-    "revert": ("Take a patch off a checkpoint.", _patch_arguments, lambda o: _patch(o, new=False)),
-}
+def _spelled(word: str) -> str:
+    """An option with underscores for hyphens in its name."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else word

@@ -1,4 +1,4 @@
-"""The Callback bases and the logger: whichever of the two Lightning packages are installed.
+"""What all of the monitor stands on: Lightning's Callback, the logger, and trouble as a warning.
 
 ``pytorch_lightning`` and ``lightning.pytorch`` are the same code under two names, and each accepts
 only its own ``Callback`` in some places. A class that inherits both works everywhere.
@@ -6,9 +6,13 @@ only its own ``Callback`` in some places. A class that inherits both works every
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytorch_lightning
+
+from salmon.errors import SalmonError
 
 if TYPE_CHECKING:
 
@@ -29,3 +33,19 @@ else:
 
 # A child of Lightning's logger, so that messages appear where Lightning's own do.
 logger = logging.getLogger("pytorch_lightning.callbacks.salmon")
+
+
+@contextmanager
+def tolerated(what: str, *, strict: bool) -> Iterator[None]:
+    """Turn trouble into a warning that says what could not be done, unless ``strict``."""
+    try:
+        yield
+    except Exception as error:
+        # Anything may come out of a user's forward, loss or logger; it must not end a training.
+        if strict:
+            raise
+        logger.warning(
+            "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
+            "pass; strict=True raises instead.", what, type(error).__name__, error,
+            exc_info=not isinstance(error, SalmonError),
+        )  # fmt: skip

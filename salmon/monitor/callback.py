@@ -11,17 +11,19 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 
+from salmon.diagnosis import Diagnosis
 from salmon.errors import InputError
 from salmon.gpd import TailFit
-from salmon.monitor.bases import CallbackBase, logger
+from salmon.monitor.bases import CallbackBase, logger, tolerated
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
-from salmon.monitor.context import check_trainer, guarded
-from salmon.monitor.measured_pass import MeasuredPass
+from salmon.monitor.clock import Clock
+from salmon.monitor.collector import Collector
+from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import STATE_VERSION, ViewMemory, checked_state
-from salmon.monitor.ranks import Ranks
+from salmon.monitor.output import PassContext
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.settings import Settings
-from salmon.ranking import Diagnosis
+from salmon.monitor.trainers import check_trainer
 from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
 from salmon.tails import fit_from_state, fit_state
@@ -134,7 +136,7 @@ class SaliencyMonitor(CallbackBase):
         self._repair = repair
         self._finished: dict[str, int] = {}  # passes, by stage
         self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
-        self._pass: MeasuredPass | None = None
+        self._pass: Collector | None = None
         self._coverage: Coverage | None = None  # last announced
         self._memory = ViewMemory()
 
@@ -211,18 +213,18 @@ class SaliencyMonitor(CallbackBase):
             dataloader_idx: The loader's number.
         """
         if self._pass is not None:
-            self._pass.measure(trainer, batch, batch_idx, dataloader_idx)
+            self._pass.measure(batch, batch_idx, dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, rank, log and write."""
         if not trainer.sanity_checking:
-            self._finish(trainer, pl_module, "validation")
+            self._finish("validation")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit, rank, log and write."""
-        self._finish(trainer, pl_module, "test")
+        self._finish("test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for a repair, if asked to after validations."""
@@ -264,7 +266,7 @@ class SaliencyMonitor(CallbackBase):
         Args:
             state_dict: What :meth:`state_dict` gave.
         """
-        with guarded(self.settings, "makes its state anew"):
+        with tolerated("makes its state anew", strict=self.settings.strict):
             state = checked_state(state_dict)
             self._memory.take_over(state)
             self._finished, self._fits = dict(state.finished), dict(state.fits)
@@ -299,11 +301,18 @@ class SaliencyMonitor(CallbackBase):
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
-            with guarded(self.settings, "could not start"):
-                self._pass = MeasuredPass(
-                    self.settings, stage, number, pl_module, self._coverage, self._memory,
-                    Ranks.of(trainer),
-                )  # fmt: skip
+            with tolerated("could not start", strict=self.settings.strict):
+                context = PassContext(
+                    settings=self.settings,
+                    stage=stage,
+                    number=number,
+                    trainer=trainer,
+                    model=pl_module,
+                    memory=self._memory,
+                    processes=Processes.of(trainer),
+                    clock=Clock(),
+                )
+                self._pass = Collector(context, self._coverage)
 
     def _drop(self) -> None:
         """Forget a pass that has not ended."""
@@ -315,10 +324,15 @@ class SaliencyMonitor(CallbackBase):
         """Repair if this is the time for it; trouble is logged, unless ``strict``."""
         if self._repair is None or self._repair.after != when or trainer.sanity_checking:
             return
-        with guarded(self.settings, "could not look for a repair"):
+        with tolerated("could not look for a repair", strict=self.settings.strict):
             self._check_trust()
             self.outcome = repair_in_training(
-                trainer, pl_module, self.settings, self._repair, self._memory, Ranks.of(trainer)
+                trainer,
+                pl_module,
+                self.settings,
+                self._repair,
+                self._memory,
+                Processes.of(trainer),
             )
 
     def _check_trust(self) -> None:
@@ -335,12 +349,12 @@ class SaliencyMonitor(CallbackBase):
                     "from the batch to what the network gets and the labels."
                 )
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _finish(self, stage: str) -> None:
         """End a pass and keep what it found."""
         self._finished[stage] = self._finished.get(stage, 0) + 1
         measured, self._pass = self._pass, None
         if measured is not None:
-            found = measured.finish(trainer, pl_module)
+            found = measured.finish()
             self._coverage = measured.coverage
             self.results |= found
             self._fits |= {scope: fit_state(d.fit, d.index) for scope, d in found.items()}

@@ -1,7 +1,8 @@
-"""What a pass leaves behind: metrics, files and a line in the log."""
+"""What a pass leaves behind: metrics, files, charts and lines in the log."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,152 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
+from salmon.diagnosis import Diagnosis, WorstSamples, batch_flags, sample_flags
 from salmon.files import json_text, write_atomically
-from salmon.monitor.bases import logger
-from salmon.monitor.context import Clock, guarded, rehearsal
-from salmon.monitor.imaging import FlaggedImages
+from salmon.monitor.bases import logger, tolerated
+from salmon.monitor.clock import Clock
+from salmon.monitor.distributed import Processes
+from salmon.monitor.facts import class_names, normalisation
+from salmon.monitor.images import FlaggedImages, flagged_images
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.settings import Settings
-from salmon.ranking import Diagnosis, batch_flags, group_shares, sample_flags
+from salmon.monitor.trainers import forward_context, loader_of, muted, rehearsal
+from salmon.ranking import group_shares
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
-from salmon.views import MOST_ROWS, Board, PassRecord, pass_metrics, write_pass, write_pictures
+from salmon.views import (
+    MOST_ROWS,
+    Board,
+    PassRecord,
+    add_layout,
+    pass_metrics,
+    publish,
+    record_pass,
+    write_pass,
+    write_pictures,
+)
 
 LOGS = "salmon_logs"
 """Folder of the monitor's files; a folder ``salmon`` would be taken for the package."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PassContext:
+    """One validation or test that is measured."""
+
+    settings: Settings
+    stage: str  # "validation" or "test"
+    number: int  # counted per stage from 0
+    trainer: Trainer  # in that stage
+    model: LightningModule
+    memory: ViewMemory  # what is known of the passes before; updated
+    processes: Processes
+    clock: Clock
+
+
+def publish_pass(
+    context: PassContext, scope: str, loader: int, diagnosis: Diagnosis, worst: WorstSamples
+) -> None:
+    """Log, write and show what the pass over one loader found; all processes have to call.
+
+    Args:
+        context: The validation or test.
+        scope: A key of the monitor's results.
+        loader: The loader's number.
+        diagnosis: What was found.
+        worst: Its worst mistakes, in the first process.
+
+    Raises:
+        PeerError: If the first process failed.
+    """
+    settings, trainer, clock = context.settings, context.trainer, context.clock
+    folder = folder_of(trainer, settings, context.memory)
+    seconds = clock.seconds(f"loader {loader}")
+    record = context.processes.on_first(
+        lambda: record_pass(
+            diagnosis,
+            run=context.memory.run,
+            stage=context.stage,
+            loader=loader,
+            number=context.number,
+            step=trainer.global_step,
+            given_fit=settings.reference is not None,
+            seconds=seconds,
+            share=seconds / clock.total,
+            classes=class_names(loader_of(trainer, loader), settings.views),
+        )
+    )
+    _log(context.model, metric_scope(scope), pass_metrics(record))
+    history, before = context.memory.take(scope, record, diagnosis.index)
+
+    def show() -> None:
+        images = FlaggedImages()
+        with _tolerated(settings, "picture the mistakes"), clock.part("pictures"):
+            images = _picture(context, loader, diagnosis, worst, record)
+        with clock.part("views"):
+            if folder is not None:
+                _write(folder, scope, diagnosis, record, images)
+            with _tolerated(settings, "show its views"):
+                found, tags = boards(trainer), metric_scope(scope)
+                for board in found if settings.views.layout else ():
+                    with _tolerated(settings, f"show its layout in {board.name}"):
+                        _lay_out(context.memory, board, tags)
+                publish(
+                    found, tags, record, history,
+                    before=before, pictures=images.pictures, figures=settings.views.figures,
+                    shown=context.memory.shown,
+                    attempt=lambda what: _tolerated(settings, f"show its {what}"),
+                )  # fmt: skip
+
+    context.processes.together(lambda: show() if context.processes.first else None)
+
+
+def _tolerated(settings: Settings, what: str) -> AbstractContextManager[None]:
+    """Go on without something that cannot be done, unless ``strict``."""
+    return tolerated(f"could not {what}", strict=settings.strict)
+
+
+def _picture(
+    context: PassContext, loader: int, diagnosis: Diagnosis, worst: WorstSamples, record: PassRecord
+) -> FlaggedImages:
+    """Make images of the worst mistakes."""
+    settings, memory = context.settings, context.memory
+    data = loader_of(context.trainer, loader)
+    with muted(context.model):
+        images = flagged_images(
+            context.model, diagnosis, worst, settings,
+            classes=record.classes, normalisation=normalisation(data, settings.views),
+            maps=not memory.without_maps,
+            forward_context=partial(forward_context, context.trainer),
+        )  # fmt: skip
+    memory.without_maps |= images.without_maps
+    return images
+
+
+def _write(
+    folder: Path, scope: str, diagnosis: Diagnosis, record: PassRecord, images: FlaggedImages
+) -> None:
+    """Write the files, or say which are missing."""
+    try:
+        write_diagnosis(folder, scope, diagnosis, record, images)
+    except OSError as error:
+        logger.warning(
+            "SaliencyMonitor, %s pass %d, could not write %s; its metrics are logged all the "
+            "same.", scope, record.number, error,
+        )  # fmt: skip
+
+
+def _lay_out(memory: ViewMemory, board: Board, tags: str) -> None:
+    """Put a layout up, once per run."""
+    run = (str(getattr(board.experiment, "log_dir", "")), tags)
+    if run in memory.laid_out:
+        return
+    memory.laid_out.add(run)
+    if add_layout(board.experiment, [tags]) == "joined":
+        logger.info(
+            "SaliencyMonitor put its charts behind the custom scalars that this run has; "
+            "ViewSettings(layout=False) leaves them out."
+        )
 
 
 def metric_scope(scope: str) -> str:
@@ -39,17 +173,6 @@ def metric_scope(scope: str) -> str:
     )
 
 
-def log_metrics(model: LightningModule, scope: str, record: PassRecord) -> None:
-    """Log the numbers of a pass through ``self.log``, where EarlyStopping and others see them.
-
-    Args:
-        model: The network.
-        scope: A key of the monitor's results.
-        record: The pass.
-    """
-    _log(model, metric_scope(scope), pass_metrics(record))
-
-
 def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings: Settings) -> None:
     """Say what is measured, in the log and as a text in TensorBoard.
 
@@ -62,7 +185,7 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings
     if trainer.is_global_zero:
         logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
-        with guarded(settings, f"could not say in {board.name} what it measures"):
+        with _tolerated(settings, f"say in {board.name} what it measures"):
             board.text(
                 f"{metric_scope(scope)}/coverage",
                 f"{coverage.summary()}\n\n{coverage.markdown(MOST_ROWS)}",
@@ -70,46 +193,17 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings
             )
 
 
-def log_cost(
-    model: LightningModule, stage: str, clock: Clock, picturing: Clock, showing: Clock
-) -> None:
-    """Log the seconds that the monitor took, and their share of the pass.
-
-    Args:
-        model: The network.
-        stage: ``"validation"`` or ``"test"``.
-        clock: Of the pass.
-        picturing: Of the part of it that pictures of mistakes took.
-        showing: Of the part that drawing and writing took.
-    """
+def log_cost(context: PassContext) -> None:
+    """Log the seconds that the monitor took, and their share of the pass."""
+    clock = context.clock
     costs = {
         "seconds": clock.busy,
-        "share": clock.share,
-        "pictures_seconds": picturing.busy,
-        "views_seconds": showing.busy,
+        "share": clock.busy / clock.total,
+        "pictures_seconds": clock.seconds("pictures"),
+        "views_seconds": clock.seconds("views"),
     }
     metrics = {f"cost/{name}": value for name, value in costs.items()}
-    _log(model, metric_scope(stage), metrics)
-
-
-def pass_context(trainer: Trainer, scope: str, number: int, loader: int) -> dict[str, Any]:
-    """Which pass it is, for records and flags.
-
-    Args:
-        trainer: The trainer.
-        scope: A key of the monitor's results.
-        number: Of the pass, counted per stage from 0.
-        loader: The loader's number.
-
-    Returns:
-        Plain values.
-    """
-    return {
-        "stage": scope.partition("/")[0],
-        "loader": loader,
-        "number": number,
-        "step": trainer.global_step,
-    }
+    _log(context.model, metric_scope(context.stage), metrics)
 
 
 def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path | None:
@@ -207,7 +301,7 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
         "" if kept == diagnosis.misclassified else part,
         spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
-        clock.busy, 100 * clock.share,
+        clock.busy, 100 * clock.busy / clock.total,
     )  # fmt: skip
     if diagnosis.dropped or diagnosis.unlabelled or skipped:
         logger.warning(
@@ -263,7 +357,7 @@ def write_diagnosis(
     pictures, fits = folder / f"pictures-{name}.jsonl", folder / f"fit-{name}.safetensors"
     tasks: dict[Path, Callable[[Path], None] | None] = {flagged: None, pictures: None}
     if len(diagnosis.mistakes.sample):
-        tasks[flagged] = partial(_write_flags, diagnosis=diagnosis, record=record)
+        tasks[flagged] = lambda path: _write_flags(path, diagnosis, record)
     if images.pictures or images.thumbnails:
         tasks[pictures] = lambda path: write_pictures(
             path, number, images.pictures, images.thumbnails
@@ -288,18 +382,11 @@ def write_diagnosis(
         raise OSError(f"{', '.join(missing)} in {folder} ({reason})") from reason
 
 
-def _write_flags(path: Path, *, diagnosis: Diagnosis, record: PassRecord) -> None:
+def _write_flags(path: Path, diagnosis: Diagnosis, record: PassRecord) -> None:
     """Write the mistakes of a pass, a line each, and behind them their batches."""
-    index, fit, mistakes = diagnosis.index, diagnosis.fit, diagnosis.mistakes
     context = {
         "stage": record.stage, "loader": record.loader, "pass": record.number, "step": record.step,
     }  # fmt: skip
-    flags = (
-        *(
-            flag | {"id_source": diagnosis.id_source}
-            for flag in sample_flags(mistakes, diagnosis.rankings["pot"], index, fit, diagnosis.ids)
-        ),
-        *batch_flags(mistakes, diagnosis.profile, index, fit, record.top_k),
-    )
+    flags = (*sample_flags(diagnosis), *batch_flags(diagnosis))
     lines = (f"{json_text(flag | context)}\n".encode() for flag in flags)
     write_atomically(path, lambda file: file.writelines(lines))

@@ -11,12 +11,12 @@ from salmon.errors import InputError
 from salmon.files import publish_folder
 from salmon.forward import keep_rng
 from salmon.monitor.bases import logger
-from salmon.monitor.context import ordinary_tensors, rehearsal
+from salmon.monitor.distributed import Processes
 from salmon.monitor.loaders import collect_samples, flat_loaders, whole_loader
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.output import is_local, run_folder
-from salmon.monitor.ranks import ALONE, Ranks
 from salmon.monitor.settings import Settings
+from salmon.monitor.trainers import ordinary_tensors, rehearsal
 from salmon.progress import Progress
 from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
 
@@ -75,7 +75,7 @@ def repair_in_training(
     settings: Settings,
     wanted: RepairInTraining,
     memory: ViewMemory,
-    ranks: Ranks = ALONE,
+    processes: Processes,
 ) -> Outcome:
     """Look for a repair, write it beside the checkpoints, and say so in the log.
 
@@ -85,7 +85,7 @@ def repair_in_training(
         settings: Of the monitor.
         wanted: What to do.
         memory: Name of the run.
-        ranks: All processes; the first one looks, and all get the outcome.
+        processes: All of them; the first one looks, and all get the outcome.
 
     Returns:
         The outcome.
@@ -100,9 +100,7 @@ def repair_in_training(
     folder = Path(place) / f"salmon-repair-{trainer.global_step:06d}"
     written = settings.write_files and not rehearsal(trainer) and is_local(place)
 
-    def look() -> Outcome | None:
-        if not ranks.first:  # which looks at all samples; the others wait
-            return None
+    def look() -> Outcome:
         found = _look(trainer, module, settings, wanted)
         if written:  # as a whole, so that no patch of an earlier look at this step stays behind
             publish_folder(
@@ -112,9 +110,8 @@ def repair_in_training(
             )
         return found
 
-    outcome = ranks.objects(ranks.together(look))[0]
-    assert outcome is not None
-    if ranks.first:
+    outcome = processes.on_first(look)  # which looks at all samples; the others wait
+    if processes.first:
         _tell(trainer, outcome, folder if written else None)
     if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
         outcome.patch.apply(module)

@@ -16,13 +16,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from salmon.diagnosis import Step
 from salmon.errors import InputError
 from salmon.forward import Call
-from salmon.saliency import logits_of, take_rows
-
-_CLOSE = 1e-3
-_CLOSE_IN_HALF = 5e-2
-"""Largest difference of logits, as a share of their range, that rounding may make."""
 
 _LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
 
@@ -48,24 +44,6 @@ class Seen:
         if all(one is other for one, other in zip(wanted, self.given, strict=True)):
             return True
         return _equal(wanted, _tensors(self.call))
-
-    @property
-    def logits(self) -> Tensor | None:
-        """``[N, K]``, if that is what came out."""
-        try:
-            return logits_of(self.output)
-        except InputError:
-            return None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fed:
-    """What to measure for a step."""
-
-    inputs: Any
-    seen: list[Seen]  # to compare outputs with
-    as_loaded: bool = True  # whether it is what the batch holds
-    ambiguous: bool = False  # whether the step fed several things, none of them the batch's
 
 
 class StepWatch:
@@ -139,15 +117,16 @@ class StepWatch:
             for leaf, before in self._before.values()
         )
 
-    def fed(self, inputs: Any, samples: int) -> Fed:
-        """Tell what the step gave to the network.
+    def fed(self, inputs: Any, samples: int) -> tuple[Any, Step]:
+        """Tell what the step gave to the network, and what came of it.
 
         Args:
             inputs: Those of the batch.
             samples: N.
 
         Returns:
-            It; the inputs of the batch where the step was not seen to run the network on so many.
+            What to measure: the inputs of the batch where the step was not seen to run the network
+            on so many.
 
         Raises:
             InputError: If the module has no forward, and the step runs more than one part of it.
@@ -161,13 +140,13 @@ class StepWatch:
                 "of a batch to logits, and let the step call it."
             )
         if not calls:
-            return Fed(inputs, every)
+            return inputs, Step([seen.output for seen in every])
         same = next((seen for seen in calls if seen.is_of(inputs)), None)
         if same is not None:
-            return Fed(same.call, [same])
+            return same.call, Step([same.output])
         first = _tensors(calls[0].call)
         ambiguous = any(not _equal(first, _tensors(seen.call)) for seen in calls[1:])
-        return Fed(calls[0].call, calls[:1], as_loaded=False, ambiguous=ambiguous)
+        return calls[0].call, Step([calls[0].output], as_loaded=False, ambiguous=ambiguous)
 
     def _enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins."""
@@ -210,35 +189,6 @@ def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
         a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
         for a, b in zip(one, other, strict=True)
     )
-
-
-def differing(measured: Any, seen: list[Seen], rows: Tensor, samples: int) -> Tensor | None:
-    """Tell for which samples the network gave something else in the step than when measured.
-
-    Args:
-        measured: Its output for the chosen samples.
-        seen: What the step ran; a sample is all right if one of them agrees.
-        rows: ``[M]`` the chosen samples.
-        samples: N, of the whole batch.
-
-    Returns:
-        ``[M]`` bool on the device of the output; None where nothing can be compared.
-    """
-    ours = logits_of(measured)
-    off: Tensor | None = None
-    for one in seen:
-        theirs = one.logits
-        if theirs is None or len(theirs) != samples or theirs.shape[1:] != ours.shape[1:]:
-            continue
-        half = {ours.dtype, theirs.dtype} & {torch.float16, torch.bfloat16}
-        a, b = ours.double(), take_rows(theirs, rows, samples).double()
-        odd = ~torch.isfinite(b)
-        span = b.masked_fill(odd, -torch.inf).amax(1) - b.masked_fill(odd, torch.inf).amin(1)
-        same = (a == b) | (torch.isnan(a) & torch.isnan(b))
-        gap = torch.where(same, 0.0, (a - b).abs()).amax(1)
-        far = (gap != 0) & ~(gap <= (_CLOSE_IN_HALF if half else _CLOSE) * span)
-        off = far if off is None else off & far
-    return off
 
 
 def _in_sight(model: LightningModule) -> Iterator[tuple[nn.Module, str]]:

@@ -12,7 +12,7 @@ from salmon import gpd
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.ranking.record import Ranking
+from salmon.ranking.ranking import Ranking
 
 LOG_P_FLOOR = -700.0
 """Smallest log-probability reported; saliency past the end point of a tail gets it."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
-from salmon.ranking.record import Ranking
+from salmon.ranking.ranking import Ranking
 
 
 def layer_counts(ranking: Ranking, index: FilterIndex) -> Tensor:

@@ -6,7 +6,7 @@ from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
 from salmon.repairs.evaluate import to_device
 from salmon.repairs.patch import Patch
 from salmon.repairs.report import COLUMNS, comparison_rows, write_outcome
-from salmon.repairs.samples import Samples
+from salmon.repairs.samples import Gathering, Samples
 from salmon.repairs.settings import RepairSettings
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "NOTHING_TO_REPAIR",
     "Curves",
     "Edit",
+    "Gathering",
     "Outcome",
     "Patch",
     "RepairSettings",

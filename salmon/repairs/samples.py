@@ -100,36 +100,11 @@ class Samples:
         Raises:
             InputError: If there are none, or their labels are no class numbers.
         """
-        rows: list[tuple[bytes, Any, Tensor, int | str]] = []
-        seen = 0
+        found = Gathering(most=most, seed=seed)
         for batch in batches:
             inputs, targets = batch if unpack is None else unpack(batch)
-            count = check_samples(inputs, targets)
-            classes = class_numbers(targets)
-            if classes is None:
-                raise InputError(
-                    f"targets are {targets.dtype} of shape {tuple(targets.shape)}; a repair needs "
-                    "one class number per sample."
-                )
-            inputs, targets = pytree.tree_map_only(
-                Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, classes)
-            )
-            positions = range(seen, seen + count)
-            names = list(positions) if ids is None else _plain(ids(batch), count)
-            seen += count
-            for i, name in enumerate(names):
-                one = take_rows(inputs, slice(i, i + 1), count)
-                rows.append((_hash(seed, name), one, targets[i : i + 1], name))
-            if most is not None and len(rows) > 2 * most:
-                rows = sorted(rows, key=lambda row: row[0])[:most]
-        if not rows:
-            raise InputError("the loader gave no samples; at least a few hundred are needed.")
-        if most is not None:
-            rows = sorted(rows, key=lambda row: row[0])[:most]
-        joined = pytree.tree_map(
-            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0], *(row[1] for row in rows)
-        )
-        return cls(joined, torch.cat([row[2] for row in rows]).long(), tuple(r[3] for r in rows))
+            found.add(inputs, targets, None if ids is None else ids(batch))
+        return found.samples()
 
     def split(self, shares: Sequence[float], seed: int) -> dict[str, "Samples"]:
         """Split by id, with the same shares of every class in all parts.
@@ -162,6 +137,73 @@ class Samples:
             name: self.take((parts == number).nonzero().squeeze(1))
             for number, name in enumerate(PARTS)
         }
+
+
+class Gathering:
+    """Samples that come in batches, of which at most so many are kept."""
+
+    def __init__(self, *, most: int | None = None, seed: int = 0) -> None:
+        """Start empty.
+
+        Args:
+            most: Those with the smallest hashes of id and seed are kept; None keeps all.
+            seed: Of that choice.
+        """
+        self._most, self._seed = most, seed
+        self._rows: list[tuple[bytes, Any, Tensor, int | str]] = []
+        self._seen = 0
+
+    def add(
+        self, inputs: Any, targets: Tensor, ids: Sequence[int | str] | Tensor | None = None
+    ) -> None:
+        """Take a batch of N samples up.
+
+        Args:
+            inputs: With N rows, on any device.
+            targets: ``[N]`` class numbers.
+            ids: ``[N]`` numbers or names; None numbers the samples by position.
+
+        Raises:
+            InputError: If the labels are no class numbers, or there are not as many ids.
+        """
+        count = check_samples(inputs, targets)
+        classes = class_numbers(targets)
+        if classes is None:
+            raise InputError(
+                f"targets are {targets.dtype} of shape {tuple(targets.shape)}; a repair needs "
+                "one class number per sample."
+            )
+        inputs, targets = pytree.tree_map_only(
+            Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, classes)
+        )
+        names = list(range(self._seen, self._seen + count)) if ids is None else _plain(ids, count)
+        self._seen += count
+        for i, name in enumerate(names):
+            one = take_rows(inputs, slice(i, i + 1), count)
+            self._rows.append((_hash(self._seed, name), one, targets[i : i + 1], name))
+        if self._most is not None and len(self._rows) > 2 * self._most:
+            self._thin_out()
+
+    def samples(self) -> Samples:
+        """Hand out what was kept.
+
+        Raises:
+            InputError: If there is nothing.
+        """
+        if not self._rows:
+            raise InputError("the loader gave no samples; at least a few hundred are needed.")
+        self._thin_out()
+        joined = pytree.tree_map(
+            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0],
+            *(row[1] for row in self._rows),
+        )
+        targets = torch.cat([row[2] for row in self._rows]).long()
+        return Samples(joined, targets, tuple(row[3] for row in self._rows))
+
+    def _thin_out(self) -> None:
+        """Drop what is beyond the most."""
+        if self._most is not None:
+            self._rows = sorted(self._rows, key=lambda row: row[0])[: self._most]
 
 
 def check_sizes(parts: dict[str, Samples], least: int, what: str) -> None:

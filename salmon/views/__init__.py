@@ -3,7 +3,7 @@
 from salmon.views.board import Board
 from salmon.views.charts import METHOD_NAMES
 from salmon.views.drawing import clipped, percent
-from salmon.views.files import write_pass, write_pictures
+from salmon.views.files import read_pass, write_pass, write_pictures
 from salmon.views.history import History
 from salmon.views.layout import add_layout
 from salmon.views.pictures import Normalisation, Picture, Thumbnail, guess_normalisation
@@ -35,6 +35,7 @@ __all__ = [
     "pass_metrics",
     "percent",
     "publish",
+    "read_pass",
     "record_pass",
     "write_pass",
     "write_pictures",

@@ -33,7 +33,7 @@ def publish(
     pictures: Sequence[Picture] = (),
     figures: bool = True,
     shown: dict[str, str] | None = None,
-    guard: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    attempt: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Put up histograms, charts, tables and flagged images.
 
@@ -46,20 +46,20 @@ def publish(
         pictures: Worst first.
         figures: Whether charts are drawn.
         shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
-        guard: Makes a context around all that goes to one board, from a description of it; if the
+        attempt: Makes a context around all that goes to one board, from a description of it; if the
             context swallows an exception, the rest is put up all the same.
     """
     summary = "\n".join(f"- {literal(line)}" for line in findings(record, history))
     tables = _tables(record, before, f"{scope}/", {} if shown is None else shown)
     for board in boards:
-        with guard(f"texts, tables and histograms in {board.name}"):
+        with attempt(f"texts, tables and histograms in {board.name}"):
             board.text(f"{scope}/summary", summary, record.step)
             _put_histograms(board, scope, record)
             for tag, columns, rows, markdown in tables:
                 board.table(tag, columns, rows, record.step, markdown=markdown)
     images: list[tuple[str, Pixels, bool]] | None = None  # drawn for the first that takes them
     for board in boards:
-        with guard(f"images in {board.name}"):
+        with attempt(f"images in {board.name}"):
             if not board.takes_images:
                 continue
             if images is None:

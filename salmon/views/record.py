@@ -11,17 +11,11 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
+from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, confusions, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
-from salmon.ranking import (
-    NO_CLASS,
-    Confusion,
-    Diagnosis,
-    confusions,
-    layer_counts,
-    most_blamed,
-)
+from salmon.ranking import layer_counts
 from salmon.records import Number
 
 SCHEMA = "salmon.pass/1"

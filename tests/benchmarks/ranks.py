@@ -25,10 +25,10 @@ def worker(filters: int, samples: int) -> None:
     """One of the processes: fill tails, merge and fit them with the others, print its costs."""
     import torch
     import torch.distributed as dist
-
-    from salmon import Tails
     from salmon.monitor.ranks import Ranks
     from salmon.monitor.union import fit_together
+
+    from salmon import Tails
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from salmon.diagnosis import SCHEMA as FLAG_SCHEMA
 from salmon.errors import InputError, StateError
-from salmon.ranking import SCHEMA as FLAG_SCHEMA
 from salmon.records import Number, record_of
 from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
 from salmon.views.history import History

@@ -1,6 +1,5 @@
-"""Small contexts around the monitor's work, and what a trainer knows of its loaders."""
+"""What a trainer knows of its loaders and its precision, and contexts for work inside its loop."""
 
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -9,45 +8,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from salmon.errors import SalmonError, UnsupportedError
+from salmon.errors import UnsupportedError
 from salmon.monitor.bases import logger
+from salmon.monitor.distributed import Numbering
 from salmon.monitor.loaders import flat_loaders, keeps_order, loader_names, sampler_of
-from salmon.monitor.numbering import Numbering
-from salmon.monitor.settings import Settings
-
-
-class Clock:
-    """Seconds since it was made, and those of them spent inside its context."""
-
-    def __init__(self) -> None:
-        """Start."""
-        self._born = time.perf_counter()
-        self._entered: float | None = None
-        self._spent = 0.0
-
-    @property
-    def total(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self._born
-
-    @property
-    def busy(self) -> float:
-        """Seconds spent inside the context, the running ones too."""
-        running = 0.0 if self._entered is None else time.perf_counter() - self._entered
-        return self._spent + running
-
-    @property
-    def share(self) -> float:
-        """Busy seconds as a share of all."""
-        return self.busy / max(self.total, 1e-9)
-
-    def __enter__(self) -> None:
-        """Start counting as busy."""
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        """Stop counting as busy."""
-        self._spent, self._entered = self.busy, None
 
 
 @contextmanager
@@ -226,24 +190,3 @@ def loader_of(trainer: Trainer, number: int) -> Any:
         The loader.
     """
     return flat_loaders(_loaders(trainer))[number]
-
-
-@contextmanager
-def guarded(settings: Settings, what: str) -> Iterator[None]:
-    """Turn trouble into a warning, unless ``strict``.
-
-    Args:
-        settings: Of the monitor.
-        what: What could not be done, for the message.
-    """
-    try:
-        yield
-    except Exception as error:
-        # Anything may come out of a user's forward, loss or logger; it must not end a training.
-        if settings.strict:
-            raise
-        logger.warning(
-            "SaliencyMonitor %s (%s: %s). The trainer goes on without it until the next "
-            "pass; strict=True raises instead.", what, type(error).__name__, error,
-            exc_info=not isinstance(error, SalmonError),
-        )  # fmt: skip

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from salmon.diagnosis import (
+    NO_CLASS,
+    Diagnosis,
+    WorstSample,
+    WorstSamples,
+    find_images,
+    image_position,
+)
 from salmon.errors import SalmonError
 from salmon.forward import eval_mode
 from salmon.monitor.bases import logger
 from salmon.monitor.settings import Settings
-from salmon.monitor.worst import WorstSample, WorstSamples, find_images, image_position
-from salmon.ranking import NO_CLASS, Diagnosis
 from salmon.repairs import to_device
 from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
@@ -95,7 +101,7 @@ def flagged_images(
         pictures.append(
             Picture(
                 sample=one.sample,
-                id=diagnosis.ids[row],
+                id=diagnosis.mistakes.ids[row],
                 pixels=normalisation.pixels(images[0]),
                 heat=heat,
                 caption=_caption(
@@ -151,7 +157,7 @@ def _caption(
     sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
     lines = [
         f"{place}. {names[0]} taken for {names[1]}",
-        f"id {diagnosis.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
+        f"id {mistakes.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
         f"loss {float(mistakes.loss[row]):.3g}",
     ]
     for number, p in zip(

@@ -6,7 +6,6 @@ GPU before :meth:`WorstSamples.keep`.
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +23,6 @@ Range = tuple[list[float], list[float]]
 
 Entry = tuple[float, int, Any]
 """Loss, minus the position in the pass, and the sample or image."""
-
-Entries = tuple[list[Entry], list[Entry]]
-Scores = tuple[list[tuple[float, int]], list[tuple[float, int]], Range | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,27 +136,16 @@ class WorstSamples:
         """Small images ``[C, h, w]`` of the worst samples, by position."""
         return dict(zip(self._thumbnails.numbers(), self._thumbnails.kept(), strict=True))
 
-    def scores(self) -> Scores:
-        """Losses and positions of what is kept, and the range of all images.
-
-        Returns:
-            Of the pictures and of the thumbnails.
-        """
-        return self._pictures.scores(), self._thumbnails.scores(), self.extremes
-
-    def restrict(self, scores: Sequence[Scores]) -> None:
-        """Drop what does not belong to the worst of all.
-
-        Args:
-            scores: As of :meth:`scores`, of everybody.
-        """
-        kept = ([each[0] for each in scores], [each[1] for each in scores])
-        for best, lists in zip((self._pictures, self._thumbnails), kept, strict=True):
-            every = sorted((entry for entries in lists for entry in entries), reverse=True)
-            best.keep_only(set(every[: best.capacity]))
-        for each in scores:
-            if each[2] is not None:
-                self._widen(each[2])
+    def merge(self, other: "WorstSamples") -> None:
+        """Keep what another one kept, where it is worse."""
+        for mine, theirs in (
+            (self._pictures, other._pictures),
+            (self._thumbnails, other._thumbnails),
+        ):
+            for score, number, thing in theirs.entries:
+                mine.offer(score, -number, thing)
+        if other.extremes is not None:
+            self._widen(other.extremes)
 
     def _widen(self, extremes: Range) -> None:
         """Take the range of more images in."""
@@ -174,24 +159,6 @@ class WorstSamples:
                 list(map(min, low, extremes[0])),
                 list(map(max, high, extremes[1])),
             )
-
-    def entries(self) -> Entries:
-        """Everything that is kept.
-
-        Returns:
-            Pictures and thumbnails, with losses and positions.
-        """
-        return self._pictures.entries, self._thumbnails.entries
-
-    def take(self, entries: Entries) -> None:
-        """Keep what another one kept, if it is worse.
-
-        Args:
-            entries: As of :meth:`entries`.
-        """
-        for best, part in zip((self._pictures, self._thumbnails), entries, strict=True):
-            for score, number, thing in part:
-                best.offer(score, -number, thing)
 
 
 class _Best:
@@ -214,15 +181,6 @@ class _Best:
             heapq.heappush(self.entries, entry)
         elif self.capacity and entry[:2] > self.entries[0][:2]:
             heapq.heapreplace(self.entries, entry)
-
-    def scores(self) -> list[tuple[float, int]]:
-        """Scores and numbers, without the things."""
-        return [entry[:2] for entry in self.entries]
-
-    def keep_only(self, scores: set[tuple[float, int]]) -> None:
-        """Drop all others."""
-        self.entries = [entry for entry in self.entries if entry[:2] in scores]
-        heapq.heapify(self.entries)
 
     def kept(self) -> list[Any]:
         """The things, highest score first."""

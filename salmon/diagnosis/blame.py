@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmon.ranking.flags import Mistakes
-from salmon.ranking.record import Ranking
+from salmon.diagnosis.diagnosis import Mistakes
+from salmon.ranking import Ranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,0 +1,153 @@
+"""What each command takes: one record a command, from which its options and its help are made."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jsonargparse.typing import OpenUnitInterval, PositiveInt
+
+from salmon.errors import InputError
+from salmon.repairs import RepairSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectOptions:
+    """The project, and which of its data are looked at.
+
+    Attributes:
+        config: YAML of LightningCLI, such as the config.yaml that a training left; several may be
+            given, and the later ones win.
+        cli: ``package.module:name`` of the project's own subclass of LightningCLI, where it links
+            arguments or adds some; or of a function that takes ``args`` and ``run`` and returns
+            one.
+        model: ``package.module:name`` of a class, or of a function that makes the network. A class
+            gets the hyperparameters that the checkpoint holds.
+        data: The same of a LightningDataModule, or of a function that returns a mapping of loaders.
+        ckpt_path: Checkpoint with the weights; without one the network is used as it is built.
+        weights_only: Whether the checkpoint may hold nothing but tensors and plain values; loading
+            anything else can run code of whoever wrote it.
+        new: The new data: "test" or "val", or a name in the mapping of loaders. Of several loaders
+            one is named as in the monitor's results, such as "val/loader1".
+        reference: The data that the network serves already, named in the same way, or "none".
+        device: "auto", "cpu" or "cuda"; "auto" leaves it to the config.
+        out: New folder for what is written.
+        force: Replace what --out holds.
+        quiet: No progress, no tables.
+    """
+
+    config: str | list[str] | None = None
+    cli: str | None = None
+    model: str | None = None
+    data: str | None = None
+    ckpt_path: str | None = None
+    weights_only: bool = True
+    new: str = "test"
+    reference: str = "val"
+    device: str = "auto"
+    out: Path
+    force: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse data that are their own reference."""
+        if self.new == self.reference:
+            raise InputError(
+                f"new and reference are both {self.new!r}; use --reference none where one set "
+                "serves as both."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions(ProjectOptions):
+    """A project, and what to do with it.
+
+    Attributes:
+        fit: Fits to rank with, such as fit-validation.safetensors of a training.
+        level: Quantile level of thresholds; by default that of the config's SaliencyMonitor, or
+            0.9.
+        top_k: Filters reported per sample; by default likewise, or 25.
+        seed: Of random choices, where the config has no seed_everything.
+    """
+
+    out: Path = Path("salmon-diagnosis")
+    fit: str | None = None
+    level: OpenUnitInterval | None = None
+    top_k: PositiveInt | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairOptions(ProjectOptions):
+    """A project, and what to do with it.
+
+    Attributes:
+        fit: Fits of the reference data, such as fit-validation.safetensors of a training.
+        batch_size: Samples at a time.
+        seed: The same as --repair.seed.
+        dry_run: Load and split, then stop.
+        write_checkpoint: Also write the repaired checkpoint.
+        repair: Settings of the repair; a section ``repair`` of the config may hold them, too.
+    """
+
+    out: Path = Path("salmon-repair")
+    fit: str | None = None
+    batch_size: PositiveInt = 64
+    seed: int | None = None
+    dry_run: bool = False
+    write_checkpoint: bool = False
+    repair: RepairSettings = field(default_factory=RepairSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions:
+    """A patch and a checkpoint.
+
+    Attributes:
+        patch: The patch file.
+        ckpt_path: Checkpoint of Lightning or torch, or a safetensors file.
+        out: File for the changed checkpoint, in the format of its name.
+        weights_only: Whether the checkpoint may hold nothing but tensors and plain values; loading
+            anything else can run code of whoever wrote it.
+        force: Replace the file --out.
+    """
+
+    patch: str
+    ckpt_path: str
+    out: Path
+    weights_only: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Runs and a page.
+
+    Attributes:
+        run: Folder of a logger or diagnosis, or one above several of them.
+        out: The page.
+        force: Replace the file --out.
+        quiet: One line only.
+    """
+
+    run: Path
+    out: Path = Path("report.html")
+    force: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Of the demo.
+
+    Attributes:
+        out: New folder for logs.
+        epochs: Of the training.
+        seed: Of weights, split and order.
+        images: Use only so many of each set.
+        quiet: No progress bars.
+    """
+
+    out: Path = Path("salmon-demo")
+    epochs: PositiveInt = 10
+    seed: int = 0
+    images: PositiveInt | None = None
+    quiet: bool = False

@@ -1,0 +1,29 @@
+"""From labelled samples to a diagnosis: the mistakes, and the filters that they blame."""
+
+from salmon.diagnosis.blame import Blame, Confusion, confusions, most_blamed
+from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
+from salmon.diagnosis.evidence import Step
+from salmon.diagnosis.flags import SCHEMA, batch_flags, sample_flags
+from salmon.diagnosis.passes import Pass, PassSettings, check_whole
+from salmon.diagnosis.worst import WorstSample, WorstSamples, find_images, image_position
+
+__all__ = [
+    "NO_CLASS",
+    "SCHEMA",
+    "Blame",
+    "Confusion",
+    "Diagnosis",
+    "Mistakes",
+    "Pass",
+    "PassSettings",
+    "Step",
+    "WorstSample",
+    "WorstSamples",
+    "batch_flags",
+    "check_whole",
+    "confusions",
+    "find_images",
+    "image_position",
+    "most_blamed",
+    "sample_flags",
+]

@@ -1,0 +1,81 @@
+"""What one pass over labelled samples found: the records that views and files are made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from salmon.filters import FilterIndex
+from salmon.gpd import TailFit
+from salmon.ranking import Ranking
+
+NO_CLASS = -1
+"""Predicted where the probabilities are no numbers, as those of NaN logits are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mistakes:
+    """Misclassified samples; tensors are ``[M]`` on the CPU."""
+
+    sample: Tensor  # int64 position among the samples of the pass
+    ids: list[int | str]  # [M]
+    batch: Tensor  # int64
+    target: Tensor  # int64 true class
+    predicted: Tensor  # int64, or NO_CLASS
+    confidence_target: Tensor  # softmax probabilities
+    confidence_predicted: Tensor
+    loss: Tensor
+
+    def columns(self) -> dict[str, Tensor]:
+        """Tensors by name."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "ids"}
+
+    def take(self, rows: Tensor) -> "Mistakes":
+        """Select some of them, in the order of the row numbers ``[K]``."""
+        ids = [self.ids[row] for row in rows.tolist()]
+        return Mistakes(ids=ids, **{name: each[rows] for name, each in self.columns().items()})
+
+    @classmethod
+    def join(cls, parts: Sequence["Mistakes"]) -> "Mistakes":
+        """Put any number of them together, in order."""
+        if not parts:
+            whole, real = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+            return cls(
+                sample=whole, ids=[], batch=whole, target=whole, predicted=whole,
+                confidence_target=real, confidence_predicted=real, loss=real,
+            )  # fmt: skip
+        return cls(
+            ids=list(chain.from_iterable(part.ids for part in parts)),
+            **{name: torch.cat([getattr(p, name) for p in parts]) for name in parts[0].columns()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Diagnosis:
+    """What one pass found. Tensors are on the CPU."""
+
+    index: FilterIndex
+    fit: TailFit  # from these samples, or the given reference
+    samples: int  # measured
+    dropped: int  # of these, without a finite profile
+    unlabelled: int  # left out, since their label is ignored or no class of the network
+    misclassified: int
+    mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
+    id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
+    profile: Tensor  # [M, F] their saliency
+    rankings: dict[str, Ranking]  # by method, of the kept mistakes
+    excesses: Mapping[int, Tensor] = field(default_factory=dict)
+    """Sorted excesses of a few filters, those with the best, median and worst fit; none where the
+    fit is a given one."""
+    doubts: tuple[str, ...] = ()
+    """Why the numbers may be about another function than the user validates, with what to do."""
+    as_loaded: bool = True
+    """Whether the network was measured on the inputs that batches hold; else on those that the
+    user's step made of them."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether nothing was found that speaks against the numbers."""
+        return not self.doubts

@@ -1,0 +1,136 @@
+"""Whether what was measured is what the user validates: counts of a pass, and what they mean."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salmon.errors import InputError
+from salmon.saliency import logits_of, take_rows
+
+_CLOSE = 1e-3
+_CLOSE_IN_HALF = 5e-2
+"""Largest difference of logits, as a share of their range, that rounding may make."""
+
+_FEW = 0.01
+"""Share of samples whose outputs may differ, by rounding at its worst."""
+
+_Count = Tensor | int  # on a GPU a tensor, so that nobody waits for it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What the user's own step did with a batch of N samples."""
+
+    outputs: Sequence[Any] = ()  # what it made the network give for the inputs measured, if seen
+    as_loaded: bool = True  # whether the inputs measured are what the batch holds
+    ambiguous: bool = False  # whether it fed the network several things, none of them the batch's
+
+
+@dataclass(slots=True, kw_only=True)
+class Evidence:
+    """Counts of samples, unless said otherwise."""
+
+    compared: int = 0  # whose outputs in the user's step were seen
+    differing: _Count = 0  # of these, with another output when measured
+    probabilities: _Count = 0  # whose outputs are probabilities where logits are needed
+    beyond: _Count = 0  # with a label above the classes of the network
+    samples: int = 0
+    prepared: int = 0  # batches for which the step fed the network something else than they hold
+    ambiguous: int = 0  # batches for which it fed several such things
+
+    def counts(self) -> dict[str, int]:
+        """Wait for the numbers.
+
+        Returns:
+            By name.
+        """
+        return {name: int(getattr(self, name)) for name in self.__slots__}
+
+    def weigh(self, step: Step, off: Tensor | None, samples: int) -> None:
+        """Count a batch: what its step did, and which of its samples came out otherwise."""
+        self.prepared += not step.as_loaded
+        self.ambiguous += step.ambiguous
+        if off is not None:
+            self.compared += samples
+            self.differing = self.differing + off.sum()
+
+    def add(self, other: "Evidence") -> None:
+        """Add what another pass counted."""
+        for name, count in other.counts().items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def doubts(self) -> tuple[str, ...]:
+        """Say why the numbers may be about something else than the user validates.
+
+        Returns:
+            Sentences with what to do; none where nothing speaks against them.
+        """
+        n: Any = self.counts()
+        found = []
+        if n["differing"] > _FEW * n["compared"]:
+            found.append(
+                "The network gave other outputs in the user's step than when it was measured (for "
+                f"{100 * n['differing'] / n['compared']:.1f} % of the samples): the step runs "
+                "another network, such as an average of the weights, leaves dropout on, or "
+                "prepares the inputs out of sight. Let forward be what the step evaluates, or give "
+                "unpack=, a function from the batch to what the network gets and the labels."
+            )
+        if n["samples"] and n["probabilities"] == n["samples"]:
+            found.append(
+                "The network gives probabilities where logits are needed, so that the loss is not "
+                "the one it was trained with. Let forward return logits, or give loss=, such as "
+                "lambda p, y: torch.nn.functional.nll_loss(p.log(), y, reduction='none')."
+            )
+        if 2 * n["beyond"] > n["samples"]:
+            found.append(
+                f"Most labels ({n['beyond']} of {n['samples']}) are higher than the classes of the "
+                "network, so they may be something else, such as the second entry of batches "
+                "(image, index, label). Give unpack=, such as lambda batch: (batch[0], batch[2])."
+            )
+        if n["ambiguous"]:
+            found.append(
+                f"The user's step ran the network on several inputs (in {n['ambiguous']} batches), "
+                "none of which the batch holds; the first ones were measured. Give unpack=, a "
+                "function from the batch to the inputs that count and the labels."
+            )
+        return tuple(found)
+
+
+def differing(measured: Any, outputs: Sequence[Any], rows: Tensor, samples: int) -> Tensor | None:
+    """Tell for which samples the network gave something else in the step than when measured.
+
+    Args:
+        measured: Its output for the chosen samples.
+        outputs: Those of the step; a sample is all right if one of them agrees.
+        rows: ``[M]`` the chosen samples.
+        samples: N, of the whole batch.
+
+    Returns:
+        ``[M]`` bool on the device of the output; None where nothing can be compared.
+    """
+    ours = logits_of(measured)
+    off: Tensor | None = None
+    for output in outputs:
+        theirs = _logits(output)
+        if theirs is None or len(theirs) != samples or theirs.shape[1:] != ours.shape[1:]:
+            continue
+        half = {ours.dtype, theirs.dtype} & {torch.float16, torch.bfloat16}
+        a, b = ours.double(), take_rows(theirs, rows, samples).double()
+        odd = ~torch.isfinite(b)
+        span = b.masked_fill(odd, -torch.inf).amax(1) - b.masked_fill(odd, torch.inf).amin(1)
+        same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+        gap = torch.where(same, 0.0, (a - b).abs()).amax(1)
+        far = (gap != 0) & ~(gap <= (_CLOSE_IN_HALF if half else _CLOSE) * span)
+        off = far if off is None else off & far
+    return off
+
+
+def _logits(output: Any) -> Tensor | None:
+    """``[N, K]``, if that is what came out."""
+    try:
+        return logits_of(output)
+    except InputError:
+        return None

@@ -1,0 +1,176 @@
+"""A pass in plain loops: update, merge, compute, without Lightning."""
+
+import pickle
+from itertools import pairwise
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salmon import FilterIndex, InputError, Pass, PassSettings, StateError
+from salmon.diagnosis import Diagnosis
+from tests.networks import PlainNet, batch
+
+SAMPLES = 60
+
+
+def network() -> nn.Module:
+    torch.manual_seed(5)
+    return PlainNet().double().eval()
+
+
+MODEL = network()
+IMAGES, LABELS = batch(SAMPLES, seed=5)
+IMAGES = IMAGES.double()
+SETTINGS = PassSettings(level=0.8, top_k=5)
+
+
+def cut(ends: list[int]) -> list[slice]:
+    return [slice(a, b) for a, b in pairwise([0, *sorted(set(ends)), SAMPLES])]
+
+
+def measured(parts: list[slice], **options: Any) -> Pass:
+    """The samples in these batches, each at its own position."""
+    own = Pass(MODEL, SETTINGS, **options)
+    for part in parts:
+        own.update(IMAGES[part], LABELS[part], numbers=torch.arange(SAMPLES)[part])
+    return own
+
+
+WHOLE = measured([slice(SAMPLES)]).compute()
+
+
+def assert_same(found: Diagnosis, expected: Diagnosis) -> None:
+    """The same mistakes and rankings; saliency to float64 rounding."""
+    assert (found.samples, found.misclassified) == (expected.samples, expected.misclassified)
+    assert found.mistakes.ids == expected.mistakes.ids
+    torch.testing.assert_close(found.profile, expected.profile, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.fit.xi, expected.fit.xi, rtol=1e-6, atol=0, equal_nan=True)
+    for method, ranking in expected.rankings.items():  # filters of equal z may change places
+        theirs = found.rankings[method].score
+        torch.testing.assert_close(theirs, ranking.score, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_mistakes_are_those_of_the_network() -> None:
+    wrong = (MODEL(IMAGES).argmax(1) != LABELS).nonzero().squeeze(1)
+    assert WHOLE.mistakes.sample.tolist() == WHOLE.mistakes.ids == wrong.tolist()
+    assert WHOLE.samples == SAMPLES
+    assert WHOLE.index.fingerprint() == FilterIndex.from_model(MODEL).fingerprint()
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(
+    ends=st.lists(st.integers(1, SAMPLES - 1), min_size=1, max_size=6),
+    owners=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+)
+def test_any_split_into_batches_and_merged_passes_finds_the_same(
+    ends: list[int], owners: list[int]
+) -> None:
+    parts = cut(ends)
+    passes = [
+        measured([part for part, owner in zip(parts, owners, strict=False) if owner == number])
+        for number in range(3)
+    ]
+    whole = Pass(MODEL, SETTINGS)
+    for each in passes:
+        whole.merge(pickle.loads(pickle.dumps(each)))  # as another process sends it
+    assert_same(whole.compute(), WHOLE)
+
+
+def test_computing_does_not_end_a_pass() -> None:
+    own = Pass(MODEL, SETTINGS)
+    own.update(IMAGES[:20], LABELS[:20])
+    assert own.compute().samples == 20
+    own.update(IMAGES[20:], LABELS[20:])
+    assert_same(own.compute(), WHOLE)
+    assert_same(own.compute(), WHOLE)
+
+
+def test_positions_below_zero_are_repeats_and_do_not_count() -> None:
+    own = Pass(MODEL, SETTINGS)
+    numbers = torch.cat([torch.arange(SAMPLES), torch.tensor([-1, -1])])
+    own.update(torch.cat([IMAGES, IMAGES[:2]]), torch.cat([LABELS, LABELS[:2]]), numbers=numbers)
+    assert_same(own.compute(), WHOLE)
+
+
+def test_ids_name_the_mistakes() -> None:
+    own = Pass(MODEL, SETTINGS)
+    own.update(IMAGES, LABELS, [f"image {i}" for i in range(SAMPLES)])
+    found = own.compute()
+    assert found.mistakes.ids == [f"image {i}" for i in WHOLE.mistakes.ids]
+    assert (found.id_source, WHOLE.id_source) == ("batch", "position")
+
+
+def test_given_tails_rank_and_stay_as_they_are() -> None:
+    found = measured(cut([30]), reference=WHOLE.fit).compute()
+    assert found.fit is WHOLE.fit
+    assert found.excesses == {}
+    other = FilterIndex.from_model(MODEL, include=["*0*"])
+    with pytest.raises(StateError, match="reference fits"):
+        Pass(MODEL, index=other, reference=WHOLE.fit)
+
+
+def test_a_random_choice_is_the_same_for_any_split() -> None:
+    settings = PassSettings(level=0.8, max_samples=25, seed=3)
+
+    def chosen(parts: list[slice]) -> Diagnosis:
+        own = Pass(MODEL, settings, expected=SAMPLES)
+        for part in parts:
+            own.update(IMAGES[part], LABELS[part])
+        return own.compute()
+
+    one, other = chosen(cut([])), chosen(cut([7, 8, 40]))
+    assert one.samples == other.samples == 25
+    assert one.mistakes.ids == other.mistakes.ids
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    own = Pass(model)
+    own.update(IMAGES, LABELS)
+    own.compute()
+    assert own.was_training
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_passes_of_other_networks_and_empty_ones_are_refused() -> None:
+    other = Pass(MODEL, index=FilterIndex.from_model(MODEL, include=["*0*"]))
+    other.update(IMAGES, LABELS)
+    with pytest.raises(InputError, match="only passes of the same network"):
+        measured(cut([])).merge(other)
+    with pytest.raises(InputError, match="the pass has no sample"):
+        Pass(MODEL).compute()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"level": 90}, "level is 90; a number in"),
+        ({"top_k": 0}, "top_k is 0; a whole number >= 1"),
+        ({"max_samples": 2.5}, "max_samples is 2.5"),
+        ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; a function"),
+        ({"seed": None}, "seed is None"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        PassSettings(**options)
+
+
+def test_a_batch_that_does_not_fit_counts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    own = Pass(MODEL, SETTINGS)
+    own.update(IMAGES[:30], LABELS[:30])
+
+    def odd(_: Tensor) -> Any:
+        return IMAGES[30:], LABELS[:3]
+
+    with pytest.raises(InputError):
+        own.update(*odd(IMAGES))
+    own.update(IMAGES[30:], LABELS[30:])
+    assert_same(own.compute(), WHOLE)
