@@ -70,7 +70,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("network", "filters"),
     [
-        ("resnet50", 14_528),
+        ("resnet50", 19_480),
         pytest.param("vgg19", 344, marks=pytest.mark.slow),
         pytest.param("vit_b_16", 432, marks=pytest.mark.slow),
     ],
