@@ -159,7 +159,7 @@ def run_study(subject: Subject, statistics: Images, images: Images, part: str = 
     for start in tqdm(range(0, len(rows), BATCH), desc="editing", disable=None, leave=False):
         make = partial(_edit, subject, fit, images, rows[start : start + BATCH].tolist(), start)
         parts.append(cached(folder / "images" / f"{start:06}.safetensors", make))
-    found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    found = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
     facts = {"images": len(images), "misclassified": len(wrong), "of these edited": len(rows)}
     shares = {"all filters": filter_shares(index)}
     for name in options.rankings:
