@@ -165,7 +165,7 @@ def _pivot(rows: Sequence[Row], who: str, value: str) -> str:
     lines: dict[tuple[str, ...], Row] = {}
     for row in rows:
         middle, low, high = (100 * row[name] for name in (value, "low", "high"))
-        cell = f"{middle:+.2f} [{low:+.2f}, {high:+.2f}] {row.get('POT', '')}"
+        cell = f"{middle:+.2f} [{low:+.2f}, {high:+.2f}] {row.get('POT', '')}".rstrip()
         named = {"": row["panel"], "edit": row["edit"], who: row[who]}
         lines.setdefault(tuple(named.values()), named)[METRICS[row["metric"]]] = cell
     return table(list(lines.values()))
