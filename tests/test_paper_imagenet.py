@@ -96,6 +96,8 @@ def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path, weight
         "corruptions", "--data", str(imagenet), "--corrupted", str(root), "--out", str(tmp_path),
         "--corruptions", "[contrast, snow]", *SMALL, *choice, "--shortcuts", "false",
     ]  # fmt: skip
+    with pytest.raises(InputError, match="holds no images by class"):
+        paper.main([*command, "--data", str(tmp_path)])  # still nothing that other settings harm
     paper.main([*command, "--severities", "[1, 2]"])
     out = tmp_path / "corruptions"
     panels = ["snow", "snow 1", "snow 2", "contrast", "contrast 1", "contrast 2"]

@@ -77,7 +77,7 @@ def claim(options: Options) -> None:
     settings = {name: value for name, value in asdict(options).items() if name not in _FREE}
     text = json.dumps(settings, indent=1, default=str)
     path = options.folder / "settings.json"
-    if not path.exists():
+    if not path.exists() or set(options.folder.iterdir()) == {path}:  # nothing was found yet
         write_file(path, text.encode())
     found = json.loads(path.read_text())
     differ = [name for name, value in json.loads(text).items() if found.get(name) != value]
