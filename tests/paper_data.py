@@ -4,7 +4,7 @@ import csv
 import gzip
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,6 @@ import scipy.io
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
-
-SMALL = [
-    "--weights", "random", "--size", "32", "--limit", "3", "--counts", "1", "4",
-    "--bootstrap", "50", "--device", "cpu", "--batch-size", "128",  # one shape is looked at once
-]  # fmt: skip
 
 Pixels = NDArray[np.uint8]
 
@@ -32,17 +27,17 @@ def small_network(num_classes: int) -> nn.Module:
 
 
 def image_folder(
-    root: Path, classes: Sequence[str], each: int, *, kind: str = "JPEG", seed: int = 0
-) -> Path:
+    root: Path, classes: Sequence[str], each: int, *, kind: str = "JPEG", seed: int = 0,
+    bright: int = 80,
+) -> None:  # fmt: skip
     """``<root>/<class>/<number>.<kind>``: classes differ in colour, images in noise."""
     draws = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for image in range(each):
             pixels = draws.integers(0, 160, (36, 40, 3), dtype=np.uint8)
-            pixels[..., number % 3] += 80
+            pixels[..., number % 3] += np.uint8(bright)
             Image.fromarray(pixels).save(root / name / f"{image}.{kind}")
-    return root
 
 
 def digits(count: int, side: int, seed: int) -> tuple[Pixels, Pixels]:
@@ -98,30 +93,22 @@ def check_pictures(*stems: Path) -> None:
         assert "<svg" in stem.with_name(f"{stem.name}.svg").read_text()
 
 
-def check_shares(path: Path) -> None:
-    """Shares of every case and ranking add up to 1."""
-    sums: dict[tuple[str, str], float] = {}
-    for row in rows_of(path):
-        key = (row["case"], row["ranking"])
-        sums[key] = sums.get(key, 0.0) + float(row["share"])
-    assert {ranking for _, ranking in sums} == {"all filters", "zscore", "pot"}
-    for key, total in sums.items():
-        assert total == pytest.approx(1, abs=1e-5), key
-
-
-def check_curves(path: Path, rankings: int = 5, edits: int = 2) -> list[dict[str, str]]:
-    """Curves of every ranking, edit and metric begin at 0 and lie in their bands."""
-    rows = rows_of(path)
-    assert len({row["ranking"] for row in rows}) == rankings
+def check_results(out: Path, panels: Collection[str], edits: int = 2) -> list[dict[str, str]]:
+    """Shares add up to 1, curves begin at 0 and lie in their bands, figures are drawn."""
+    for row in rows_of(out / "shares.csv"):
+        shares = [float(value) for name, value in row.items() if name not in {"case", "ranking"}]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    rows = rows_of(out / "curves.csv")
+    assert {row["panel"] for row in rows} == set(panels)
     assert len({row["edit"] for row in rows}) == edits
-    assert {row["metric"] for row in rows} == {"predicted", "target", "corrected"}
     for row in rows:
         low, mean, high = (float(row[key]) for key in ("low", "mean", "high"))
-        assert low - 1e-6 <= mean <= high + 1e-6
-        assert -1 <= mean <= 1
+        assert -1 <= low - 1e-6 <= mean <= high + 1e-6 <= 1 + 1e-5
         if row["filters"] == "0":
             assert (low, mean, high) == (0, 0, 0)
     assert any(float(row["mean"]) != 0 for row in rows)
+    check_pictures(out / "shares", *(path.with_suffix("") for path in out.glob("curves-*.svg")))
+    assert "Share of each group" in (out / "results.md").read_text()
     return rows
 
 

@@ -2,184 +2,140 @@
 
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import VisionTransformer, resnet18, resnet50, vgg
+from torchvision.transforms._presets import ImageClassification
 
-from examples.paper import corruptions, group_shares, imagenet_curves, other_networks, pacs
-from examples.paper.shared import networks
-from examples.paper.shared.folders import DOMAINS
-from salmon import InputError
-from tests.paper_data import (
-    SMALL,
-    check_curves,
-    check_pictures,
-    check_shares,
-    image_folder,
-    small_network,
-)
+from examples.paper import __main__ as paper
+from examples.paper import data
+from salmon import SHORTCUTS, FilterIndex, InputError
+from tests.paper_data import check_results, image_folder, small_network
 
 WNIDS = ("n01440764", "n01443537")
+SMALL = [
+    "--limit", "2", "--counts", "[1, 4]", "--edits", "[plain]", "--rankings", "[pot, zscore]",
+    "--device", "cpu",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes whose colours tell nothing."""
     root = tmp_path_factory.mktemp("imagenet")
-    image_folder(root / "val", WNIDS, 51)
+    image_folder(root / "val", WNIDS, 51, bright=0)
     return root
 
 
-def slim(name: str, **options: Any) -> nn.Module:
+def slim(name: str, *, num_classes: int) -> nn.Module:
     """A network of the same layers under the same names, but narrow."""
-    classes = options["num_classes"]
+    torch.manual_seed(0)
     network: nn.Module
     if name == "resnet50":
-        network = resnet50(num_classes=classes, width_per_group=4)
+        network = resnet50(num_classes=num_classes, width_per_group=4)
     elif name == "vgg19":
         layers = [size if size == "M" else int(size) // 16 for size in vgg.cfgs["E"]]
-        network = vgg.VGG(vgg.make_layers(layers), num_classes=classes, init_weights=False)
-        network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(32, classes)
+        network = vgg.VGG(vgg.make_layers(layers), num_classes=num_classes)
+        network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(32, num_classes)
     else:
         network = VisionTransformer(
-            image_size=options["image_size"], patch_size=16, num_layers=12, num_heads=12,
-            hidden_dim=48, mlp_dim=96, num_classes=classes,
+            image_size=32, patch_size=16, num_layers=12, num_heads=12, hidden_dim=48, mlp_dim=96,
+            num_classes=num_classes,
         )  # fmt: skip
+        nn.init.normal_(network.get_parameter("heads.head.weight"))  # zero at first
     return network
 
 
-def test_curves_of_resnet50(imagenet: Path, tmp_path: Path) -> None:
-    imagenet_curves.main([
-        "--data", str(imagenet), "--out", str(tmp_path / "out"), *SMALL, "--edits", "prune",
-        "normalised",
-    ])  # fmt: skip
-    rows = check_curves(tmp_path / "out" / "curves.csv")
-    assert {row["images"] for row in rows} == {"3"}
-    check_shares(tmp_path / "out" / "shares.csv")
-    check_pictures(tmp_path / "out" / "curves-resnet-50", tmp_path / "out" / "shares")
-    text = (tmp_path / "out" / "results.md").read_text()
-    assert "Stand-in: the network has random weights" in text
-    assert "| conv1 | 0.2 |" in text  # 64 of 26,560 filters
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write a file of weights of a slim network, which is loaded for images of 32x32 pixels."""
+    real = data.load_network
+
+    def load(*args: Any) -> tuple[nn.Module, Any]:
+        return real(*args)[0], ImageClassification(crop_size=32, resize_size=36)
+
+    def write(network: str, build: Any = slim) -> list[str]:
+        monkeypatch.setattr(data, "load_network", load)
+        monkeypatch.setattr(data, "get_model", build)
+        torch.save(build(network, num_classes=2).state_dict(), tmp_path / "weights.pt")
+        return ["--network", network, "--weights", str(tmp_path / "weights.pt")]
+
+    return write
 
 
-def test_shares_without_shortcuts(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = networks.index_of(resnet50(), "resnet50", shortcuts=False)
-    assert index.group_sizes.tolist() == [64, 1152, 3072, 9216, 9216]  # the paper's counts
-    monkeypatch.setattr(networks, "get_model", slim)
-    out = tmp_path / "out"
-    found = {}
-    for choice in ("--shortcuts", "--no-shortcuts"):
-        group_shares.main(["--data", str(imagenet), "--out", str(out / choice), choice, *SMALL])
-        check_shares(out / choice / "shares.csv")
-        assert not (out / choice / "curves.csv").exists()
-        found[choice] = (out / choice / "results.md").read_text()
-    assert "Stand-in" in found["--shortcuts"]
-    assert found["--shortcuts"] != found["--no-shortcuts"]
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "filters"), [("resnet50", 19_480), ("vgg19", 344), ("vit_b_16", 432)]
+)
+def test_networks(imagenet: Path, tmp_path: Path, weights: Any, network: str, filters: int) -> None:
+    places = ["--data", str(imagenet), "--out", str(tmp_path / "out")]
+    paper.main(["imagenet", *places, *weights(network), *SMALL])
+    out = tmp_path / "out" / f"imagenet-{network}"
+    rows = check_results(out, [network], edits=1)
+    assert {row["images"] for row in rows} == {"2"}
+    assert {row["ranking"] for row in rows} == {"pot", "zscore"}
+    ranked = load_file(out / "images" / "000000.safetensors")["zscore.ranked"]
+    assert ranked.tolist() == [filters] * 2
 
 
-@pytest.mark.parametrize(("network", "last"), [("vgg19", "conv5_x"), ("vit_b_16", "depth5of5")])
-def test_other_networks(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, last: str
-) -> None:
-    monkeypatch.setattr(networks, "get_model", slim)
-    small = [*SMALL, "--limit", "2", "--rankings", "pot", "zscore", "--edits", "plain"]
-    other_networks.main([
-        "--data", str(imagenet), "--network", network, "--out", str(tmp_path / "out"), *small,
-    ])  # fmt: skip
-    check_curves(tmp_path / "out" / "curves.csv", rankings=2, edits=1)
-    check_shares(tmp_path / "out" / "shares.csv")
-    assert f"| {last} |" in (tmp_path / "out" / "results.md").read_text()
-    ranked = load_file(tmp_path / "out" / "rankings.safetensors")["zscore.ranked"]
-    assert ranked.tolist() == [432 if network == "vit_b_16" else 344] * 2  # heads; 5504 / 16
+def test_filters_without_shortcuts_are_those_of_the_paper() -> None:
+    index = FilterIndex.from_model(resnet50(), exclude=SHORTCUTS)
+    assert index.group_sizes.tolist() == [64, 1152, 3072, 9216, 9216]
 
 
-def test_corruptions_share_the_statistics(
-    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(networks, "get_model", slim)
+def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path, weights: Any) -> None:
+    choice = weights("resnet50", lambda _, num_classes: small_network(num_classes))
     root = tmp_path / "c"
-    for severity in (1, 2):
-        image_folder(root / "snow" / str(severity), WNIDS, 6, seed=severity)
-        # As in an archive that was unpacked into a folder of its own.
-        image_folder(root / "noise" / "gaussian_noise" / str(severity), WNIDS, 6, seed=severity + 5)
-    out = tmp_path / "out"
-    command = ["--data", str(imagenet), "--corrupted", str(root), "--out", str(out), *SMALL,
-               "--corruptions", "gaussian_noise", "snow", "--edits", "plain"]  # fmt: skip
-    corruptions.main([*command, "--severities", "1", "2"])
-    rows = check_curves(out / "curves.csv", edits=1)
-    assert {row["panel"] for row in rows} == {
-        "snow", "snow 1", "snow 2",
-        "gaussian_noise", "gaussian_noise 1", "gaussian_noise 2",
-    }  # fmt: skip
-    assert {row["images"] for row in rows if row["panel"] == "snow"} == {"6"}
-    check_shares(out / "shares.csv")
-    check_pictures(out / "curves-snow", out / "curves-gaussian-noise")
-    assert [path.parent.name for path in out.rglob("fit.safetensors")] == ["statistics"]
-    with pytest.raises(InputError, match=r"is no folder.*zenodo"):
-        corruptions.main([*command, "--severities", "1", "3"])
+    for number, folder in enumerate(("snow/1", "snow/2", "contrast/1", "contrast/2")):
+        image_folder(root / folder, WNIDS, 6, seed=number, bright=0)
+    command = [
+        "corruptions", "--data", str(imagenet), "--corrupted", str(root), "--out", str(tmp_path),
+        "--corruptions", "[contrast, snow]", *SMALL, *choice, "--shortcuts", "false",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="holds no images by class"):
+        paper.main([*command, "--data", str(tmp_path)])  # still nothing that other settings harm
+    paper.main([*command, "--severities", "[1, 2]"])
+    out = tmp_path / "corruptions"
+    panels = ["snow", "snow 1", "snow 2", "contrast", "contrast 1", "contrast 2"]
+    rows = check_results(out, panels, edits=1)
+    assert {row["images"] for row in rows if row["panel"] == "snow"} == {"4"}
+    assert len(list(out.rglob("fit.safetensors"))) == 1
+    with pytest.raises(InputError, match=r"holds no images by class.*docs/experiments.md"):
+        paper.main([*command, "--severities", "[1, 3]"])
 
 
 def test_pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pacs, "resnet18", small_network)
-    for number, domain in enumerate(DOMAINS):
-        image_folder(tmp_path / "pacs" / domain, ("dog", "house"), 84, kind="png", seed=number)
-    out = tmp_path / "out"
-    small = SMALL[2:]  # trained from scratch
-    pacs.main([
-        "--data", str(tmp_path / "pacs"), "--out", str(out), *small, "--splits", "PACS",
-        "--epochs", "1", "--rankings", "pot", "zscore", "last_group", "--edits", "plain",
-    ])  # fmt: skip
-    check_curves(out / "curves.csv", rankings=3, edits=1)
-    check_shares(out / "shares.csv")
-    check_pictures(out / "curves-pacs")
-    assert "| PACS | 101 | 168 |" in (out / "results.md").read_text()  # a fifth of 504; sketches
-    (tmp_path / "pacs" / "photo" / "dog").rename(tmp_path / "pacs" / "photo" / "cat")
+    monkeypatch.setattr(paper, "resnet18", small_network)
+    monkeypatch.setattr(data, "SIDE", 32)
+    for number, domain in enumerate(("photo", "art_painting", "cartoon", "sketch")):
+        image_folder(tmp_path / domain, ("dog", "house"), 84, kind="png", seed=number)
+    command = [
+        "pacs", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--epochs", "1", *SMALL,
+        "--splits", "[PACS]",
+    ]  # fmt: skip
+    paper.main(command)
+    out = tmp_path / "out" / "pacs"
+    check_results(out, ["PACS"], edits=1)
+    # Three of four domains, a fifth of which gives the tails; sketches.
+    facts = (out / "results.md").read_text().splitlines()[4]
+    assert facts.startswith("| PACS | 168 |")
+    assert facts.endswith("| 101 |")
+    (tmp_path / "photo" / "dog").rename(tmp_path / "photo" / "cat")
     with pytest.raises(InputError, match="differ in the classes cat, dog"):
-        pacs.main(["--data", str(tmp_path / "pacs"), "--out", str(out), *small])
-
-
-def test_missing_images_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no folder; a folder with one folder of images"):
-        imagenet_curves.main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")])
-    (tmp_path / "empty" / "n01440764").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"holds no images by class.*image-net.org"):
-        imagenet_curves.main(["--data", str(tmp_path / "empty"), "--out", str(tmp_path / "o")])
-    with pytest.raises(InputError, match="--data is missing"):
-        group_shares.main(["--out", str(tmp_path / "o")])
-    with pytest.raises(InputError, match="PACS from the page of"):
-        pacs.main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")])
+        paper.main(command)
 
 
 def test_weights_of_a_file(tmp_path: Path) -> None:
-    torch.manual_seed(3)
     made = resnet18(num_classes=4)
     torch.save(made.state_dict(), tmp_path / "weights.pt")
-    loaded = networks.load_network(
-        "resnet18", str(tmp_path / "weights.pt"), classes=4, size=64, seed=0
-    )
-    assert not loaded.standin
-    assert torch.equal(loaded.model.get_parameter("conv1.weight"), made.conv1.weight)
-    with pytest.raises(InputError, match="do not fit the network"):
-        networks.load_network("resnet18", str(tmp_path / "weights.pt"), classes=5, size=64, seed=0)
-    torch.save(made, tmp_path / "whole.pt")  # would need code to be run
-    with pytest.raises(InputError, match="cannot be read"):
-        networks.load_network("resnet18", str(tmp_path / "whole.pt"), classes=4, size=64, seed=0)
-
-
-def test_weights_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"neither a file nor weights.*IMAGENET1K_V1, DEFAULT"):
-        networks.load_network("resnet18", "IMAGENET", classes=1000, size=224, seed=0)
-    with pytest.raises(InputError, match=r"2 class folders.*know 1000"):
-        networks.load_network("resnet18", "IMAGENET1K_V1", classes=2, size=224, seed=0)
-
-    def offline(*args: object, **named: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(networks, "get_model", offline)
-    with pytest.raises(InputError, match=r"download from https://.*--weights FILE"):
-        networks.load_network("resnet18", "IMAGENET1K_V1", classes=1000, size=224, seed=0)
+    loaded, transform = data.load_network("resnet18", str(tmp_path / "weights.pt"), 4)
+    assert torch.equal(loaded.get_parameter("conv1.weight"), made.conv1.weight)
+    assert transform(Image.new("RGB", (300, 400))).shape == (3, 224, 224)
+    with pytest.raises(InputError, match=r"IMAGENET.*2 class folders.*IMAGENET1K_V1"):
+        data.load_network("resnet18", "IMAGENET", 2)
+    with pytest.raises(InputError, match=r"2 class folders.*all classes are needed"):
+        data.load_network("resnet18", "IMAGENET1K_V1", 2)

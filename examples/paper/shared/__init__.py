@@ -1,1 +1,0 @@
-"""What the experiments have in common, one job per file."""
