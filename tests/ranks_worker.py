@@ -267,14 +267,10 @@ def shared_out(rows: Tensor) -> Any:
     processes, tails = Processes(RANK, SIZE), Tails(rows.shape[1], 64)
     for part in rows[RANK::SIZE].split(19):
         tails.update(part)
-    others = processes.collect(tails)
-
-    def merged() -> Any:
-        for other in others:
-            tails.merge(other)
-        return {"largest": tails.largest(), "fit": fit_tails(tails, 0.9).state_dict()}
-
-    return processes.on_first(merged)
+    processes.reduce(tails, tails.merge)
+    return processes.on_first(
+        lambda: {"largest": tails.largest(), "fit": fit_tails(tails, 0.9).state_dict()}
+    )
 
 
 CASES: list[Callable[[Path], Any]] = [

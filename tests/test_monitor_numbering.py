@@ -118,7 +118,7 @@ def test_one_process_needs_no_others() -> None:
     alone = Processes()
     assert alone.first
     assert alone.objects("x") == ["x"]
-    assert alone.collect("x") == []
+    alone.reduce("x", pytest.fail)
     assert alone.on_first(lambda: 3) == alone.together(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         alone.together(lambda: 1 // 0)

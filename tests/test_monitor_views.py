@@ -284,7 +284,7 @@ def test_a_diagnosis_has_a_report(
     shown = capsys.readouterr().out
     assert "Classes that are confused most" in shown
     (section,) = gather(out)
-    assert section.name == "new"
+    assert section.name == "test"
     assert section.record.given_fit
     summary = json.loads((out / "diagnosis.json").read_text())
     assert summary["misclassified"] == section.record.misclassified == section.flagged

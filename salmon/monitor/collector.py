@@ -207,14 +207,8 @@ class Collector:
         """Merge what all processes measured of a loader, compute, and make it known."""
         processes = self._processes
         own = processes.together(lambda: self._pass_of(loader))
-        others = processes.collect(own)
-
-        def compute() -> tuple[Diagnosis, bool]:
-            for other in others:
-                own.merge(other)
-            return own.compute(), own.compared
-
-        diagnosis, compared = processes.on_first(compute)
+        processes.reduce(own, own.merge)
+        diagnosis, compared = processes.on_first(lambda: (own.compute(), own.compared))
         publish_pass(self._context, scope, loader, diagnosis, own.worst)
         self._judge(diagnosis, compared=compared)
         return diagnosis

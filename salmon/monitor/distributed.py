@@ -82,21 +82,37 @@ class Processes:
         data = self.together(lambda: pickle.dumps(value))  # may hold what a user's loader gave
         return [pickle.loads(theirs) for theirs in self._told(data)]  # of this very program
 
-    def collect(self, value: _Value) -> list[_Value]:
-        """Hand a value to the first process.
+    def reduce(self, value: _Value, merge: Callable[[_Value], object]) -> None:
+        """Hand a value to the first process, one after the other.
 
-        Returns:
-            Those of the others, by rank, in the first process; elsewhere nothing.
+        Args:
+            value: Of this process.
+            merge: Takes up that of another one, in the first process, by rank.
 
         Raises:
-            PeerError: As of :meth:`objects`.
+            PeerError: As of :meth:`objects`, or if ``merge`` failed.
         """
         if self.size == 1:
-            return []
+            return
         data = self.together(lambda: b"" if self.first else pickle.dumps(value))
-        found: list[Any] | None = [None] * self.size if self.first else None
-        dist.gather_object(data, found)
-        return [pickle.loads(theirs) for theirs in (found or [])[1:]]
+        troubles: list[Exception] = []
+        for rank in range(1, self.size):
+            if self.rank == rank:
+                dist.send_object_list([data], dst=0)
+            elif self.first:
+                theirs: list[Any] = [None]
+                dist.recv_object_list(theirs, src=rank)
+                try:
+                    if not troubles:
+                        merge(pickle.loads(theirs[0]))
+                except Exception as caught:  # noqa: BLE001  # the others go on sending
+                    troubles.append(caught)
+
+        def tell() -> None:
+            for trouble in troubles:
+                raise trouble
+
+        self.together(tell)
 
     def on_first(self, task: Callable[[], _Value]) -> _Value:
         """Run a task without collectives in the first process only.
