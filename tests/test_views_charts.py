@@ -101,7 +101,7 @@ def test_cells_of_the_heat_map_are_as_dark_as_their_share() -> None:
     shades = cells(heat_map(THREE, "pot"))[:, :, 3] / 255
     assert shades[0] == pytest.approx([0.125, 1, 0.125], abs=0.002)  # of the largest, 80 %
     assert shades[2] == pytest.approx([0.75, 0.125, 0.75], abs=0.002)
-    assert "darkest: 80.0 %" in " ".join(words(heat_map(THREE, "pot")))
+    assert "strongest: 80.0 %" in " ".join(words(heat_map(THREE, "pot")))
     assert "Largest in the last one: net.b.0, 60.0 %." in heat_map(THREE, "pot").description
 
 
@@ -121,7 +121,7 @@ def test_neighbours_are_averaged_where_validations_are_many() -> None:
     ]
     chart = heat_map(History.of(records), "pot")
     assert cells(chart)[:, :, 3].tolist() == [120 * [255], 120 * [255], 120 * [0]]  # 50 % is most
-    assert "a column per 2 validations; darkest: 50.0 %" in words(chart)
+    assert "a column per 2 validations; strongest: 50.0 %" in words(chart)
 
 
 @pytest.mark.parametrize(

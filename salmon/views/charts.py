@@ -75,7 +75,7 @@ def share_lines(history: History, method: str) -> Chart:
         # Dots show a single pass, and clutter a long run.
         marker = "o" if int(known.sum()) <= _MAX_DOTS else ""
         axes.plot(
-            history.passes[known].tolist(), values[known, i].tolist(), marker, ms=5, lw=2,
+            history.passes[known].tolist(), values[known, i].tolist(), marker, ms=6, mew=0, lw=2,
             color=colours[i], ls=dashes[i], clip_on=False,
         )  # fmt: skip
     _legend(figure, groups, 264, color=colours, ls=dashes, lw=[2] * len(groups))
@@ -110,15 +110,8 @@ def heat_map(history: History, method: str) -> Chart:
     numbers = map(str, history.passes[:: every * together].tolist())
     name_columns(axes, range(0, len(shares), every), numbers, size=SMALL, color=_FAINT)
     if shared:
-        words(
-            figure,
-            139,
-            39,
-            f"{fitted(shared, 110, SMALL)}.\u2026",
-            ha="right",
-            color=_FAINT,
-            size=SMALL,
-        )
+        shared = f"{fitted(shared, 110, SMALL)}.\u2026"
+        words(figure, 139, 39, shared, ha="right", color=_FAINT, size=SMALL)
     starts = [i for i, row in enumerate(layers) if i == 0 or row.group != layers[i - 1].group]
     axes.hlines([i - 0.5 for i in starts], *axes.get_xlim(), color=LIGHT["grid"], lw=0.8)
     last = 0.0
@@ -128,10 +121,10 @@ def heat_map(history: History, method: str) -> Chart:
             words(figure, 150 + width, y, fitted(layers[start].group, 56))
             last = y
     a_column = "validation" if together == 1 else f"{together} validations"
-    note = f"a column per {a_column}; darkest: {percent(top)}"
+    note = f"a column per {a_column}; strongest: {percent(top)}"
     words(figure, 144, 44 + height + 36, note, color=_FAINT)
     spoken = (
-        f"A row per layer from the first on top, a column per {a_column}; the darkest cell is "
+        f"A row per layer from the first on top, a column per {a_column}; the strongest cell is "
         f"{percent(top)}. {_peak(history, shares[-1])}"
     )
     return Chart(title, spoken, figure)
@@ -295,7 +288,7 @@ def _panel(figure: Figure, example: FitExample, left: float, top: float) -> None
     axes.set_xlim(0, high)
     axes.set_ylim(0, high)
     axes.plot((0, high), (0, high), "--", color=_FAINT, lw=1)
-    axes.plot(example.fitted, example.observed, "o", color=SERIES[0], ms=3.5)
+    axes.plot(example.fitted, example.observed, "o", color=SERIES[0], ms=4, mew=0)
     _number_axes(axes, most=3, size=SMALL)
     words(figure, left, top - 31, f"{example.kind} fit", weight="bold", size=SMALL)
     words(figure, left, top - 18, f"p {example.p:.2g}, xi {example.xi:.2f}", size=SMALL)

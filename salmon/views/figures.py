@@ -56,7 +56,6 @@ _STYLE = {
     "text.color": LIGHT["ink"],
     "axes.edgecolor": LIGHT["faint"],
     "figure.facecolor": LIGHT["paper"],
-    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "none",
@@ -118,6 +117,7 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     whole = 72 * figure.get_figheight()
     box = (left / _WIDTH, 1 - (top + height) / whole, width / _WIDTH, height / whole)
     axes = figure.add_axes(box)
+    axes.patch.set_visible(False)
     axes.xaxis.set_visible(False)
     axes.yaxis.set_visible(False)
     return axes
@@ -211,17 +211,25 @@ def svg(chart: Chart, name: str) -> str:
         chart.figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     drawn = ElementTree.fromstring(buffer.getvalue())
     for element in drawn.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(key): text for key, text in element.attrib.items()}
-        element.attrib.pop("clip-path", None)  # nothing reaches beyond its axes
+        element.tag, element.tail = _local(element.tag), None
+        element.attrib = {
+            _local(key): re.sub(r"(\.\d\d)\d+", r"\1", value)
+            for key, value in element.attrib.items()
+            if key != "clip-path"  # nothing reaches beyond its axes
+        }
         if element.tag == "g":
             element.attrib.pop("id", None)  # the same in every figure
+        if element.tag == "text":
+            element.attrib.pop("transform")  # all are level
+        else:
+            element.text = None
         if style := element.get("style"):
-            style = style.replace("'DejaVu Sans'", "system-ui, sans-serif")
+            style = style.replace("font-family: 'DejaVu Sans'; ", "")
             element.set("style", re.sub("#[0-9a-f]{6}", _property, style))
     root = ElementTree.Element("svg", {
         "xmlns": "http://www.w3.org/2000/svg", "viewBox": drawn.attrib["viewBox"],
         "width": f"{_WIDTH / 0.75:.0f}", "role": "img", "stroke-linejoin": "round",
+        "font-family": "system-ui, sans-serif",
         "aria-labelledby": f"{name}-title {name}-text",
     })  # fmt: skip
     ElementTree.SubElement(root, "title", id=f"{name}-title").text = chart.title

@@ -172,7 +172,8 @@ def _paints() -> str:
     light, dark = _properties(LIGHT), _properties(DARK)
     return (
         f":root {{ {light} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} }} }}"
+        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} "
+        "svg image { filter: brightness(1.4); } } }"
     )
 
 
