@@ -230,11 +230,13 @@ def svg(chart: Chart, name: str) -> str:
         else:
             element.text = None
         if style := element.get("style"):
-            style = style.replace("'DejaVu Sans'", "system-ui, sans-serif")
+            style = style.replace("font-family: 'DejaVu Sans'; ", "")
+            style = style.replace("'DejaVu Sans'", "system-ui, sans-serif")  # matplotlib 3.8
             element.set("style", re.sub("#[0-9a-f]{6}", _property, style))
     root = ElementTree.Element("svg", {
         "xmlns": "http://www.w3.org/2000/svg", "viewBox": drawn.attrib["viewBox"],
         "width": f"{_WIDTH / 0.75:.0f}", "role": "img", "stroke-linejoin": "round",
+        "font-family": "system-ui, sans-serif",
         "aria-labelledby": f"{name}-title {name}-text",
     })  # fmt: skip
     ElementTree.SubElement(root, "title", id=f"{name}-title").text = chart.title
