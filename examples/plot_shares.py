@@ -2,7 +2,7 @@
 
     salmon demo && python examples/plot_shares.py salmon-demo shares.png
 
-Reads the scalars that the monitor logged to TensorBoard. Needs matplotlib (extra ``examples``).
+Reads the scalars that the monitor logged to TensorBoard.
 """
 
 import sys

@@ -18,10 +18,8 @@ from salmon import ViewSettings
 from salmon.cli.demo import run_demo
 from salmon.cli.options import DemoOptions
 from salmon.views import History, PassRecord, gather, write_report
-from salmon.views.charts import heat_map, share_bars, share_lines
-from salmon.views.drawing import Drawing
-from salmon.views.fit_charts import fit_page
-from salmon.views.raster import pixels
+from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
+from salmon.views.figures import Chart, pixels
 from tests.browser import Server, browser, deep_text, drawn, shot, tensorboard
 
 pytestmark = [
@@ -145,7 +143,7 @@ def test_flagged_images_are_served_with_something_on_them(server: Server, name: 
     ],
 )
 def test_charts_are_served_as_they_are_drawn_from_the_files(
-    server: Server, demo: Path, name: str, chart: Callable[[PassRecord, History], Drawing]
+    server: Server, demo: Path, name: str, chart: Callable[[PassRecord, History], Chart]
 ) -> None:
     rows, image = picture(server, f"salmon/{name}")
     assert len(rows) == 3

@@ -93,9 +93,10 @@ def test_the_page_loads_nothing_from_elsewhere(run: Path) -> None:
     text = render(gather(run), "run")
     found = Page(text)
     sources = [a["src"] or "" for _, a in found.tags if "src" in a]
+    sources += [a["href"] or "" for a in found.all("image")]  # in charts
     assert sources
     assert all(source.startswith(("data:image/png;", "data:image/jpeg;")) for source in sources)
-    links = [a["href"] or "" for _, a in found.tags if "href" in a]
+    links = [a["href"] or "" for name, a in found.tags if name != "image" and "href" in a]
     assert all(link.startswith("#") for link in links)
     assert "url(" not in text
     assert "@import" not in text
@@ -126,6 +127,17 @@ def test_charts_are_vector_graphics_with_a_text_for_those_who_cannot_see_them(ru
         assert len(re.findall(r"<desc [^>]*>([^<]{20,})", graphic)) == 1
     ids = re.findall(r' id="([^"]+)"', render(gather(run), "run"))
     assert len(ids) == len(set(ids))
+
+
+def test_the_shares_of_layers_that_charts_show_are_in_a_table(tmp_path: Path) -> None:
+    (tmp_path / "salmon_logs").mkdir()
+    nothing = {"pot": [80, 10, 10], "zscore": [0, 0, 0]}
+    for record in (hand_record(0), hand_record(1, counts=nothing)):
+        write_pass(tmp_path / "salmon_logs" / f"pass-validation-{record.number:06d}.json", record)
+    text = render(gather(tmp_path), "run")
+    cells = ["net.a.0", "early", "4", "80.0", "80.0", "", "0.0"]
+    assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in text
+    assert '<th scope="col">most by z-score, %</th>' in text
 
 
 def test_the_same_files_give_the_same_page(run: Path) -> None:

@@ -1,34 +1,39 @@
-"""Drawings: what their shapes say, and both ways to show them."""
+"""Charts: what is drawn of a record, as pixels and as vector graphics."""
 
-import math
 import re
 from dataclasses import replace
+from itertools import combinations
+from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer
+from matplotlib.lines import Line2D
+from matplotlib.patches import StepPatch
+from matplotlib.text import Text
+from PIL import Image
 
-from salmon.views import History
-from salmon.views.charts import depth_bars, heat_map, layer_names, share_bars, share_lines
-from salmon.views.drawing import (
-    Box,
-    Dot,
-    Drawing,
-    Frame,
-    Grid,
-    Line,
-    Words,
-    clipped,
-    series,
-    ticks,
+from salmon.views import History, PassRecord
+from salmon.views.charts import (
+    depth_bars,
+    fit_page,
+    heat_map,
+    layer_names,
+    share_bars,
+    share_lines,
+    xi_chart,
 )
+from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
+from salmon.views.figures import words as words_at
 from salmon.views.findings import findings
-from salmon.views.fit_charts import fit_page, xi_chart
-from salmon.views.palette import DARK, LIGHT
-from salmon.views.raster import pixels
 from salmon.views.record import LayerRow
-from salmon.views.svg import svg
+from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
 
 THREE = History.of(
@@ -38,36 +43,77 @@ THREE = History.of(
         hand_record(2),
     ]
 )
+REAL = real_record()
+SVG = "{http://www.w3.org/2000/svg}"
 
 
-def boxes(drawing: Drawing) -> dict[str, Box]:
-    """Boxes that can be pointed at, by what they say."""
-    return {s.title: s for s in drawing.shapes if isinstance(s, Box) and s.title}
+def words(chart: Chart) -> list[str]:
+    return [text.get_text() for text in chart.figure.findobj(Text) if text.get_text()]
 
 
-def words(drawing: Drawing) -> list[str]:
-    return [shape.text for shape in drawing.shapes if isinstance(shape, Words)]
+def cells(chart: Chart) -> npt.NDArray[np.uint8]:
+    """Shades of the heat map, ``[L, V, 4]``."""
+    (image,) = chart.figure.axes[0].images
+    return np.asarray(image.get_array())
 
 
-def grid(drawing: Drawing) -> Grid:
-    (found,) = (shape for shape in drawing.shapes if isinstance(shape, Grid))
-    return found
+def bars(chart: Chart) -> list[list[float]]:
+    """Lengths of the bars, by column."""
+    return [
+        [bar.get_width() for bar in each]
+        for each in chart.figure.axes[0].containers
+        if isinstance(each, BarContainer)
+    ]
+
+
+def lines(chart: Chart) -> list[Line2D]:
+    return list(chart.figure.axes[0].lines)
+
+
+def deep_record(number: int = 0, layers: int = 53, groups: int = 5) -> PassRecord:
+    """A pass of a network of that size with long names."""
+    generator = torch.Generator().manual_seed(number)
+    rows = [
+        LayerRow(
+            layer=f"network.backbone.stage{i}.{i % 3}.downsampling.convolution",
+            group=f"a_group_of_layers_{i * groups // layers}", filters=64,
+        )
+        for i in range(layers)
+    ]  # fmt: skip
+    counts = torch.poisson(40 * torch.rand(2, layers, generator=generator) ** 3, generator)
+    pot, zscore = counts.long().tolist()
+    names = dict.fromkeys(row.group for row in rows)
+    examples = [replace(each, label=f"{rows[0].layer}[{each.kind}]") for each in REAL.examples]
+    return hand_record(
+        number, layers=rows, counts={"pot": pot, "zscore": zscore},
+        xi={name: [0] * 9 + [4, 6] + [0] * 19 for name in names}, examples=examples,
+    )  # fmt: skip
+
+
+def every_chart(records: list[PassRecord]) -> list[Chart]:
+    history, last = History.of(records), records[-1]
+    return [
+        share_bars(last), depth_bars(last), fit_page(last), xi_chart(last),
+        *(heat_map(history, method) for method in ("pot", "zscore")),
+        *(share_lines(history, name) for name in ("pot", "zscore", "difference")),
+    ]  # fmt: skip
 
 
 def test_cells_of_the_heat_map_are_as_dark_as_their_share() -> None:
-    cells = grid(heat_map(THREE, "pot"))
-    assert cells.rows[0] == pytest.approx((0.125, 1, 0.125))  # of the largest, 80 %
-    assert cells.rows[2] == pytest.approx((0.75, 0.125, 0.75))
-    assert cells.titles[0] == "net.a.0: 10.0 % in validation 2; most in 1: 80.0 %"
+    shades = cells(heat_map(THREE, "pot"))[:, :, 3] / 255
+    assert shades[0] == pytest.approx([0.125, 1, 0.125], abs=0.002)  # of the largest, 80 %
+    assert shades[2] == pytest.approx([0.75, 0.125, 0.75], abs=0.002)
+    assert "strongest: 80.0 %" in " ".join(words(heat_map(THREE, "pot")))
+    assert "Largest in the last one: net.b.0, 60.0 %." in heat_map(THREE, "pot").description
 
 
-def test_a_validation_without_ranked_filters_leaves_its_column_empty() -> None:
-    cells = grid(heat_map(THREE, "zscore"))
-    assert [[math.isnan(value) for value in row] for row in cells.rows] == 3 * [
-        [False, True, False]
-    ]
+def test_a_validation_without_ranked_filters_has_a_grey_column() -> None:
+    shades = cells(heat_map(THREE, "zscore"))
+    grey = (shades[:, :, :3] == 128).all(2)
+    assert grey.tolist() == 3 * [[False, True, False]]
     nothing = History.start(hand_record(counts={"pot": [0] * 3, "zscore": [0] * 3}))
-    assert grid(heat_map(nothing, "pot")).titles[0] == "net.a.0: not known"
+    assert (cells(heat_map(nothing, "pot"))[:, :, :3] == 128).all()
+    assert "No filter was ranked in the last one." in heat_map(nothing, "pot").description
 
 
 def test_neighbours_are_averaged_where_validations_are_many() -> None:
@@ -75,88 +121,99 @@ def test_neighbours_are_averaged_where_validations_are_many() -> None:
         hand_record(n, counts={"pot": [n % 2, 1 - n % 2, 0], "zscore": [1, 1, 1]})
         for n in range(240)
     ]
-    cells = grid(heat_map(History.of(records), "pot"))
-    assert cells.rows == (120 * (1.0,), 120 * (1.0,), 120 * (0.0,))  # 50 % each is the most
-    assert cells.titles[0].startswith("net.a.0: 50.0 % in validation 238 to 239; most in ")
+    chart = heat_map(History.of(records), "pot")
+    assert cells(chart)[:, :, 3].tolist() == [120 * [255], 120 * [255], 120 * [0]]  # 50 % is most
+    assert "a column per 2 validations; strongest: 50.0 %" in words(chart)
 
 
-@pytest.mark.parametrize("passes", [1, 50, 400])
-def test_a_heat_map_of_a_deep_network_stays_small(passes: int) -> None:
-    torch.manual_seed(0)
-    layers = [
-        LayerRow(layer=f"net.layer{i}.conv", group=f"g{i // 50}", filters=9) for i in range(200)
-    ]
-    counts = torch.poisson(torch.rand(passes, 200).pow(3) * 40).long().tolist()
-    records = [
-        hand_record(n, layers=layers, counts={"pot": row, "zscore": row})
-        for n, row in enumerate(counts)
-    ]
-    assert len(svg(heat_map(History.of(records), "pot"), "a")) < 350_000
+@pytest.mark.parametrize(
+    ("layers", "passes", "most"), [(53, 50, 60_000), (200, 1, 60_000), (200, 400, 90_000)]
+)
+def test_a_heat_map_of_a_deep_network_stays_small(layers: int, passes: int, most: int) -> None:
+    history = History.of([deep_record(n, layers) for n in range(passes)])
+    chart = heat_map(history, "pot")
+    assert len(svg(chart, "a")) < most
+    assert pixels(chart).shape[0] < 1600
 
 
 def test_bars_are_as_long_as_their_numbers() -> None:
-    found = boxes(share_bars(hand_record()))
-    assert set(found) == {
-        "early: 40.0", "late: 60.0", "early: 10.0", "late: 90.0", "early: 50.0", "late: 50.0",
-    }  # fmt: skip
-    assert found["late: 60.0"].width / found["late: 90.0"].width == pytest.approx(60 / 90)
-    assert found["late: 60.0"].paint != found["late: 90.0"].paint
-    layers = boxes(depth_bars(hand_record()))
-    assert layers["a.1: 30.0"].width / layers["b.0: 90.0"].width == pytest.approx(30 / 90)
+    chart = share_bars(hand_record())
+    assert bars(chart) == [pytest.approx([40, 60]), pytest.approx([10, 90]), [50, 50]]
+    assert {"40.0", "60.0", "10.0", "90.0", "50.0", "POT", "z-score", "all filters"} <= set(
+        words(chart)
+    )
+    assert bars(depth_bars(hand_record())) == [
+        pytest.approx([10, 30, 60]), pytest.approx([0, 10, 90])
+    ]  # fmt: skip
 
 
 def test_every_group_has_a_line_through_its_shares() -> None:
-    drawing = share_lines(THREE, "pot")
-    lines = [s for s in drawing.shapes if isinstance(s, Line) and s.width == 2]
-    assert len(lines) == 2
-    early, late = (line.points for line in lines)
-    for (_, above), (_, below) in zip(early, late, strict=True):
-        assert above + below == pytest.approx(early[0][1] + late[0][1])  # shares add up to 1
-    assert early[1][1] < early[0][1]  # 90 % is higher up than 40 %
-    assert {"early", "late"} <= set(words(drawing))
+    chart = share_lines(THREE, "pot")
+    early, late = lines(chart)
+    for line, shares in ((early, [40, 90, 40]), (late, [60, 10, 60])):
+        assert np.asarray(line.get_xdata()).tolist() == [0, 1, 2]
+        assert np.asarray(line.get_ydata()) == pytest.approx(shares)
+    assert {"early", "late"} <= set(words(chart))
+    assert chart.figure.axes[0].get_ylim()[0] == 0
 
 
 def test_the_difference_reaches_below_zero_and_skips_what_is_not_known() -> None:
-    drawing = share_lines(THREE, "difference")
-    dots = [shape.title for shape in drawing.shapes if isinstance(shape, Dot)]
-    assert dots == ["early: 30.0", "early: 30.0", "late: -30.0", "late: -30.0"]
+    chart = share_lines(THREE, "difference")
+    early, late = lines(chart)
+    assert np.asarray(early.get_xdata()).tolist() == [0, 2]
+    assert np.asarray(early.get_ydata()) == pytest.approx([30, 30])
+    assert np.asarray(late.get_ydata()) == pytest.approx([-30, -30])
+    assert chart.figure.axes[0].get_ylim()[0] < -30
 
 
-def test_a_single_validation_is_a_dot() -> None:
-    drawing = share_lines(History.start(hand_record(7)), "pot")
-    assert not [s for s in drawing.shapes if isinstance(s, Line) and s.width == 2]
-    assert len([s for s in drawing.shapes if isinstance(s, Dot)]) == 2
-    assert "Last validation: early 40.0, late 60.0." in drawing.description
+def test_a_single_validation_is_a_dot_and_a_long_run_has_none() -> None:
+    chart = share_lines(History.start(hand_record(7)), "pot")
+    assert [line.get_marker() for line in lines(chart)] == ["o", "o"]
+    assert "Last validation: early 40.0, late 60.0." in chart.description
+    assert "7" in words(chart)
+    long = share_lines(History.of([hand_record(n) for n in range(40)]), "pot")
+    assert {line.get_marker() for line in lines(long)} <= {"", "None"}
 
 
 def test_the_fit_page_shows_every_status_and_three_fits() -> None:
-    drawing = fit_page(real_record())
-    shown = " ".join(words(drawing))
+    record = REAL
+    chart = fit_page(record)
     for text in ("best fit", "median fit", "worst fit", "values tie", "too few excesses"):
-        assert text in shown
-    assert "best fit" not in " ".join(words(fit_page(hand_record(examples=[]))))
-    (example,) = real_record().examples[:1]
-    assert "only fit: p =" in " ".join(
-        words(fit_page(hand_record(examples=[replace(example, kind="only")])))
-    )
+        assert text in words(chart)
+    total = sum(record.fits.values())
+    assert bars(chart) == [pytest.approx([count / total for count in record.fits.values()])]
+    for axes, example in zip(chart.figure.axes[1:], record.examples, strict=True):
+        dots = axes.lines[-1]
+        assert np.asarray(dots.get_xdata()).tolist() == example.fitted
+        assert np.asarray(dots.get_ydata()).tolist() == example.observed
+    assert len(fit_page(hand_record(examples=[])).figure.axes) == 1
+    (example,) = record.examples[:1]
+    assert "only fit" in words(fit_page(hand_record(examples=[replace(example, kind="only")])))
     assert "75.0 %" in words(fit_page(hand_record()))
     assert "Doubtful (Anderson-Darling p < 0.05): 10.0 %" in fit_page(hand_record()).description
     assert "No fit could be tested." in words(fit_page(hand_record(doubtful=None)))
 
 
-def test_the_shape_chart_has_a_row_per_group_with_its_mean() -> None:
-    drawing = xi_chart(hand_record())
-    assert "early: 0.01; late: 0.25" in drawing.description
-    assert "late, xi from 0.2 to 0.3: 10" in boxes(drawing)
-    empty = hand_record(xi={"early": [0] * 30, "late": [0] * 30})
-    assert "early: none fitted" in xi_chart(empty).description
+def test_the_shape_chart_has_a_histogram_per_group_with_its_mean() -> None:
+    chart = xi_chart(hand_record())
+    assert "early: 0.01; late: 0.25" in chart.description
+    _, late = (each for each in chart.figure.axes[0].patches if isinstance(each, StepPatch))
+    values, edges, base = late.get_data()
+    (filled,) = np.flatnonzero(values != base)
+    assert edges[filled : filled + 2] == pytest.approx([0.2, 0.3])
+    empty = xi_chart(hand_record(xi={"early": [0] * 30, "late": [0] * 30}))
+    assert "early: none fitted" in empty.description
+    assert not [each for each in empty.figure.axes[0].patches if isinstance(each, StepPatch)]
 
 
 def test_names_of_layers_leave_out_what_all_share() -> None:
-    assert layer_names(LAYERS) == ["a.0", "a.1", "b.0"]
+    assert layer_names(LAYERS) == (["a.0", "a.1", "b.0"], "net")
     one = [LayerRow(layer="net.conv", group="g", filters=1)]
-    assert layer_names(one) == ["conv"]
-    assert layer_names([*one, LayerRow(layer="net", group="g", filters=1)]) == ["net.conv", "net"]
+    assert layer_names(one) == (["conv"], "net")
+    assert layer_names([*one, LayerRow(layer="net", group="g", filters=1)]) == (
+        ["net.conv", "net"], "",
+    )  # fmt: skip
+    assert {"net.\u2026", "a.0", "a.1", "b.0"} <= set(words(heat_map(THREE, "pot")))
 
 
 def test_findings_name_the_place_the_time_and_the_trust() -> None:
@@ -171,68 +228,132 @@ def test_findings_name_the_place_the_time_and_the_trust() -> None:
     assert "No filter could be ranked" in " ".join(findings(silent, History.start(silent)))
 
 
-ALL = Drawing(
-    120, 80, "Title & <b>", "Says <what> it shows",
-    [
-        Box(10, 10, 40, 30, series(0), 0.5, title="half </svg>"),
-        Box(60, 10, 0, 30, series(1)),
-        Line(((0, 70), (120, 70)), series(2), 3),
-        Line(((0, 5), (120, 5)), series(3), 2, dash=1),
-        Dot(100, 40, series(1), 8),
-        Grid(80, 50, 10, 8, series(4), ((1.0, 0.0, math.nan, 0.5),), ("a row & <more>",)),
-        Words(60, 60, "<script>alert(1)</script>", "middle"),
-        Words(8, 60, "upright", "middle", upright=True),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("groups", "passes"), [(2, 1), (5, 50), (20, 130)])
+def test_no_words_lie_on_others_or_leave_the_figure(groups: int, passes: int) -> None:
+    records = [deep_record(n, groups=groups) for n in range(passes)]
+    for chart in every_chart(records):
+        with styled():
+            canvas = FigureCanvasAgg(chart.figure)
+            canvas.draw()
+            boxes = [
+                (text.get_text(), text.get_window_extent())
+                for text in chart.figure.findobj(Text)
+                if text.get_text()
+            ]
+        page = chart.figure.bbox
+        for name, box in boxes:
+            assert box.x0 >= 0, name
+            assert box.y0 >= 0, name
+            assert box.x1 <= page.x1, name
+            assert box.y1 <= page.y1, name
+        for (one, a), (other, b) in combinations(boxes, 2):
+            wide, high = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert wide <= 1 or high <= 3, (chart.title, one, other)
 
 
-def test_a_vector_graphic_is_valid_and_tells_what_it_shows() -> None:
-    text = svg(ALL, "one")
-    root = ElementTree.fromstring(text)
-    space = "{http://www.w3.org/2000/svg}"
-    assert root.find(f"{space}title").text == "Title & <b>"  # type: ignore[union-attr]
-    assert root.find(f"{space}desc").text == "Says <what> it shows"  # type: ignore[union-attr]
-    assert root.attrib["role"] == "img"
-    assert root.attrib["aria-labelledby"] == "one-title one-text"
-    assert "<script" not in text
-    assert next(e.text for e in root.iter(f"{space}text")) == "<script>alert(1)</script>"
-    for paint in re.findall(r"var\(--(\w+),", text):
-        assert paint in LIGHT
-        assert paint in DARK
+ODD = "$x_1$ <script>&\n\x00\ud800 \u5c42 " + 30 * "n"
 
 
-def test_pixels_have_the_colours_of_the_shapes() -> None:
-    image = pixels(ALL, scale=2)
-    assert image.shape == (160, 240, 3)
-    half = np.mean([LIGHT["series0"], LIGHT["paper"]], axis=0).round()
-    assert np.abs(image[50, 60].astype(int) - half).max() <= 1
-    assert tuple(image[80, 200]) == LIGHT["series1"]
-    assert tuple(image[140, 120]) == LIGHT["series2"]
-    assert tuple(image[2, 2]) == LIGHT["paper"]
-    paper, full = np.asarray(LIGHT["paper"]), np.asarray(LIGHT["series4"])
-    row = [image[106, x].astype(int) for x in (170, 190, 210, 230)]
-    for seen, wanted in zip(row, (full, paper, paper, (paper + full) / 2), strict=True):
-        assert np.abs(seen - wanted).max() <= 1
-    row = (image[10] == LIGHT["series3"]).all(1)
-    assert 0.3 < row.mean() < 0.8  # dashes
-    ink = np.asarray((image < 120).all(2))
-    assert ink[90:125, 60:180].any()  # words
-    assert ink[60:160, 0:20].sum() > ink[60:160, 20:40].sum()  # upright ones along the edge
+def odd_record() -> PassRecord:
+    """A pass whose names try all that a name may hold."""
+    layers = [
+        LayerRow(layer=f"_{ODD}.{n}", group=group, filters=4)
+        for n, group in enumerate(["_early", ODD])
+    ]
+    examples = [replace(example, label=ODD) for example in REAL.examples]
+    return hand_record(
+        layers=layers, counts={"pot": [1, 2], "zscore": [2, 1]}, examples=examples,
+        xi={"_early": [1] * 30, ODD: [2] * 30},
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 100), (-3.2, 7.9), (0, 1e-7), (99, 1e6)])
-def test_ticks_are_few_round_numbers_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 2 <= len(found) <= 7
-    assert all(low - 1e-9 * high <= value <= high * (1 + 1e-9) for value in found)
-    step = found[1] - found[0]
-    assert f"{step:.0e}"[0] in "125"
-    assert all(value == round(value) for value in ticks(0, 3, whole=True))
+def test_vector_graphics_are_valid_and_tell_what_they_show() -> None:
+    for chart in every_chart([hand_record(), hand_record(1)]):
+        root = ElementTree.fromstring(svg(chart, "one"))
+        assert (root[0].tag, root[0].text) == (f"{SVG}title", chart.title)
+        assert (root[1].tag, root[1].text) == (f"{SVG}desc", chart.description)
+        assert len(chart.description) > 20
+        assert root.attrib["role"] == "img"
+        assert root.attrib["aria-labelledby"] == "one-title one-text"
 
 
-def test_a_frame_turns_the_vertical_axis_around() -> None:
-    frame = Frame(10, 20, 100, 50, (0, 2), (0, 10))
-    assert (frame.x(0), frame.x(2), frame.y(0), frame.y(10)) == (10, 110, 70, 20)
+def test_names_are_shown_as_text_whatever_they_hold() -> None:
+    for chart in every_chart([odd_record()]):
+        assert pixels(chart).shape[1:] == (900, 3)
+        clean = replace(chart, description="")
+        root = ElementTree.fromstring(svg(clean, "one"))
+        assert not [element for element in root.iter() if "script" in element.tag.lower()]
+        shown = [element.text or "" for element in root.iter(f"{SVG}text")]
+        assert sorted(shown) == sorted(words(chart))
+        assert "$x_1$" in " ".join(shown) or not any("\u2026" in text for text in shown)
+    assert "_early" in words(share_lines(History.start(odd_record()), "pot"))
+
+
+def test_vector_graphics_of_a_page_share_no_ids_and_load_nothing() -> None:
+    charts = every_chart([hand_record(), hand_record(1)])
+    texts = [svg(chart, f"chart-{i}") for i, chart in enumerate([*charts, *charts])]
+    ids = [each for text in texts for each in re.findall(r' id="([^"]+)"', text)]
+    assert len(ids) == len(set(ids))
+    for text in texts:
+        assert not re.search(r"url\(|<style|<script|<!--|<!DOCTYPE", text)
+        for source in re.findall(r'href="([^"]{0,30})', text):
+            assert source.startswith(("#", "data:image/png;base64,"))
+            assert source[0] == "d" or f'id="{source[1:]}"' in text
+
+
+def test_colours_of_vector_graphics_are_those_of_the_page() -> None:
+    for chart in every_chart([hand_record()]):
+        text = svg(chart, "one")
+        named = dict(re.findall(r"var\(--(\w+),(#\w+)\)", text))
+        assert {"ink", "paper"} <= set(named)
+        assert all(LIGHT[name] == colour for name, colour in named.items())
+        assert not re.search("[^,]#[0-9a-f]{6}", re.sub('href="[^"]*"', "", text))
+    assert set(DARK) == set(LIGHT)
+
+
+def test_the_same_record_gives_the_same_bytes() -> None:
+    one, other = (every_chart([hand_record(), hand_record(1)]) for _ in range(2))
+    for a, b in zip(one, other, strict=True):
+        assert svg(a, "one") == svg(b, "one") == svg(a, "one")
+        assert (pixels(a) == pixels(b)).all()
+
+
+def test_pixels_are_those_that_matplotlib_draws() -> None:
+    for chart in every_chart([deep_record(), deep_record(1)]):
+        ours = pixels(chart)
+        with styled():
+            canvas = FigureCanvasAgg(chart.figure)
+            canvas.draw()
+        theirs = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        assert ours.shape == theirs.shape
+        # Words stand at whole pixels, and their strokes are wider.
+        rough = [np.asarray(Image.fromarray(each).reduce(20), int) for each in (ours, theirs)]
+        assert np.abs(rough[0] - rough[1]).max() < 60
+        assert tuple(ours[1, 1]) == (255, 255, 255)
+
+
+def test_letters_stay_whole_where_a_card_of_tensorboard_leaves_pixels_out() -> None:
+    with styled():
+        figure = blank("", 40)
+        words_at(figure, 10, 30, 20 * "l")
+    whole = Image.fromarray(pixels(Chart("", "", figure)))
+    image = whole.resize((350, 31), Image.Resampling.NEAREST)
+    ink = np.asarray(image).min((0, 2)) < 100
+    assert int((ink[1:] & ~ink[:-1]).sum()) == 20
+
+
+def test_the_users_own_settings_neither_change_charts_nor_are_changed() -> None:
+    plain = [pixels(chart) for chart in every_chart([hand_record()])]
+    theirs: Any = {"text.usetex": True, "font.size": 30, "axes.facecolor": "red", "axes.grid": True}
+    with mpl.rc_context(theirs):
+        before = dict(mpl.rcParams)
+        charts = every_chart([hand_record()])
+        found = [pixels(chart) for chart in charts]
+        assert svg(charts[0], "one")
+        assert dict(mpl.rcParams) == before
+    for a, b in zip(plain, found, strict=True):
+        assert (a == b).all()
+    assert plt.get_fignums() == []
 
 
 def test_long_names_lose_their_middle() -> None:
@@ -245,31 +366,27 @@ def test_more_lines_than_colours_differ_by_their_dashes() -> None:
     layers = [LayerRow(layer=f"net.{group}", group=group, filters=4) for group in groups]
     counts = {"pot": list(range(20)), "zscore": list(range(20))}
     records = [hand_record(n, layers=layers, counts=counts) for n in (0, 1)]
-    drawing = share_lines(History.of(records), "pot")
-    lines = [s for s in drawing.shapes if isinstance(s, Line) and s.width == 2]
-    keys = [s for s in drawing.shapes if isinstance(s, Line) and s.width == 3]
-    looks = [(line.paint, line.dash) for line in lines]
-    assert len(set(looks)) == 20
-    assert [(key.paint, key.dash) for key in keys] == looks
-    assert len(set(re.findall(r'stroke-dasharray="([^"]+)"', svg(drawing, "a")))) == 2
+    chart = share_lines(History.of(records), "pot")
+
+    def looks(each: list[Line2D]) -> list[tuple[object, object]]:
+        return [(line.get_color(), line.get_linestyle()) for line in each]
+
+    keys = [each for each in chart.figure.artists if isinstance(each, Line2D)]
+    assert len(set(looks(lines(chart)))) == 20
+    assert looks(keys) == looks(lines(chart))
+    assert set(groups) <= set(words(chart))
     # The largest is 19 of 190: the axis ends not far above it.
-    top = min(y for line in lines for _, y in line.points)
-    assert top < 34 + 0.3 * 210
+    assert chart.figure.axes[0].get_ylim()[1] < 12
 
 
 def test_numbers_that_are_not_known_draw_nothing() -> None:
-    nothing = replace(hand_record(), counts={"pot": [0, 0, 0], "zscore": [0, 0, 0]})
-    bars = share_bars(nothing)
-    assert words(bars).count("none ranked") == 4
-    assert set(boxes(bars)) == {"early: 50.0", "late: 50.0"}  # of all filters
-    assert "early: POT none ranked, z-score none ranked, all filters 50.0" in bars.description
-    assert "early none ranked" in share_lines(History.start(nothing), "pot").description
-    for chart in (
-        share_bars(nothing), depth_bars(nothing), heat_map(History.start(nothing), "pot"),
-        share_lines(History.start(nothing), "pot"),
-        share_lines(History.start(nothing), "difference"),
-    ):  # fmt: skip
+    nothing = hand_record(counts={"pot": [0, 0, 0], "zscore": [0, 0, 0]})
+    chart = share_bars(nothing)
+    assert words(chart).count("none ranked") == 4
+    assert bars(chart) == [[0, 0], [0, 0], [50, 50]]  # the last of all filters
+    assert "early: POT none ranked, z-score none ranked, all filters 50.0" in chart.description
+    empty = share_lines(History.start(nothing), "pot")
+    assert "early none ranked" in empty.description
+    assert all(len(np.asarray(line.get_xdata())) == 0 for line in lines(empty))
+    for chart in every_chart([nothing]):
         assert pixels(chart).std() > 0  # titles and axes
-        assert not any(
-            math.isnan(v) for s in chart.shapes if isinstance(s, Box) for v in (s.x, s.width)
-        )

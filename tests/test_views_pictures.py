@@ -14,9 +14,9 @@ from torchvision.transforms import v2 as transforms
 from salmon import InputError, StateError, ViewSettings
 from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation
 from salmon.views.charts import share_bars
+from salmon.views.figures import pixels
 from salmon.views.files import read_pictures, write_pictures
-from salmon.views.pictures import IMAGENET, captioned, encoded, enlarged, overlay
-from salmon.views.raster import Pixels, pixels
+from salmon.views.pictures import IMAGENET, Pixels, captioned, encoded, enlarged, overlay
 from tests.records import hand_record
 
 

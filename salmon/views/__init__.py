@@ -1,8 +1,6 @@
 """What people look at: numbers, charts, tables, flagged images, and a report that travels."""
 
 from salmon.views.board import Board
-from salmon.views.charts import METHOD_NAMES
-from salmon.views.drawing import clipped, percent
 from salmon.views.files import read_pass, write_pass, write_pictures
 from salmon.views.history import History
 from salmon.views.layout import add_layout
@@ -13,6 +11,7 @@ from salmon.views.report import gather, write_report
 from salmon.views.scalars import pass_metrics
 from salmon.views.settings import ViewSettings
 from salmon.views.tables import PAIR_COLUMNS, mistakes_by_filter, p_text, pair_rows
+from salmon.views.wording import METHOD_NAMES, clipped, percent
 
 __all__ = [
     "METHOD_NAMES",

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from salmon.markdown import markdown_table
-from salmon.views.pictures import encoded
-from salmon.views.raster import Pixels
+from salmon.views.pictures import Pixels, encoded
 
 
 class Board:

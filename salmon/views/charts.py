@@ -1,264 +1,307 @@
-"""Charts of passes: where in the network mistakes are made, and since when."""
+"""Charts of passes: where mistakes are made, since when, and whether the fits can be trusted."""
 
 import math
+import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from salmon.views.drawing import (
-    FAINT,
-    GRID,
-    Box,
-    Dot,
-    Drawing,
-    Frame,
-    Grid,
-    Line,
-    Words,
-    clipped,
-    dash_of,
-    heading,
-    legend,
-    percent,
-    series,
+from salmon.views.figures import (
+    LIGHT,
+    SERIES,
+    SMALL,
+    Chart,
+    axes_at,
+    blank,
+    fitted,
+    line_at,
+    name_columns,
+    name_rows,
+    numbers_between,
+    styled,
+    words,
 )
+from salmon.views.findings import doubt_text
 from salmon.views.history import History
-from salmon.views.record import LayerRow, PassRecord
+from salmon.views.record import STATUSES, XI_EDGES, FitExample, LayerRow, PassRecord
+from salmon.views.wording import METHOD_NAMES, percent
 
-METHOD_NAMES = {"pot": "POT", "zscore": "z-score"}
-_ROW = 20.0
+_FAINT = LIGHT["faint"]
+_DASHES = ("-", "--", ":", "-.")
 _MAX_DOTS = 30  # passes of a line that are marked
 _MAX_CELLS = 120  # passes of a heat map side by side; more are averaged
+_STATUS_TEXT = {
+    "ok": "fitted",
+    "exponential": "fitted, xi = 0",
+    "boundary": "fitted, xi = -1",
+    "too_few": "too few excesses",
+    "degenerate": "values tie",
+}
 
 
-def share_lines(history: History, method: str) -> Drawing:
+@styled()
+def share_lines(history: History, method: str) -> Chart:
     """Share of every group among the top filters, over the passes.
 
-    Args:
-        history: The passes.
-        method: Such as ``"pot"``; ``"difference"`` shows POT minus z-score.
-
     Returns:
-        A line per group, in percent.
+        A line per group, in percent; the method ``"difference"`` shows POT minus z-score.
     """
     if method == "difference":
-        values = history.group_shares("pot") - history.group_shares("zscore")
+        values = 100 * (history.group_shares("pot") - history.group_shares("zscore"))
         title = "POT minus z-score, in points"
-        low, high = _padded(values)
     else:
-        values = history.group_shares(method)
-        title = f"Share of each group among the top filters, by {METHOD_NAMES[method]}, in %"
-        low, high = 0.0, min(100.0, _padded(values)[1])
-    groups, passes = history.groups, history.passes.tolist()
-    frame = Frame(62, 34, 420, 210, _range(passes), (low, high))
-    drawing = Drawing(650, max(310, 60 + 18 * len(groups)), title, _spoken(groups, values[-1]))
-    drawing.add(heading(title), *frame.axes("validation", "", x_whole=True))
-    for i, group in enumerate(groups):
-        known = [
-            (at, 100 * value)
-            for at, value in zip(passes, values[:, i].tolist(), strict=True)
-            if not math.isnan(value)
-        ]
-        if len(known) > 1:
-            points = tuple((frame.x(at), frame.y(value)) for at, value in known)
-            drawing.add(Line(points, series(i), 2, dash_of(i)))
-        if len(known) <= _MAX_DOTS:  # they show a single pass, and clutter a long run
-            drawing.add(
-                *(
-                    Dot(frame.x(at), frame.y(value), series(i), title=f"{group}: {value:.1f}")
-                    for at, value in known
-                )
-            )
-    drawing.add(*legend(502, 34, groups))
-    return drawing
+        values = 100 * history.group_shares(method)
+        title = f"Share of each group among the top filters, {METHOD_NAMES[method]}, in %"
+    low, high = min(0.0, float(values.nan_to_num(0).min())), float(values.nan_to_num(0).max())
+    room, single = max(1.0, 0.05 * (high - low)), 0.5 * (len(history.passes) == 1)
+    groups = history.groups
+    figure = blank(title, 268 + 18 * math.ceil(len(groups) / 3))
+    axes = axes_at(figure, 46, 32, 392, 180)
+    axes.set_xlim(int(history.passes[0]) - single, int(history.passes[-1]) + single)
+    axes.set_ylim(low - room if low < 0 else 0, min(100, high + room))
+    _number_axes(axes, whole=True)
+    words(figure, 242, 246, "validation", ha="center", color=_FAINT)
+    colours = [SERIES[i % 8] for i in range(len(groups))]
+    dashes = [_DASHES[i // 8 % 4] for i in range(len(groups))]
+    for i in range(len(groups)):
+        known = ~torch.isnan(values[:, i])
+        # Dots show a single pass, and clutter a long run.
+        marker = "o" if int(known.sum()) <= _MAX_DOTS else ""
+        axes.plot(
+            history.passes[known].tolist(), values[known, i].tolist(), marker, ms=6, mew=0, lw=2,
+            color=colours[i], ls=dashes[i], clip_on=False,
+        )  # fmt: skip
+    _legend(figure, groups, 264, color=colours, ls=dashes, lw=[2] * len(groups))
+    numbers = ", ".join(map("{} {}".format, groups, map(_number, values[-1].tolist())))
+    return Chart(title, f"Last validation: {numbers}.", figure)
 
 
-def heat_map(history: History, method: str) -> Drawing:
+@styled()
+def heat_map(history: History, method: str) -> Chart:
     """Share of every layer among the top filters, over the passes.
 
-    Args:
-        history: The passes.
-        method: Such as ``"pot"``.
-
     Returns:
-        A row per layer, first layers on top, and a column per pass; of more than 120 passes,
+        A row per layer, first layers on top, and a column per pass; of more than 120 passes
         neighbours are averaged.
     """
-    shares, labels = _columns(history.layer_shares(method), history.passes)
-    top = float(torch.nan_to_num(shares).amax())
-    height = max(7.0, min(_ROW, 700 / len(history.layers)))
-    width = round(max(3.0, min(40.0, 480 / len(shares))), 1)
-    left, head = 226.0, 34.0
-    title = f"Share of each layer among the top filters, by {METHOD_NAMES[method]}"
-    rows, names = len(history.layers), layer_names(history.layers)
-    drawing = Drawing(
-        max(left + width * len(shares) + 60, 560), head + height * rows + 50, title,
-        f"A row per layer from the first on top, a column per {_column_text(history)}; the darkest "
-        f"cell is "
-        f"{percent(top)}. " + _peak(history, shares[-1]),
-    )  # fmt: skip
-    drawing.add(heading(title))
-    for row, layer in enumerate(history.layers):
-        y = head + row * height
-        if row == 0 or history.layers[row - 1].group != layer.group:
-            drawing.add(
-                Line(((8, y), (left + width * len(shares), y)), GRID),
-                Words(10, y + min(height, 12), clipped(layer.group, 10), size=11, bold=True),
-            )
-        if height >= 11 or row % 2 == 0:
-            name = Words(left - 6, y + height / 2 + 3, clipped(names[row], 28), "end", 9, FAINT)
-            drawing.add(name)
-    strengths = (shares.t() / top if top else shares.t() * 0).tolist()
-    hints = tuple(
-        _row_text(layer.layer, values, labels)
-        for layer, values in zip(history.layers, shares.t().tolist(), strict=True)
+    together = -(-len(history.passes) // _MAX_CELLS)
+    parts, layers = history.layer_shares(method).split(together), history.layers
+    shares = torch.stack([part.nanmean(0) for part in parts])
+    top = float(shares.nan_to_num(0).amax())
+    pitch = min(15.0, max(3.0, 660 / len(layers)))
+    height, width = pitch * len(layers), min(240.0, 40.0 * len(shares))
+    title = f"Share of each layer among the top filters, {METHOD_NAMES[method]}"
+    figure = blank(title, 44 + height + 50)
+    axes = axes_at(figure, 144, 44, width, height)
+    axes.imshow(_shades(shares.t() / (top or 1)), aspect="auto", interpolation="none")
+    axes.spines[:].set_visible(False)
+    names, shared = layer_names(layers)
+    every = math.ceil(12 / pitch)
+    shown = [fitted(name, 132, SMALL) for name in names[::every]]
+    name_rows(axes, range(0, len(layers), every), shown, size=SMALL)
+    every = math.ceil(36 * len(shares) / width)
+    numbers = map(str, history.passes[:: every * together].tolist())
+    name_columns(axes, range(0, len(shares), every), numbers, size=SMALL, color=_FAINT)
+    if shared:
+        shared = f"{fitted(shared, 110, SMALL)}.\u2026"
+        words(figure, 139, 39, shared, ha="right", color=_FAINT, size=SMALL)
+    starts = [i for i, row in enumerate(layers) if i == 0 or row.group != layers[i - 1].group]
+    axes.hlines([i - 0.5 for i in starts], *axes.get_xlim(), color=LIGHT["grid"], lw=0.8)
+    last = 0.0
+    for start, end in pairwise([*starts, len(layers)]):
+        y = 48 + pitch * (start + end) / 2
+        if y >= last + 13:  # there is room for a name
+            words(figure, 150 + width, y, fitted(layers[start].group, 56))
+            last = y
+    a_column = "validation" if together == 1 else f"{together} validations"
+    note = f"a column per {a_column}; strongest: {percent(top)}"
+    words(figure, 144, 44 + height + 36, note, color=_FAINT)
+    spoken = (
+        f"A row per layer from the first on top, a column per {a_column}; the strongest cell is "
+        f"{percent(top)}. {_peak(history, shares[-1])}"
     )
-    drawing.add(Grid(left, head, width, height, series(0), tuple(map(tuple, strengths)), hints))
-    bottom = head + height * rows
-    every = max(1, math.ceil(34 / width))
-    for column in range(0, len(shares), every):
-        at = left + (column + 0.5) * width
-        first = labels[column].partition(" ")[0]  # of those that a column stands for
-        drawing.add(Words(at, bottom + 15, first, "middle", 10, FAINT))
-    note = f"a column per {_column_text(history)}; darkest = {percent(top)}"
-    drawing.add(Words(left, bottom + 36, note, paint=FAINT))
-    return drawing
+    return Chart(title, spoken, figure)
 
 
-def share_bars(record: PassRecord) -> Drawing:
-    """Share of every group among the top filters and among all filters (tables 1 and 2).
-
-    Args:
-        record: The pass.
-
-    Returns:
-        Three bars per group, in percent.
-    """
+@styled()
+def share_bars(record: PassRecord) -> Chart:
+    """Share of every group among the top filters and among all filters, in percent."""
     history = History.start(record)
-    columns = {
-        METHOD_NAMES[method]: history.group_shares(method)[0].tolist() for method in METHOD_NAMES
-    }
+    columns = {name: history.group_shares(m)[0].tolist() for m, name in METHOD_NAMES.items()}
     columns["all filters"] = history.filter_shares()
-    title = f"Share of each group among the top {record.top_k} filters of mistakes, in %"
+    title = f"Share of each group among the top {record.top_k} filters, in %"
     spoken = "; ".join(
         f"{group}: "
         + ", ".join(f"{name} {_number(100 * values[i])}" for name, values in columns.items())
         for i, group in enumerate(history.groups)
     )
-    return _bars(title, spoken, list(history.groups), columns, percent=True)
+    return Chart(title, spoken, _bars(title, history.groups, columns))
 
 
-def depth_bars(record: PassRecord) -> Drawing:
-    """Share of every layer among the top filters.
-
-    Args:
-        record: The pass.
-
-    Returns:
-        Two bars per layer, in percent, from the first layer to the last.
-    """
+@styled()
+def depth_bars(record: PassRecord) -> Chart:
+    """Share of every layer among the top filters, in percent, from the first layer to the last."""
     history = History.start(record)
-    columns = {
-        METHOD_NAMES[method]: history.layer_shares(method)[0].tolist() for method in METHOD_NAMES
-    }
+    columns = {name: history.layer_shares(m)[0].tolist() for m, name in METHOD_NAMES.items()}
     title = "Spread of the top filters over the layers, in %"
-    names = layer_names(record.layers)
     spoken = _peak(history, torch.tensor(columns["POT"]))
-    return _bars(title, spoken, names, columns, percent=True)
+    return Chart(title, spoken, _bars(title, layer_names(record.layers)[0], columns))
 
 
-def layer_names(layers: Sequence[LayerRow]) -> list[str]:
-    """Names of layers without the module path that all have in common.
-
-    Args:
-        layers: In network order.
+@styled()
+def fit_page(record: PassRecord) -> Chart:
+    """Status of all fits, and quantiles of the best, the median and the worst one.
 
     Returns:
-        As many names.
+        Bars above, three panels below; panels are missing where the fit is a given one.
     """
+    total = sum(record.fits.values())
+    shares = [record.fits[name] / total for name in STATUSES]
+    names, numbers = [_STATUS_TEXT[name] for name in STATUSES], list(map(percent, shares))
+    notes = textwrap.wrap(doubt_text(record), 68)
+    below = 160 + 15 * len(notes)
+    figure = blank(
+        f"Quality of the fits: share of the {total} filters", below + 204 * bool(record.examples)
+    )
+    axes = axes_at(figure, 130, 34, 250, 105)
+    _naked(axes, names, 118)
+    bars = axes.barh(
+        range(len(shares)), shares, 0.75, color=[SERIES[i > 2] for i in range(len(shares))],
+        clip_on=False,
+    )  # fmt: skip
+    axes.bar_label(bars, numbers, padding=4, color=_FAINT, fontsize=SMALL)
+    axes.set_xlim(0, 1)
+    for i, line in enumerate(notes):
+        words(figure, 8, 158 + 15 * i, line, color=_FAINT, size=SMALL)
+    for i, example in enumerate(record.examples):
+        _panel(figure, example, 32 + 144 * i, below + 46)
+    if record.examples:
+        note = "quantiles in sigma: observed upwards, fitted to the right"
+        words(figure, 32, below + 194, note, color=_FAINT, size=SMALL)
+    spoken = ", ".join(map("{} {}".format, names, numbers))
+    return Chart(
+        "Quality of the fits", f"Filters by status: {spoken}. {doubt_text(record)}", figure
+    )
+
+
+@styled()
+def xi_chart(record: PassRecord) -> Chart:
+    """Histogram of xi of the fitted filters, a row per group; end bins hold what lies beyond."""
+    title, groups = "Shape xi of the fitted tails, by group", list(record.xi)
+    centres = np.asarray([(a + b) / 2 for a, b in pairwise(XI_EDGES)])
+    figure = blank(title, 32 + 40 * len(groups) + 30)
+    axes = axes_at(figure, 120, 32, 318, 40 * len(groups))
+    _naked(axes, groups, 108)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(XI_EDGES[0], XI_EDGES[-1])
+    ticks = (-1, -0.5, 0, 0.5, 1, 1.5, 2)
+    name_columns(axes, ticks, map("{:g}".format, ticks), color=_FAINT)
+    axes.plot((0, 0), axes.get_ylim(), "--", color=_FAINT, lw=1)
+    means = []
+    for i, group in enumerate(groups):
+        counts, base = np.asarray(record.xi[group]), i + 0.5
+        axes.axhline(base, color=_FAINT, lw=0.8)
+        if counts.sum():
+            heights = 0.85 * counts / counts.max()
+            axes.stairs(base - heights, XI_EDGES, baseline=base, fill=True, color=SERIES[i % 8])
+            means.append(f"{group}: {(counts * centres).sum() / counts.sum():.2f}")
+        else:
+            means.append(f"{group}: none fitted")
+    return Chart(title, f"Mean xi, from bins of 0.1: {'; '.join(means)}.", figure)
+
+
+def layer_names(layers: Sequence[LayerRow]) -> tuple[list[str], str]:
+    """Names of layers without the module path that all have in common, and that path."""
     paths = [layer.layer.split(".") for layer in layers]
     shared = 0
     while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
         shared += 1
-    return [".".join(path[shared:]) for path in paths]
+    return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])
 
 
-def _bars(
-    title: str,
-    spoken: str,
-    names: Sequence[str],
-    columns: dict[str, list[float]],
-    *,
-    percent: bool,
-) -> Drawing:
-    """Horizontal bars, several per name, with their numbers."""
-    scale = 100 if percent else 1
-    values = [0.0 if math.isnan(v) else scale * v for column in columns.values() for v in column]
-    top = max([*values, 1e-9])
-    thin = len(names) > 24
-    bar = 6.0 if thin else 11.0
-    row = bar * len(columns) + (4 if thin else 9)
-    left, width = 170.0, 330.0
-    drawing = Drawing(650, 40 + row * len(names) + 14, title, spoken)
-    drawing.add(heading(title))
-    for number, name in enumerate(columns):
-        place = 505 + (0 if len(columns) < 3 else 20)
-        drawing.add(
-            Box(place, 36 + 18 * number, 12, 12, _paint_of(number)),
-            Words(place + 18, 46 + 18 * number, name),
+def _bars(title: str, names: Sequence[str], columns: dict[str, list[float]]) -> Figure:
+    """Horizontal bars, several per name, with their numbers where there is room."""
+    values = {name: 100 * np.asarray(column) for name, column in columns.items()}
+    top = max(np.nan_to_num(np.concatenate(list(values.values()))).max(), 1e-9)
+    thin = len(names) > 12
+    bar = 5.0 if thin else 14.0
+    row = bar * len(columns) + (3 if thin else 9)
+    figure = blank(title, 56 + row * len(names) + (32 if thin else 8))
+    axes = axes_at(figure, 144, 56, 294 if thin else 240, row * len(names))
+    colours = [SERIES[i] for i in (0, 1, 6)]  # the third is the yardstick, in grey
+    _legend(figure, list(columns), 38, color=colours, lw=[9] * 3)
+    _naked(axes, names, 132, SMALL if thin else 12)
+    axes.set_xlim(0, top)
+    for number, column in enumerate(values.values()):
+        at = np.arange(len(names)) + (number - (len(columns) - 1) / 2) * bar / row
+        bars = axes.barh(
+            at, np.nan_to_num(column), (bar - 1) / row, color=colours[number], clip_on=False
         )
+        if not thin:
+            axes.bar_label(
+                bars, [_number(value) for value in column.tolist()], padding=4, color=_FAINT,
+                fontsize=SMALL,
+            )  # fmt: skip
+    if thin:
+        ticks = numbers_between((0, top), 5)
+        name_columns(axes, ticks, map("{:g}".format, ticks), color=_FAINT)
+    return figure
+
+
+def _naked(axes: Axes, names: Sequence[str], width: float, size: float = 12) -> None:
+    """A row per name from the top down, without an axis below."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    shown = [fitted(name, width, size) for name in names]
+    name_rows(axes, range(len(names)), shown, size=size)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _number_axes(axes: Axes, *, whole: bool = False, most: int = 6, size: float = 12) -> None:
+    """Round numbers along both axes."""
+    left, right = axes.get_xlim()
+    ticks = numbers_between((left, right), most, whole=whole)
+    name_columns(axes, ticks, map("{:.4g}".format, ticks), color=_FAINT, size=size)
+    ticks = numbers_between(axes.get_ylim(), most)
+    name_rows(axes, ticks, map("{:.4g}".format, ticks), color=_FAINT, size=size)
+    axes.hlines(ticks, left, right, color=LIGHT["grid"], lw=0.8, zorder=0)
+
+
+def _legend(figure: Figure, names: Sequence[str], top: float, **looks: Sequence[Any]) -> None:
+    """Names of lines or bars, three side by side."""
     for i, name in enumerate(names):
-        y = 36 + row * i
-        drawing.add(Words(left - 8, y + row / 2 + 1, clipped(name, 24), "end", 9 if thin else 12))
-        for number, column in enumerate(columns.values()):
-            value, at = scale * column[i], y + number * bar
-            length = 0.0 if math.isnan(value) else width * value / top
-            if not math.isnan(value):
-                hint = f"{name}: {_number(value)}"
-                drawing.add(
-                    Box(left, at, max(length, 0.7), bar - 1.5, _paint_of(number), title=hint)
-                )
-            if not thin:
-                text = Words(left + length + 5, at + bar - 2, _number(value), size=10, paint=FAINT)
-                drawing.add(text)
-    return drawing
+        x, y = 8 + 146 * (i % 3), top + 18 * (i // 3)
+        line_at(figure, (x, x + 24), y, **{key: values[i] for key, values in looks.items()})
+        words(figure, x + 30, y + 4, fitted(name, 112))
 
 
-def _paint_of(number: int) -> str:
-    """The third column is the yardstick, in grey."""
-    return series(number if number < 2 else 6)
+def _panel(figure: Figure, example: FitExample, left: float, top: float) -> None:
+    """Observed quantiles against fitted ones."""
+    high = max([*example.fitted, *example.observed, 1e-9]) * 1.05
+    axes = axes_at(figure, left, top, 112, 112)
+    axes.set_xlim(0, high)
+    axes.set_ylim(0, high)
+    axes.plot((0, high), (0, high), "--", color=_FAINT, lw=1)
+    axes.plot(example.fitted, example.observed, "o", color=SERIES[0], ms=4, mew=0)
+    _number_axes(axes, most=3, size=SMALL)
+    words(figure, left, top - 31, f"{example.kind} fit", weight="bold", size=SMALL)
+    words(figure, left, top - 18, f"p {example.p:.2g}, xi {example.xi:.2f}", size=SMALL)
+    words(figure, left, top - 5, fitted(example.label, 126, SMALL), size=SMALL, color=_FAINT)
 
 
-def _together(passes: Tensor) -> int:
-    """How many passes a column of a heat map stands for."""
-    return -(-len(passes) // _MAX_CELLS)
-
-
-def _columns(shares: Tensor, passes: Tensor) -> tuple[Tensor, list[str]]:
-    """At most so many columns as a heat map has room for, and their names."""
-    at_once = _together(passes)
-    parts = list(zip(shares.split(at_once), passes.split(at_once), strict=True))
-    merged = torch.stack([part.nanmean(0) for part, _ in parts])
-    return merged, [
-        str(int(numbers[0])) + (f" to {int(numbers[-1])}" if len(numbers) > 1 else "")
-        for _, numbers in parts
-    ]
-
-
-def _column_text(history: History) -> str:
-    """What a column of a heat map stands for."""
-    together = _together(history.passes)
-    return "validation" if together == 1 else f"{together} validations"
-
-
-def _row_text(layer: str, shares: Sequence[float], labels: Sequence[str]) -> str:
-    """The last and the largest share of a layer, in words."""
-    known = [(share, label) for share, label in zip(shares, labels, strict=True) if share == share]
-    if not known:
-        return f"{layer}: not known"
-    (last, at), (most, when) = known[-1], max(known)
-    return f"{layer}: {percent(last)} in validation {at}; most in {when}: {percent(most)}"
+def _shades(strengths: Tensor) -> npt.NDArray[np.uint8]:
+    """Cells ``[H, W, 4]`` from clear to full colour, whatever the paper; grey where not known."""
+    colour = [int(SERIES[0][i : i + 2], 16) for i in (1, 3, 5)]
+    cells = np.full((*strengths.shape, 4), [*colour, 0], np.uint8)
+    cells[:, :, 3] = (255 * strengths.nan_to_num(0)).round().numpy()
+    cells[torch.isnan(strengths).numpy()] = (128, 128, 128, 60)
+    return cells
 
 
 def _peak(history: History, shares: Tensor) -> str:
@@ -269,29 +312,6 @@ def _peak(history: History, shares: Tensor) -> str:
     return f"Largest in the last one: {history.layers[best].layer}, {percent(float(shares[best]))}."
 
 
-def _spoken(groups: Sequence[str], last: Tensor) -> str:
-    """The last numbers in words."""
-    numbers = ", ".join(
-        f"{group} {_number(100 * value)}"
-        for group, value in zip(groups, last.tolist(), strict=True)
-    )
-    return f"Last validation: {numbers}."
-
-
 def _number(value: float) -> str:
     """A percentage, or that nothing was ranked."""
     return "none ranked" if math.isnan(value) else f"{value:.1f}"
-
-
-def _range(passes: Sequence[int]) -> tuple[float, float]:
-    """From the first to the last, with room where there is but one."""
-    return (passes[0], passes[-1]) if passes[-1] > passes[0] else (passes[0] - 1, passes[0] + 1)
-
-
-def _padded(values: Tensor) -> tuple[float, float]:
-    """Lowest and highest percentage with room around them; zero always shows."""
-    known = 100 * values[~torch.isnan(values)]
-    low = min([0.0, *known.tolist()])
-    high = max([0.0, *known.tolist()])
-    room = max(1.0, 0.05 * (high - low))
-    return low - room, high + room

@@ -14,8 +14,7 @@ from typing import Any
 from salmon.errors import StateError
 from salmon.files import json_text, read_lines, read_text, write_atomically
 from salmon.records import parsed, record_of
-from salmon.views.pictures import Picture, Thumbnail, encoded, enlarged
-from salmon.views.raster import Pixels
+from salmon.views.pictures import Picture, Pixels, Thumbnail, encoded, enlarged
 from salmon.views.record import SCHEMA, PassRecord, check_record
 
 PICTURE_SCHEMA = "salmon.picture/1"

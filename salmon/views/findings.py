@@ -2,10 +2,9 @@
 
 import torch
 
-from salmon.views.drawing import percent
-from salmon.views.fit_charts import doubt_text
 from salmon.views.history import History
-from salmon.views.record import PassRecord
+from salmon.views.record import DOUBTFUL_BELOW, PassRecord
+from salmon.views.wording import percent
 
 _FITTED = ("ok", "exponential", "boundary")
 
@@ -36,6 +35,16 @@ def findings(record: PassRecord, history: History) -> list[str]:
     lines.append(f"{percent(fitted / total)} of the filters have a fitted tail{origin}. "
                  f"{doubt_text(record)}")  # fmt: skip
     return lines
+
+
+def doubt_text(record: PassRecord) -> str:
+    """How many fits are doubtful, in a sentence."""
+    if record.doubtful is None:
+        return "No fit could be tested."
+    return (
+        f"Doubtful (Anderson-Darling p < {DOUBTFUL_BELOW}): {percent(record.doubtful)} of the "
+        f"tested fits; {100 * DOUBTFUL_BELOW:.0f} % would be so if all tails were exact."
+    )
 
 
 def _before(history: History) -> str:

@@ -7,18 +7,21 @@ Images are ``[C, H, W]`` with one or three colours, as the network got them; map
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from salmon.views.drawing import clipped
-from salmon.views.palette import LIGHT
-from salmon.views.raster import Pixels, font
+from salmon.views.wording import clipped
+
+Pixels = npt.NDArray[np.uint8]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+_PAPER, _INK, _WARM = (255, 255, 255), (26, 26, 26), (213, 94, 0)
 _SLACK = 1e-3  # of resized images beyond the range
 _SIDE = 256  # of an image beside its map
 _LINE = 23
@@ -119,7 +122,7 @@ def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
         ``[H, W, 3]``.
     """
     grey = pixels.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) * 0.6 + 70
-    colour = np.asarray(LIGHT["series1"], dtype=np.float32)
+    colour = np.asarray(_WARM, dtype=np.float32)
     strength = heat.clamp(0, 1).cpu().numpy().astype(np.float32)[:, :, None]
     mixed: Pixels = (grey + (colour - grey) * strength).round().astype(np.uint8)
     return mixed
@@ -157,9 +160,7 @@ def captioned(picture: Picture) -> Pixels:
     large, lines = [enlarged(part) for part in parts], picture.caption
     high = max(image.shape[0] for image in large)
     width = sum(image.shape[1] + _MARGIN for image in large) + _MARGIN
-    page = Image.new(
-        "RGB", (max(width, 560), high + 3 * _MARGIN + _LINE * len(lines)), LIGHT["paper"]
-    )
+    page = Image.new("RGB", (max(width, 560), high + 3 * _MARGIN + _LINE * len(lines)), _PAPER)
     left = _MARGIN
     for image in large:
         page.paste(Image.fromarray(image), (left, _MARGIN))
@@ -167,8 +168,14 @@ def captioned(picture: Picture) -> Pixels:
     brush = ImageDraw.Draw(page)
     for i, line in enumerate(lines):
         at = (_MARGIN, high + 2 * _MARGIN + _LINE * i)
-        brush.text(at, clipped(line, _LETTERS), LIGHT["ink"], font(19 if i == 0 else 17))
+        brush.text(at, clipped(line, _LETTERS), _INK, _font(19 if i == 0 else 17))
     return np.asarray(page)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that comes with Pillow, so that pictures look the same everywhere."""
+    return ImageFont.load_default(size)
 
 
 def encoded(pixels: Pixels, how: str) -> tuple[str, bytes]:

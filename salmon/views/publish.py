@@ -5,13 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
 from salmon.views.board import Board
-from salmon.views.charts import heat_map, share_bars, share_lines
-from salmon.views.drawing import Drawing
+from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
+from salmon.views.figures import Chart, pixels
 from salmon.views.findings import findings
-from salmon.views.fit_charts import fit_page
 from salmon.views.history import History
-from salmon.views.pictures import Picture, captioned
-from salmon.views.raster import Pixels, pixels
+from salmon.views.pictures import Picture, Pixels, captioned
 from salmon.views.record import XI_EDGES, PassRecord
 from salmon.views.tables import (
     FILTER_COLUMNS,
@@ -96,7 +94,7 @@ def _tables(
     return fresh
 
 
-def _charts(record: PassRecord, history: History) -> dict[str, Drawing]:
+def _charts(record: PassRecord, history: History) -> dict[str, Chart]:
     """All charts by the end of their tag."""
     return {
         "shares": share_bars(record),

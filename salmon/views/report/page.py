@@ -11,15 +11,13 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from salmon.files import write_atomically
-from salmon.views.charts import depth_bars, heat_map, share_bars, share_lines
-from salmon.views.drawing import Drawing
+from salmon.views.charts import depth_bars, fit_page, heat_map, share_bars, share_lines, xi_chart
+from salmon.views.figures import DARK, LIGHT, Chart, svg
 from salmon.views.files import StoredImage
 from salmon.views.findings import findings
-from salmon.views.fit_charts import fit_page, xi_chart
-from salmon.views.palette import DARK, LIGHT, Colour
+from salmon.views.history import History
 from salmon.views.record import PassRecord
 from salmon.views.report.gathering import NAMED, Section, StoredFlag
-from salmon.views.svg import svg
 from salmon.views.tables import (
     FILTER_COLUMNS,
     PAIR_COLUMNS,
@@ -28,6 +26,12 @@ from salmon.views.tables import (
     p_text,
     pair_rows,
 )
+from salmon.views.wording import METHOD_NAMES
+
+LAYER_COLUMNS = (
+    "layer", "group", "filters",
+    *(text for name in METHOD_NAMES.values() for text in (f"{name}, %", f"most by {name}, %")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,7 @@ def _section(number: int, section: Section) -> dict[str, object]:
     """What the template shows of a section."""
     record, history = section.record, section.history
     before = None if section.before is None else mistakes_by_filter(section.before)
-    charts: list[tuple[str, list[Drawing]]] = [
+    charts: list[tuple[str, list[Chart]]] = [
         ("Where are mistakes made?", [share_bars(record), depth_bars(record)]),
         (
             "Since when?",
@@ -102,10 +106,10 @@ def _section(number: int, section: Section) -> dict[str, object]:
         ("Can the fits be trusted?", [fit_page(record), xi_chart(record)]),
     ]
     drawn, place = [], 0
-    for heading, drawings in charts:
+    for heading, group in charts:
         graphics = []
-        for drawing in drawings:
-            graphics.append(Markup(svg(drawing, f"chart-{number}-{place}")))
+        for chart in group:
+            graphics.append(Markup(svg(chart, f"chart-{number}-{place}")))
             place += 1
         drawn.append((heading, graphics))
     images = {picture.sample: picture.image for picture in section.pictures}
@@ -129,11 +133,23 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "charts": drawn,
         "filters": (FILTER_COLUMNS, filter_rows(record, before)),
         "pairs": (PAIR_COLUMNS, pair_rows(record)),
+        "layers": (LAYER_COLUMNS, _layer_rows(section.history)),
         "pictures": [picture for picture in section.pictures if picture.caption],
         "rows": rows,
         "flags": section.flagged,
         "named": NAMED,
     }
+
+
+def _layer_rows(history: History) -> list[list[str]]:
+    """What the charts show of layers: shares in the last pass, and the largest in any."""
+    rows = [[layer.layer, layer.group, str(layer.filters)] for layer in history.layers]
+    for method in METHOD_NAMES:
+        shares = 100 * history.layer_shares(method)
+        for column in (shares[-1], shares.nan_to_num(-1).amax(0)):
+            for row, share in zip(rows, column.tolist(), strict=True):
+                row.append(f"{share:.1f}" if share >= 0 else "")
+    return rows
 
 
 def _when(record: PassRecord) -> str:
@@ -156,10 +172,11 @@ def _paints() -> str:
     light, dark = _properties(LIGHT), _properties(DARK)
     return (
         f":root {{ {light} }}\n"
-        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} }} }}"
+        f"@media (prefers-color-scheme: dark) {{ @media screen {{ :root {{ {dark} }} "
+        "svg image { filter: brightness(1.4); } } }"
     )
 
 
-def _properties(colours: dict[str, Colour]) -> str:
+def _properties(colours: dict[str, str]) -> str:
     """Custom properties of a palette."""
-    return " ".join(f"--{name}: #{r:02x}{g:02x}{b:02x};" for name, (r, g, b) in colours.items())
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
