@@ -81,9 +81,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Public names.
-
-    Returns:
-        Them.
-    """
+    """Public names."""
     return [*__all__, "__version__"]

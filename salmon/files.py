@@ -22,12 +22,6 @@ def read_text(path: Path) -> str:
 
     Args:
         path: In UTF-8.
-
-    Returns:
-        It.
-
-    Raises:
-        StateError: If it cannot be read.
     """
     with _readable(path):
         return path.read_text(encoding="utf-8")
@@ -38,12 +32,6 @@ def read_lines(path: Path) -> Iterator[str]:
 
     Args:
         path: In UTF-8.
-
-    Yields:
-        Lines.
-
-    Raises:
-        StateError: If it cannot be read.
     """
     with _readable(path), path.open(encoding="utf-8", newline="\n") as file:
         yield from file
@@ -62,7 +50,6 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """Write plain values as JSON.
 
     Args:
-        value: Dictionaries, lists, strings, numbers, in any nesting.
         indent: Spaces per level; None writes one line.
 
     Returns:
@@ -90,15 +77,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_new_folder(folder: Path, *, force: bool) -> None:
-    """Refuse a folder that holds something.
-
-    Args:
-        folder: The folder, which need not exist.
-        force: Whether to accept it all the same.
-
-    Raises:
-        InputError: If it is no folder, or holds files and ``force`` is not set.
-    """
+    """Refuse a folder that holds something."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not force)):
         raise InputError(
             f"{folder} already exists; a new or empty folder is needed. Choose one with --out, or "
@@ -111,12 +90,6 @@ def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool 
 
     Args:
         folder: The final name; missing parents are made.
-        fill: Writes the files into the folder it is given.
-        force: Replace what is there.
-
-    Raises:
-        InputError: If the folder holds files and ``force`` is not set.
-        OSError: If something cannot be written.
     """
     check_new_folder(folder, force=force)
     folder = folder.absolute()
@@ -157,10 +130,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
     Args:
         path: The final name; missing folders are made.
-        write: Fills the file, which is open for bytes.
-
-    Raises:
-        OSError: If the folder or file cannot be written; nothing is left behind then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -180,9 +149,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def tensor_hash(tensor: Tensor) -> str:
     """Hash type, shape and bits of a tensor, the same on every device.
-
-    Args:
-        tensor: Any.
 
     Returns:
         SHA-256 in hexadecimal.

@@ -52,16 +52,12 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     """Call a network with one tensor, a tuple of arguments, or named arguments.
 
     Args:
-        model: The network.
         inputs: A tensor, tuple, mapping or :class:`Call`; a list is a tuple of arguments, unless
             forward takes fewer than it holds, as that of a video network does.
 
     Returns:
         Its output. The network gets copies, since it may change them in place, and since inside
         ``Trainer.validate`` batches are inference tensors, which no graph may keep.
-
-    Raises:
-        UnsupportedError: If it uses a tensor of inference mode that is kept out of reach.
     """
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
@@ -108,13 +104,7 @@ class _SingleBatchNorm(TorchFunctionMode):
         """Pass every call on; let the gradient of a batch norm come in the usual format.
 
         Args:
-            func: The torch function called.
             types: Types of its overriding arguments; unused.
-            args: Its positional arguments.
-            kwargs: Its named arguments.
-
-        Returns:
-            What the function returned.
         """
         output = func(*args, **(kwargs or {}))
         known = func is torch.batch_norm or func is nn.functional.batch_norm
@@ -142,9 +132,6 @@ def no_trace(model: nn.Module) -> Iterator[None]:
     plain objects on them), and the random states of torch, NumPy and Python. Tensors that were made
     in inference mode are replaced by ordinary ones for the time being. What is changed and cannot
     be restored (parameters; other tensors of more than 64 MiB) is named in the log.
-
-    Args:
-        model: The network.
     """
     with keep_rng():
         kept = _Kept(model)
@@ -354,11 +341,7 @@ def keep_rng() -> Iterator[None]:
 
 @contextmanager
 def gradients_on(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let frozen parameters ask for gradients, and freeze them again on exit.
-
-    Args:
-        parameters: Leaves.
-    """
+    """Let frozen parameters ask for gradients, and freeze them again on exit."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_()
@@ -371,14 +354,7 @@ def gradients_on(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[bool]:
-    """Put every module into eval mode, and each back into its own mode on exit.
-
-    Args:
-        model: The network.
-
-    Yields:
-        Whether any module was in train mode.
-    """
+    """Put every module into eval mode, and each back into its own mode on exit."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -8,15 +8,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "~": "&#126;
 
 
 def markdown_table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Lay out a table.
-
-    Args:
-        names: Of the columns.
-        rows: Their cells, as many per row as there are columns.
-
-    Returns:
-        Lines without a line break at the end.
-    """
+    """Lay out a table."""
     lines = [names, ["---"] * len(names), *rows]
     return "\n".join(f"| {' | '.join(cell(each) for each in line)} |" for line in lines)
 
@@ -26,22 +18,12 @@ def cell(value: object) -> str:
 
     Args:
         value: Shown as its string; markdown in it is left as it is.
-
-    Returns:
-        One line without bars and tags.
     """
     text = str(value).replace("\n", " ").replace("|", "\\|")
     return text.replace("<", "&lt;")
 
 
 def literal(name: str) -> str:
-    """A name from data, shown to the letter whatever is in it.
-
-    Args:
-        name: Any text.
-
-    Returns:
-        Markdown without meaning.
-    """
+    """A name from data, shown to the letter whatever is in it."""
     plain = _SPECIAL.sub(r"\\\1", name)
     return "".join(_ENTITIES.get(letter, letter) for letter in plain)

@@ -19,12 +19,7 @@ class Progress:
     """A bar per stage, one at a time, on standard error; lines where that is no terminal."""
 
     def __init__(self, *, quiet: bool = False, say: Callable[[str], object] = _to_stderr) -> None:
-        """Prepare.
-
-        Args:
-            quiet: Show nothing.
-            say: Gets lines, where there is no terminal.
-        """
+        """Prepare."""
         self._quiet = quiet
         self._say = say
         self._bar: Any = None
@@ -45,13 +40,7 @@ class Progress:
             self._bar.close()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show a stage.
-
-        Args:
-            stage: Its name.
-            done: Finished steps.
-            total: All steps.
-        """
+        """Show a stage."""
         if self._quiet:
             return
         if sys.stderr.isatty():

@@ -26,13 +26,6 @@ def record_of(kind: type[_Record], value: Any, where: str) -> _Record:
     Args:
         kind: A dataclass, or a type such as ``dict[str, int]``.
         value: What JSON or a checkpoint held; fields beyond those of ``kind`` are passed over.
-        where: Name of the source, for messages.
-
-    Returns:
-        The record.
-
-    Raises:
-        StateError: If a field is missing or of another type; the message names it.
     """
     try:
         return msgspec.convert(value, kind, dec_hook=_number)
@@ -44,15 +37,7 @@ def parsed(text: str | bytes, schema: str, where: str) -> dict[str, Any]:
     """Parse one JSON object of a schema.
 
     Args:
-        text: The JSON.
         schema: That its entry ``"schema"`` must be.
-        where: Name of the source, for messages.
-
-    Returns:
-        The object.
-
-    Raises:
-        StateError: If it is no JSON, or of another schema.
     """
     try:
         value = msgspec.json.decode(text)
@@ -74,16 +59,7 @@ def tensor_of(
     """Check a tensor of a state.
 
     Args:
-        value: What was read.
-        where: Its name, for messages.
         shape: Wanted; None stands for any length.
-        dtypes: That it may have.
-
-    Returns:
-        The tensor.
-
-    Raises:
-        StateError: If it is something else.
     """
     if not isinstance(value, Tensor):
         found = type(value).__name__

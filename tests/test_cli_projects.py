@@ -40,7 +40,8 @@ def squares(**changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-PROJECTS: dict[str, tuple[Callable[[], LightningModule], Callable[[], Data], str, list[str], Any]] = {
+Row = tuple[Callable[[], LightningModule], Callable[[], Data], str, list[str], Any]
+PROJECTS: dict[str, Row] = {
     # how the user builds it, the data that are looked at, options of the command, and the config
     "a config": (lambda: Net(8), Data, "test", [], squares()),
     "a config of a subcommand": (lambda: Net(8), Data, "test", [], {"fit": squares()}),

@@ -20,12 +20,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Without the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        SystemExit: Of help and usage errors.
     """
     try:
         with _terminable():
@@ -47,11 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> None:
-    """Be the program ``salmon``.
-
-    Raises:
-        SystemExit: Always, with the exit code.
-    """
+    """Be the program ``salmon``."""
     code = main()
     for number in (signal.SIGINT, signal.SIGTERM):  # all is done; Python needs a moment to end
         signal.signal(number, signal.SIG_IGN)

@@ -42,13 +42,6 @@ def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:
 
     Args:
         path: Written by Lightning, or a state dict in torch's or the safetensors format.
-        weights_only: Whether it may hold nothing but tensors and plain values.
-
-    Returns:
-        Its content.
-
-    Raises:
-        StateError: If it is missing, damaged, or holds objects although ``weights_only``.
     """
     try:
         if path.suffix == ".safetensors":
@@ -91,16 +84,7 @@ def _belongs(item: tuple[Any, Any]) -> bool:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, source: str) -> None:
-    """Load the weights of a checkpoint into a network.
-
-    Args:
-        model: The network.
-        checkpoint: As of :func:`read_checkpoint`.
-        source: Its name, for messages.
-
-    Raises:
-        StateError: If names or shapes differ.
-    """
+    """Load the weights of a checkpoint into a network."""
     try:
         model.load_state_dict(checkpoint.state_dict)
     except RuntimeError as error:
@@ -115,13 +99,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, repaired: bool) -> N
 
     Args:
         path: Ending in ``.safetensors`` for a state dict in that format.
-        checkpoint: As of :func:`read_checkpoint`, with changed weights.
         repaired: Whether a patch is on. A checkpoint of Lightning is then marked, since its
             optimizer state belongs to the weights without the patch; a state dict has none.
-
-    Raises:
-        InputError: If safetensors cannot hold it.
-        OSError: If it cannot be written.
     """
     if path.suffix == ".safetensors":
         data = save(_apart(checkpoint.state_dict))
@@ -153,10 +132,6 @@ def check_new_file(path: Path, *, force: bool) -> None:
 
     Args:
         path: A file to be written.
-        force: Whether it may be replaced.
-
-    Raises:
-        InputError: If it exists and ``force`` is not set.
     """
     if path.exists() and not force:
         raise InputError(

@@ -51,24 +51,11 @@ class DigitNet(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch.
-
-        Args:
-            batch: Images and classes.
-            batch_idx: Unused.
-
-        Returns:
-            The mean cross-entropy.
-        """
+        """Compute the loss of a batch."""
         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log loss and accuracy of a batch.
-
-        Args:
-            batch: Images and classes.
-            batch_idx: Unused.
-        """
+        """Log loss and accuracy of a batch."""
         logits = self(batch[0])
         loss = torch.nn.functional.cross_entropy(logits, batch[1])
         right = (logits.argmax(1) == batch[1]).float().mean()
@@ -84,11 +71,7 @@ class DigitNet(LightningModule):
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Train, monitor, diagnose, print.
-
-    Raises:
-        InputError: If the folder already holds files.
-    """
+    """Train, monitor, diagnose, print."""
     folder = options.out
     if folder.exists() and any(folder.iterdir()):
         raise InputError(

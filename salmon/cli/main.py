@@ -64,9 +64,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: Without the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
     """
     given = list(map(_spelled, sys.argv[1:] if arguments is None else arguments))
     parser = _parser()

@@ -70,19 +70,7 @@ def run_pass(
     """Build the project, and let a trainer validate or test it.
 
     Args:
-        options: Of the command.
         name: Of the data, as of ``ProjectOptions.new``.
-        callbacks: Makes those that look on, from the project.
-        seed: Where the config has none.
-        folder: Root of what the trainer writes.
-        progress: Gets the numbers of batches.
-
-    Returns:
-        The project, with the network as the trainer left it.
-
-    Raises:
-        InputError: If something does not fit.
-        StateError: If the checkpoint cannot be read, or is of another network.
     """
     checkpoint = None
     if options.ckpt_path is not None:
@@ -126,11 +114,7 @@ def chosen(found: Mapping[str, Any], name: str) -> str:
     """The scope of some data among those that a trainer's loaders gave.
 
     Args:
-        found: By scope, such as the results of a monitor.
         name: Of the data, as of ``ProjectOptions.new``.
-
-    Raises:
-        InputError: If there is none, or one of several is to be chosen.
     """
     first, _, loader = name.partition("/")
     scope = stage_of(name) + (f"/{loader}" if loader and first in STAGES else "")
@@ -269,9 +253,6 @@ def read_config(path: str) -> tuple[dict[str, Any], bool]:
 
     Returns:
         Its sections, and whether they lie in one named by a subcommand, ``fit``.
-
-    Raises:
-        InputError: If it cannot be read, or is no mapping.
     """
     try:
         found = yaml.load(read_text(Path(path)), getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -34,15 +34,11 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
     """Collect the samples in the project's own loops, repair, write, print.
 
     Args:
-        options: Of the command.
         explicit: Settings of the repair that were given on the command line; the config's section
             counts for the others.
 
     Returns:
         The exit code: 0 accepted or nothing to repair, 1 not accepted.
-
-    Raises:
-        InputError: If something does not fit.
     """
     check_new_folder(options.out, force=options.force)
     if options.write_checkpoint and options.ckpt_path is None:

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a left-aligned first column and right-aligned others.
-
-    Args:
-        title: Printed above it.
-        columns: Their headings.
-        rows: Their cells, as many per row as there are columns.
-    """
+    """Print a table with a left-aligned first column and right-aligned others."""
     if sys.stdout.isatty() and importlib.util.find_spec("rich") is not None:
         from rich.console import Console
         from rich.table import Table
@@ -29,16 +23,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table in plain text.
-
-    Args:
-        title: Its first line.
-        columns: Their headings.
-        rows: Their cells.
-
-    Returns:
-        Lines of equal width, without a line break at the end.
-    """
+    """Lay out a table in plain text."""
     lines = [columns, *([visible(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     text = [
@@ -53,9 +38,6 @@ def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def visible(name: str) -> str:
     """A name from data without what a terminal would obey.
-
-    Args:
-        name: Any text.
 
     Returns:
         The same in one line, with a question mark for each letter that cannot be printed.

@@ -33,7 +33,6 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
 
     Args:
         ranking: Of M mistakes.
-        most: How many filters at most.
 
     Returns:
         The filters; equal numbers of mistakes are ordered by the rarer median, then by number.
@@ -59,12 +58,6 @@ def confusions(
 
     Args:
         mistakes: M samples.
-        ranking: Their filters.
-        most: How many pairs at most.
-        filters: How many filters to name per pair at most.
-
-    Returns:
-        Pairs by falling number of mistakes, then by class numbers.
     """
     if len(mistakes.target) == 0:
         return []

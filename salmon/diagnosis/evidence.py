@@ -42,11 +42,7 @@ class Evidence:
     ambiguous: int = 0  # batches for which it fed several such things
 
     def counts(self) -> dict[str, int]:
-        """Wait for the numbers.
-
-        Returns:
-            By name.
-        """
+        """Wait for the numbers."""
         return {name: int(getattr(self, name)) for name in self.__slots__}
 
     def weigh(self, step: Step, off: Tensor | None, samples: int) -> None:
@@ -103,7 +99,6 @@ def differing(measured: Any, outputs: Sequence[Any], rows: Tensor, samples: int)
     """Tell for which samples the network gave something else in the step than when measured.
 
     Args:
-        measured: Its output for the chosen samples.
         outputs: Those of the step; a sample is all right if one of them agrees.
         rows: ``[M]`` the chosen samples.
         samples: N, of the whole batch.

@@ -17,7 +17,6 @@ def priorities(numbers: Tensor, seed: int) -> Tensor:
 
     Args:
         numbers: ``[N]`` int64.
-        seed: Any integer.
 
     Returns:
         ``[N]`` int64, uniform over all values; distinct for distinct numbers.
@@ -33,13 +32,7 @@ class Reservoir:
     """At most ``capacity`` rows of ``width`` numbers, with the number of each sample."""
 
     def __init__(self, capacity: int, width: int, seed: int) -> None:
-        """Start empty; memory grows with what comes.
-
-        Args:
-            capacity: Rows kept at most.
-            width: Numbers per row.
-            seed: Of the priorities.
-        """
+        """Start empty; memory grows with what comes."""
         self.capacity = capacity
         self._seed = seed
         self._held = 0

@@ -56,12 +56,7 @@ class WorstSamples:
     """Keeps the samples of the highest losses; equal losses by position."""
 
     def __init__(self, pictures: int, thumbnails: int) -> None:
-        """Start empty.
-
-        Args:
-            pictures: Samples whose inputs are kept.
-            thumbnails: Samples of which a small image is kept.
-        """
+        """Start empty."""
         self._pictures = _Best(pictures)
         self._thumbnails = _Best(max(thumbnails, pictures))
         self.extremes: Range | None = None
@@ -100,7 +95,6 @@ class WorstSamples:
         """Keep those that belong to the worst so far.
 
         Args:
-            glimpse: Of a batch.
             numbers: ``[N]`` positions of its samples in the pass.
         """
         if glimpse.extremes is not None:
@@ -198,9 +192,6 @@ class _Best:
 def find_images(inputs: Any) -> Tensor | None:
     """Find the images in what a network gets.
 
-    Args:
-        inputs: Tensors in any nesting.
-
     Returns:
         The first ``[N, C, H, W]`` tensor of three colours, else the first of one, or None.
     """
@@ -210,9 +201,6 @@ def find_images(inputs: Any) -> Tensor | None:
 
 def image_position(inputs: Any) -> int | None:
     """Find which leaf of the inputs holds the images.
-
-    Args:
-        inputs: Tensors in any nesting.
 
     Returns:
         Its number among the leaves, or None.

@@ -62,16 +62,11 @@ def discover(model: nn.Module, units: tuple[str, ...], inputs: Any = None) -> li
     """Find the parameters that hold filters.
 
     Args:
-        model: The network.
-        units: Which kinds to find.
         inputs: A batch as :func:`salmon.forward.call_network` takes it, to run the network with;
             None finds the weights of torch's own modules only.
 
     Returns:
         What was found, in the order of ``named_parameters()``.
-
-    Raises:
-        InputError: If a convolution is lazy and has no shape yet.
     """
     names = {id(parameter): name for name, parameter in parameters_by_name(model).items()}
     order = {key: place for place, key in enumerate(names)}

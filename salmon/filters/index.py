@@ -218,18 +218,11 @@ class FilterIndex:
         ]
 
     def fingerprint(self) -> Fingerprint:
-        """Describe what must agree for numbers of one network to be used with another.
-
-        Returns:
-            The fingerprint.
-        """
+        """Describe what must agree for numbers of one network to be used with another."""
         return [(layer.weight, layer.filters, layer.size) for layer in self.layers]
 
     def fits(self, model: nn.Module) -> bool:
         """Tell whether a network has all weights of this index.
-
-        Args:
-            model: Any network.
 
         Returns:
             Whether it has, by name and size.
@@ -310,16 +303,5 @@ def _layer(found: Found, group: str) -> FilterLayer:
 
 
 def checked_fingerprint(value: Any, *, source: str) -> Fingerprint:
-    """Check what a file holds as a fingerprint.
-
-    Args:
-        value: What :meth:`FilterIndex.fingerprint` gave, or anything.
-        source: Where it comes from, for the message.
-
-    Returns:
-        The fingerprint.
-
-    Raises:
-        StateError: If it is something else.
-    """
+    """Check what a file holds as a fingerprint."""
     return record_of(Fingerprint, value, f"{source}: filters")

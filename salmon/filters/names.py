@@ -69,9 +69,6 @@ def _parts_by_weight(names: Mapping[str, Tensor]) -> dict[str, list[str]]:
 def parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
     """Parameters of a network under the names of the weights they stand for.
 
-    Args:
-        model: The network.
-
     Returns:
         By clean name, in the order of ``named_parameters()``.
     """

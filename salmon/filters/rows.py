@@ -9,10 +9,6 @@ from salmon.filters.index import FilterLayer
 def filter_rows(weight: Tensor, layer: FilterLayer) -> Tensor:
     """Lay a weight out by filters.
 
-    Args:
-        weight: Shaped like the layer's parameter.
-        layer: Its description.
-
     Returns:
         ``[filters, size]``, a view where the layout allows it.
     """
@@ -26,8 +22,6 @@ def weight_of_rows(rows: Tensor, layer: FilterLayer, shape: torch.Size) -> Tenso
 
     Args:
         rows: ``[filters, size]``.
-        layer: The description of the weight.
-        shape: Of the weight.
 
     Returns:
         The weight; the inverse of :func:`filter_rows`.

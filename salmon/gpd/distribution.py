@@ -17,7 +17,6 @@ def log_survival(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         excess: Values ``>= 0``.
-        xi: Shape.
         sigma: Scale ``> 0``, in the unit of ``excess``.
 
     Returns:
@@ -39,7 +38,6 @@ def survival(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         excess: Values ``>= 0``.
-        xi: Shape.
         sigma: Scale ``> 0``, in the unit of ``excess``.
 
     Returns:
@@ -53,7 +51,6 @@ def quantile(probability: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         probability: In ``[0, 1]``.
-        xi: Shape.
         sigma: Scale ``> 0``.
 
     Returns:

@@ -56,9 +56,6 @@ def anderson_darling(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
         ``[F]`` float64, ``> 0``. NaN where there is no fit or no excess, and where the fit rules
         out an excess: at or past the end point, as the largest one of a boundary fit is, or at or
         below zero.
-
-    Raises:
-        InputError: If ``excess`` is no floating matrix, or differs from the fit in ``F``.
     """
     if excess.ndim != 2 or not excess.is_floating_point():
         raise InputError(
@@ -122,9 +119,6 @@ def goodness_p(statistic: Tensor, xi: Tensor) -> Tensor:
     Returns:
         ``[F]`` float64 in ``(0, 1]``, rough below 0.001, where the table ends; NaN where an
         argument is NaN.
-
-    Raises:
-        InputError: If the arguments are no vectors of one length.
     """
     if statistic.ndim != 1 or statistic.shape != xi.shape:
         raise InputError(

@@ -69,9 +69,6 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
         Float64 parameters with a status for each row. A row whose excesses are all equal, or
         among which there are zeros (ties with the threshold; the likelihood is then unbounded),
         is ``DEGENERATE``.
-
-    Raises:
-        InputError: If ``excess`` is no floating matrix, or holds negative or infinite values.
     """
     if excess.ndim != 2 or not excess.is_floating_point():
         raise InputError(

@@ -89,9 +89,6 @@ class TailFit:
         Args:
             state: What :meth:`state_dict` gave.
 
-        Returns:
-            The record.
-
         Raises:
             StateError: If names are missing or unknown, or the tensors do not fit together.
         """

@@ -24,12 +24,6 @@ def unpack_batch(batch: Any) -> tuple[Any, Tensor]:
     Args:
         batch: ``(inputs, targets, ...)``, or a mapping with one of ``TARGET_KEYS`` and, if it has
             one, of ``INPUT_KEYS``; else all its other entries but ids are named arguments.
-
-    Returns:
-        Inputs and targets.
-
-    Raises:
-        InputError: If the batch has another form.
     """
     if isinstance(batch, Mapping):
         x = next((batch[key] for key in INPUT_KEYS if key in batch), None)
@@ -58,16 +52,11 @@ def ids_of_batch(
     """Find the numbers or names of the samples of a batch.
 
     Args:
-        batch: What the loader gave.
         samples: N.
-        function: The user's own way, if any.
 
     Returns:
         ``[N]`` ids, or None where the batch has none; and their source, ``"function"`` or
         ``"batch"``.
-
-    Raises:
-        InputError: If the function gives another number of ids.
     """
     if function is not None:
         found: Any = function(batch)

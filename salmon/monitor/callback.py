@@ -91,7 +91,6 @@ class SaliencyMonitor(CallbackBase):
                 same in every validation; None measures all.
             memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is
                 kept and ranked.
-            seed: Of all random choices.
             write_files: Whether to write flagged samples, fits and what the report is made of.
             views: What is shown, and how; None takes the defaults of ``salmon.ViewSettings``.
             repair: Look for a repair after fit, or after every validation; None does not.
@@ -154,11 +153,6 @@ class SaliencyMonitor(CallbackBase):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse trainers with sharded parameters, or several processes by something else than DDP.
 
-        Args:
-            trainer: The trainer.
-            pl_module: Unused.
-            stage: Unused.
-
         Raises:
             UnsupportedError: If the trainer is one of these.
         """
@@ -202,16 +196,7 @@ class SaliencyMonitor(CallbackBase):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Measure a batch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The network.
-            outputs: Unused.
-            batch: What the loader gave.
-            batch_idx: Its number.
-            dataloader_idx: The loader's number.
-        """
+        """Measure a batch."""
         if self._pass is not None:
             self._pass.measure(batch, batch_idx, dataloader_idx)
 
@@ -277,9 +262,6 @@ class SaliencyMonitor(CallbackBase):
         Args:
             model: The network the fits are wanted for.
             scope: A key of :attr:`results`.
-
-        Returns:
-            The fits.
 
         Raises:
             InputError: If no pass of this scope was measured.

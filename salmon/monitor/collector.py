@@ -42,7 +42,6 @@ class Collector:
         """Prepare; nothing is measured yet.
 
         Args:
-            context: The validation or test.
             coverage: What was last announced as measured; another one will be announced.
         """
         self.coverage = coverage

@@ -44,14 +44,7 @@ class Processes:
         return self.rank == 0
 
     def together(self, task: Callable[[], _Value]) -> _Value:
-        """Run a task without collectives in every process; if one fails, all raise.
-
-        Returns:
-            What the task gave here.
-
-        Raises:
-            PeerError: If it failed in another process only.
-        """
+        """Run a task without collectives in every process; if one fails, all raise."""
         if self.size == 1:
             return task()
         error, value = None, None
@@ -68,30 +61,14 @@ class Processes:
         return value  # type: ignore[return-value]
 
     def objects(self, value: _Value) -> list[_Value]:
-        """Hand a small value to all.
-
-        Returns:
-            The values of all processes, by rank.
-
-        Raises:
-            PeerError: If that of another process cannot be pickled; what pickle raises, if it is
-                this one's.
-        """
+        """Hand a small value to all."""
         if self.size == 1:
             return [value]
         data = self.together(lambda: pickle.dumps(value))  # may hold what a user's loader gave
         return [pickle.loads(theirs) for theirs in self._told(data)]  # of this very program
 
     def reduce(self, value: _Value, merge: Callable[[_Value], object]) -> None:
-        """Hand a value to the first process, one after the other.
-
-        Args:
-            value: Of this process.
-            merge: Takes up that of another one, in the first process, by rank.
-
-        Raises:
-            PeerError: As of :meth:`objects`, or if ``merge`` failed.
-        """
+        """Hand a value to the first process, one after the other."""
         if self.size == 1:
             return
         data = self.together(lambda: b"" if self.first else pickle.dumps(value))
@@ -115,14 +92,7 @@ class Processes:
         self.together(tell)
 
     def on_first(self, task: Callable[[], _Value]) -> _Value:
-        """Run a task without collectives in the first process only.
-
-        Returns:
-            What it gave, in every process.
-
-        Raises:
-            PeerError: If it failed, in the other processes.
-        """
+        """Run a task without collectives in the first process only."""
         if self.size == 1:
             return task()
         value: list[Any] = []

@@ -16,7 +16,6 @@ def class_names(loader: Any, settings: ViewSettings) -> list[str] | None:
 
     Args:
         loader: Such as a ``DataLoader``.
-        settings: Whose names go first.
 
     Returns:
         By class number; None where nobody knows them.
@@ -45,7 +44,6 @@ def normalisation(loader: Any, settings: ViewSettings) -> Normalisation | None:
 
     Args:
         loader: Such as a ``DataLoader``.
-        settings: Whose numbers go first.
 
     Returns:
         The normalisation; None where it has to be guessed from the images.

@@ -64,14 +64,7 @@ def flagged_images(
     """Make pictures of the worst mistakes.
 
     Args:
-        model: The network.
-        diagnosis: Of the pass.
-        worst: Its worst mistakes.
-        settings: Of the monitor.
-        classes: Names of the classes, where they are known.
         normalisation: Of the images; None guesses it.
-        maps: Whether saliency maps are tried, where the settings want them.
-        forward_context: Makes a context around a forward, such as that of autocast.
 
     Returns:
         Pictures and thumbnails; none where inputs hold no images.

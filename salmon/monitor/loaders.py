@@ -23,22 +23,12 @@ BatchIds = Callable[[Any], list[int | str]]
 
 
 def flat_loaders(loaders: Any) -> list[Any]:
-    """Loaders in the order in which Lightning numbers them.
-
-    Args:
-        loaders: One, or any nesting of lists and mappings of them.
-
-    Returns:
-        Them.
-    """
+    """Loaders in the order in which Lightning numbers them."""
     return [loader for _, loader in pytree.tree_flatten_with_path(loaders)[0]]
 
 
 def loader_names(loaders: Any) -> list[str]:
     """Names of loaders, as parts of those of results, metrics and files.
-
-    Args:
-        loaders: As of :func:`flat_loaders`.
 
     Returns:
         ``loader0`` and so on for a list; for mappings with the names in them, such as
@@ -61,9 +51,6 @@ def keeps_order(loader: Any) -> bool:
 
     Args:
         loader: Such as a ``DataLoader``.
-
-    Returns:
-        False where it cannot be known.
     """
     # The sampler of a loader with its own batch_sampler is a placeholder.
     if type(getattr(loader, "batch_sampler", None)) is not BatchSampler:
@@ -92,12 +79,6 @@ def whole_loader(loader: Any) -> Any:
 
     Args:
         loader: Such as a ``DataLoader``.
-
-    Returns:
-        The loader itself where it gives all.
-
-    Raises:
-        InputError: If it shares out samples in a way that cannot be undone.
     """
     shared = sampler_of(loader)
     if not isinstance(shared, DistributedSampler):
@@ -128,15 +109,10 @@ def batch_ids(
 
     Args:
         loader: Such as a ``DataLoader``, or a list of batches.
-        what: Name of the data, for messages.
         unpack: ``batch -> (inputs, targets)``.
-        function: The user's own ids, if any.
 
     Returns:
         A function; None where batches hold no ids, so that the position has to do.
-
-    Raises:
-        InputError: If the loader can be read only once, or shuffles and gives no ids.
     """
     if isinstance(loader, Iterator):
         raise InputError(
@@ -166,18 +142,7 @@ def collect_samples(
     """Take the samples out of a loader.
 
     Args:
-        loader: As of :func:`batch_ids`, like the other arguments.
-        what: Name of the data, for messages.
-        most: Samples at most.
-        seed: Of their choice.
         unpack: ``batch -> (inputs, targets)``.
-        function: The user's own ids, if any.
-
-    Returns:
-        The samples.
-
-    Raises:
-        InputError: If their ids cannot be known, or there are none.
     """
     ids = batch_ids(loader, what, unpack=unpack, function=function)
     return Samples.collect(loader, unpack=unpack, ids=ids, most=most, seed=seed)

@@ -67,8 +67,6 @@ class ViewMemory:
         """Add a pass.
 
         Args:
-            scope: Its scope.
-            record: The pass.
             index: Its filters; the passes of others are forgotten.
 
         Returns:
@@ -97,14 +95,7 @@ class ViewMemory:
         }
 
     def take_over(self, state: MonitorState) -> None:
-        """Go on where a checkpoint was written; what was known of other passes is forgotten.
-
-        Args:
-            state: Of the checkpoint.
-
-        Raises:
-            StateError: If a history is something else; nothing is changed then.
-        """
+        """Go on where a checkpoint was written; what was known of other passes is forgotten."""
         histories = {scope: History.from_state_dict(e) for scope, e in state.histories.items()}
         self.run, self.histories = state.run, histories
         self.blamed, self.filters = dict(state.blamed), dict(state.filters)
@@ -115,12 +106,6 @@ def checked_state(state: Any) -> MonitorState:
 
     Args:
         state: What ``SaliencyMonitor.state_dict`` gave.
-
-    Returns:
-        The state.
-
-    Raises:
-        StateError: If it is of another version, or damaged.
     """
     version = state.get("version") if isinstance(state, dict) else type(state).__name__
     if version != STATE_VERSION:

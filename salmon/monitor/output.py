@@ -59,14 +59,7 @@ def publish_pass(
     """Log, write and show what the pass over one loader found; all processes have to call.
 
     Args:
-        context: The validation or test.
         scope: A key of the monitor's results.
-        loader: The loader's number.
-        diagnosis: What was found.
-        worst: Its worst mistakes, in the first process.
-
-    Raises:
-        PeerError: If the first process failed.
     """
     settings, trainer, clock = context.settings, context.trainer, context.clock
     folder = folder_of(trainer, settings, context.memory)
@@ -174,14 +167,7 @@ def metric_scope(scope: str) -> str:
 
 
 def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings: Settings) -> None:
-    """Say what is measured, in the log and as a text in TensorBoard.
-
-    Args:
-        trainer: The trainer.
-        scope: The stage.
-        coverage: Of the network.
-        settings: Of the monitor.
-    """
+    """Say what is measured, in the log and as a text in TensorBoard."""
     if trainer.is_global_zero:
         logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
@@ -210,8 +196,6 @@ def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path 
     """The folder for files; all processes have to ask.
 
     Args:
-        trainer: The trainer.
-        settings: Of the monitor.
         memory: What the user was told already; updated.
 
     Returns:
@@ -235,10 +219,6 @@ def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path 
 
 def run_folder(trainer: Trainer, run: str) -> str:
     """Where the files of a run belong; all processes have to ask.
-
-    Args:
-        trainer: The trainer.
-        run: Name of the run, for loggers that have none.
 
     Returns:
         The folder of the first logger's run: its own, or ``save_dir/name/version`` as Lightning's
@@ -272,9 +252,6 @@ def is_local(place: str) -> bool:
 
     Args:
         place: Such as ``logs`` or ``s3://bucket/logs``.
-
-    Returns:
-        Whether it is a folder here.
     """
     return "://" not in place or place.startswith("file://")
 
@@ -284,10 +261,6 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
 
     Args:
         scope: A key of the monitor's results.
-        number: Of the pass.
-        diagnosis: What it found.
-        clock: Of the pass.
-        skipped: Batches left out.
     """
     kept = len(diagnosis.mistakes.sample)
     shares = group_shares(diagnosis.rankings["pot"], diagnosis.index)
@@ -313,9 +286,6 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
 
 def boards(trainer: Trainer) -> list[Board]:
     """Where views are put up.
-
-    Args:
-        trainer: The trainer.
 
     Returns:
         One per logger; none in a fast_dev_run, whose loggers are dummies, and none on other ranks
@@ -344,13 +314,6 @@ def write_diagnosis(
 
     Args:
         folder: Where to; it is made if missing.
-        scope: Part of the names of the files.
-        diagnosis: What the pass found.
-        record: The same in plain values.
-        images: Of its mistakes.
-
-    Raises:
-        OSError: If a file cannot be written; the others are written all the same.
     """
     name, number = scope.replace("/", "-"), record.number
     flagged = folder / f"flagged-{name}-{number:06d}.jsonl"

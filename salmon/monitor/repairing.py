@@ -27,15 +27,9 @@ Loaders = Callable[[Trainer], tuple[Any, Any | None]]
 def validation_loaders(trainer: Trainer) -> tuple[Any, Any | None]:
     """Find new and reference data among the validation loaders.
 
-    Args:
-        trainer: After a validation.
-
     Returns:
         With one loader, that one as new data and none as reference; with several, the second as
         new and the first as reference.
-
-    Raises:
-        InputError: If there is none.
     """
     if trainer.val_dataloaders is None:
         raise InputError("the trainer has no validation loader; pass RepairInTraining(loaders=).")
@@ -60,11 +54,7 @@ class RepairInTraining:
     loaders: Loaders = validation_loaders
 
     def __post_init__(self) -> None:
-        """Refuse an unknown time.
-
-        Raises:
-            InputError: If ``after`` is one.
-        """
+        """Refuse an unknown time."""
         if self.after not in ("fit", "validation"):
             raise InputError(f"after is {self.after!r}; 'fit' or 'validation' is needed.")
 
@@ -80,20 +70,8 @@ def repair_in_training(
     """Look for a repair, write it beside the checkpoints, and say so in the log.
 
     Args:
-        trainer: After a validation or fit.
         module: Its network; changed only where ``wanted.apply`` and the repair is accepted.
-        settings: Of the monitor.
-        wanted: What to do.
-        memory: Name of the run.
         processes: All of them; the first one looks, and all get the outcome.
-
-    Returns:
-        The outcome.
-
-    Raises:
-        InputError: If the data do not fit.
-        OSError: If a file cannot be written.
-        PeerError: If that happened on the first rank, and this is another one.
     """
     # Asks the first rank, so all have to call.
     place = _folder(trainer, memory)

@@ -21,14 +21,7 @@ class SampleCollector(CallbackBase):
     """Collects what a validation or test feeds to its network, by loader."""
 
     def __init__(self, what: str, settings: Settings, *, most: int, seed: int) -> None:
-        """Start empty.
-
-        Args:
-            what: Name of the data, for messages.
-            settings: How batches are unpacked, and where ids come from.
-            most: Samples kept of each loader.
-            seed: Of their choice.
-        """
+        """Start empty."""
         super().__init__()
         self.gathered: dict[str, Gathering] = {}
         """By scope, as the results of a monitor."""
@@ -49,12 +42,7 @@ class SampleCollector(CallbackBase):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
         batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Keep its samples.
-
-        Raises:
-            InputError: If they cannot be told apart, or the step evaluates another function than
-                the network on them.
-        """
+        """Keep its samples."""
         assert self._watch is not None
         stage = "test" if trainer.testing else "validation"
         scope = scope_of(trainer, stage, dataloader_idx)

@@ -72,7 +72,6 @@ class Settings(PassSettings):
         """Index the filters that the arguments select, by what a batch of inputs goes through.
 
         Args:
-            model: The network.
             inputs: None finds torch's own modules only.
         """
         return FilterIndex.from_model(

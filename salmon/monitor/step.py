@@ -50,11 +50,7 @@ class StepWatch:
     """Watches the steps of one pass."""
 
     def __init__(self, model: LightningModule) -> None:
-        """Look at nothing yet.
-
-        Args:
-            model: Whose steps are watched.
-        """
+        """Look at nothing yet."""
         self._model = model
         self._paths = dict(_in_sight(model))
         # Without a forward of its own, a part of the module is the network.
@@ -87,17 +83,7 @@ class StepWatch:
             self._hooks += [enters, leaves]
 
     def end(self, batch: Any) -> Any:
-        """A step has ended.
-
-        Args:
-            batch: As it is now, for loops that hand out none before.
-
-        Returns:
-            The batch with all entries it had.
-
-        Raises:
-            Exception: That a hook met; the step itself went on.
-        """
+        """A step has ended."""
         self._unhook()
         if self._trouble is not None:
             raise self._trouble
@@ -121,15 +107,11 @@ class StepWatch:
         """Tell what the step gave to the network, and what came of it.
 
         Args:
-            inputs: Those of the batch.
             samples: N.
 
         Returns:
             What to measure: the inputs of the batch where the step was not seen to run the network
             on so many.
-
-        Raises:
-            InputError: If the module has no forward, and the step runs more than one part of it.
         """
         every = [seen for seen in self._seen if seen.has(samples)]
         calls = [seen for seen in every if not seen.call.path] if self._forwards else every

@@ -23,11 +23,7 @@ def ordinary_tensors() -> Iterator[None]:
 
 @contextmanager
 def muted(pl_module: LightningModule) -> Iterator[None]:
-    """Keep a ``self.log`` inside ``forward`` from logging the extra forward.
-
-    Args:
-        pl_module: The network.
-    """
+    """Keep a ``self.log`` inside ``forward`` from logging the extra forward."""
     names = ("log", "log_dict")
     before = {name: pl_module.__dict__[name] for name in names if name in pl_module.__dict__}
     pl_module.__dict__.update(dict.fromkeys(names, lambda *_args, **_kwargs: None))
@@ -43,14 +39,7 @@ _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse trainers whose network cannot be measured in one piece.
-
-    Args:
-        trainer: The trainer.
-
-    Raises:
-        UnsupportedError: If it shards parameters, or runs processes by something else than DDP.
-    """
+    """Refuse trainers whose network cannot be measured in one piece."""
     strategy = type(trainer.strategy).__name__
     if strategy in _SHARDED:
         raise UnsupportedError(
@@ -66,22 +55,12 @@ def check_trainer(trainer: Trainer) -> None:
 
 
 def rehearsal(trainer: Trainer) -> bool:
-    """Whether it is a fast_dev_run, in which Lightning's loggers and checkpoints are off, too.
-
-    Args:
-        trainer: The trainer.
-
-    Returns:
-        Whether nothing should be written.
-    """
+    """Whether it is a fast_dev_run, in which Lightning's loggers and checkpoints are off, too."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def forward_context(trainer: Trainer) -> AbstractContextManager[object]:
     """The trainer's autocast; float16 is left out, where gradients of 1e-8 would vanish.
-
-    Args:
-        trainer: The trainer.
 
     Returns:
         A context for forward and loss.
@@ -95,10 +74,6 @@ def forward_context(trainer: Trainer) -> AbstractContextManager[object]:
 
 def expected_samples(trainer: Trainer, loader: int) -> int | None:
     """How many samples a loader will give.
-
-    Args:
-        trainer: The trainer, in validation or test.
-        loader: The loader's number.
 
     Returns:
         The number, or None where the loader cannot say.
@@ -124,10 +99,6 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
 def numbering_of(trainer: Trainer, loader: int) -> Numbering:
     """Where the samples of a loader stand in the pass.
 
-    Args:
-        trainer: The trainer, in validation or test.
-        loader: The loader's number.
-
     Returns:
         With several processes, that of the sampler that shares the samples out.
     """
@@ -147,15 +118,7 @@ def numbering_of(trainer: Trainer, loader: int) -> Numbering:
 
 
 def in_dataset_order(trainer: Trainer, loader: int) -> bool:
-    """Whether a loader gives the samples of its dataset in order, so that positions are indices.
-
-    Args:
-        trainer: The trainer, in validation or test.
-        loader: The loader's number.
-
-    Returns:
-        False where it cannot be known.
-    """
+    """Whether a loader gives the samples of its dataset in order, so that positions are indices."""
     return keeps_order(loader_of(trainer, loader))
 
 
@@ -163,9 +126,7 @@ def scope_of(trainer: Trainer, stage: str, loader: int) -> str:
     """Name what one loader of a pass gives.
 
     Args:
-        trainer: The trainer, in validation or test.
         stage: ``"validation"`` or ``"test"``.
-        loader: The loader's number.
 
     Returns:
         The stage; with the loader's name behind where there are several.
@@ -180,13 +141,5 @@ def _loaders(trainer: Trainer) -> Any:
 
 
 def loader_of(trainer: Trainer, number: int) -> Any:
-    """One of the loaders of the running stage, in the order Lightning runs them.
-
-    Args:
-        trainer: The trainer, in validation or test.
-        number: Of the loader.
-
-    Returns:
-        The loader.
-    """
+    """One of the loaders of the running stage, in the order Lightning runs them."""
     return flat_loaders(_loaders(trainer))[number]

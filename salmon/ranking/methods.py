@@ -81,7 +81,6 @@ def log_tail_probability(profile: Tensor, fit: TailFit) -> Tensor:
 
     Args:
         profile: ``[N, F]`` float64 saliency.
-        fit: Tails of the same filters.
 
     Returns:
         ``[N, F]`` in ``[LOG_P_FLOOR, log rate]``; NaN at or below the threshold, where a tail says
@@ -98,7 +97,6 @@ def tail_score(profile: Tensor, fit: TailFit) -> Tensor:
 
     Args:
         profile: ``[N, F]`` float64 saliency.
-        fit: Tails of the same filters.
 
     Returns:
         ``[N, F]`` ``-log p``; at the floor, values above it by less than 1 that grow with the
@@ -119,7 +117,6 @@ def z_score(profile: Tensor, fit: TailFit) -> Tensor:
 
     Args:
         profile: ``[N, F]`` float64 saliency.
-        fit: Moments of the same filters.
 
     Returns:
         ``[N, F]``; NaN where fewer than two samples gave the moments.

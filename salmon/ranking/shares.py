@@ -13,13 +13,9 @@ def layer_counts(ranking: Ranking, index: FilterIndex) -> Tensor:
 
     Args:
         ranking: Of N samples.
-        index: The filters of the ranking.
 
     Returns:
         ``[L]`` int64 counts over all samples and places.
-
-    Raises:
-        InputError: If the ranking names filters beyond the index.
     """
     named = ranking.filters[ranking.filters >= 0]
     if named.numel() and int(named.max()) >= len(index):
@@ -35,7 +31,6 @@ def group_shares(ranking: Ranking, index: FilterIndex) -> dict[str, float]:
 
     Args:
         ranking: Of N samples.
-        index: The filters of the ranking.
 
     Returns:
         Shares in ``[0, 1]`` that add up to 1, by group; NaN if nothing was ranked.
@@ -52,9 +47,6 @@ def group_shares(ranking: Ranking, index: FilterIndex) -> dict[str, float]:
 
 def filter_shares(index: FilterIndex) -> dict[str, float]:
     """Share of every group among all filters, the yardstick for :func:`group_shares`.
-
-    Args:
-        index: The filters.
 
     Returns:
         Shares in ``[0, 1]`` that add up to 1, by group.

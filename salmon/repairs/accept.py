@@ -41,15 +41,7 @@ class Comparison:
 
 
 def compare(before: Predictions, after: Predictions) -> Comparison:
-    """Count what changed.
-
-    Args:
-        before: Predictions of the original network.
-        after: Predictions of the edited one, for the same samples.
-
-    Returns:
-        The comparison.
-    """
+    """Count what changed."""
     was, now = before.right, after.right
     fixed, broken = int((~was & now).sum()), int((was & ~now).sum())
     return Comparison(
@@ -67,10 +59,6 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
 def mcnemar(fixed: int, broken: int) -> float:
     """Exact one-sided McNemar test (McNemar 1947, Psychometrika 12; binomial form).
 
-    Args:
-        fixed: Samples that turned right.
-        broken: Samples that turned wrong.
-
     Returns:
         Probability of at least so many fixed among the changed ones if either were as likely; 1
         where nothing changed.
@@ -84,9 +72,6 @@ def loss_bound(fixed: int, broken: int, samples: int, confidence: float) -> floa
     """Upper bound of the accuracy lost, from paired counts (Wald, as for McNemar's test).
 
     Args:
-        fixed: Samples that turned right.
-        broken: Samples that turned wrong.
-        samples: All.
         confidence: One-sided; 0.5 gives the observed loss.
 
     Returns:
@@ -109,10 +94,7 @@ def judge(
     """Apply every rule.
 
     Args:
-        edit: The repair.
         new: Predictions before and after, of the accept split of the new data.
-        reference: The same of the reference data.
-        settings: With the bounds.
 
     Returns:
         All rules; the repair is accepted if all passed.
@@ -200,9 +182,6 @@ def _class_rule(before: Predictions, after: Predictions, settings: RepairSetting
 
 def broken_per_fixed(found: Comparison) -> float:
     """Newly broken samples for each one that is fixed.
-
-    Args:
-        found: What changed.
 
     Returns:
         The ratio; infinite where samples are broken and none is fixed.

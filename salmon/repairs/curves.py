@@ -62,16 +62,11 @@ def edit_curves(
         model: The network; as before when this returns.
         samples: M misclassified samples.
         ranking: Of the same samples, with K filters each.
-        index: The filters of the ranking.
         edit: ``"plain"`` for one gradient step, ``"normalised"`` for one of equal relative
             size on each filter, ``"prune"`` for zeros.
-        rate: Learning rate of a step.
         counts: Numbers of filters to look at; None looks at 1 to K. A sample with fewer ranked
             filters keeps those it has.
         progress: Gets the numbers of finished and of all samples.
-
-    Returns:
-        The curves.
 
     Raises:
         InputError: If samples and ranking differ in number, there are none, or ``edit`` is
@@ -101,9 +96,6 @@ def many_edit_curves(
         model: The network; as before when this returns.
         samples: M misclassified samples.
         rankings: Of the same samples, with K filters each, by name.
-        index: The filters of the rankings.
-        steps: Kinds of edits.
-        counts: As of :func:`edit_curves`.
         batch_size: Edited networks that run in one forward.
         progress: Gets the numbers of finished and of all samples.
 

@@ -73,13 +73,7 @@ class Directions:
     def __init__(
         self, model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor]
     ) -> None:
-        """Lay weights and gradients out by filters.
-
-        Args:
-            model: The network.
-            index: Its filters.
-            gradients: By weight name, shaped like the weight.
-        """
+        """Lay weights and gradients out by filters."""
         parameters = parameters_by_name(model)
         self.index = index
         self._old = [
@@ -95,9 +89,7 @@ class Directions:
         """One gradient step on some filters.
 
         Args:
-            filters: Numbers in the index, in any order.
             rate: Learning rate; of a normalised step the relative change of each filter.
-            normalised: Which step.
 
         Returns:
             The edit. A filter without a gradient is left as it is.
@@ -113,15 +105,7 @@ class Directions:
         """Make an edit of a named kind.
 
         Args:
-            filters: Numbers in the index, in any order.
-            kind: One of :data:`KINDS`.
             rate: Learning rate of a step; pruning has none.
-
-        Returns:
-            The edit.
-
-        Raises:
-            InputError: If the kind is unknown.
         """
         check_kind(kind)
         if kind == "prune":
@@ -129,14 +113,7 @@ class Directions:
         return self.step(filters, rate, normalised=kind == "normalised")
 
     def prune(self, filters: Sequence[int] | Tensor) -> Edit:
-        """Set some filters to zero.
-
-        Args:
-            filters: Numbers in the index, in any order.
-
-        Returns:
-            The edit.
-        """
+        """Set some filters to zero."""
         return Edit(
             tuple(
                 Change(layer, channels, self._old[position][channels],
@@ -147,14 +124,7 @@ class Directions:
 
 
 def check_kind(kind: str) -> None:
-    """Refuse unknown kinds of edits.
-
-    Args:
-        kind: One of :data:`KINDS`.
-
-    Raises:
-        InputError: If it is another.
-    """
+    """Refuse unknown kinds of edits."""
     if kind not in KINDS:
         raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
 
@@ -166,7 +136,6 @@ def stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> 
         old: ``[m, size]`` weights.
         gradient: ``[m, size]`` float64.
         rate: Learning rate; of a normalised step the relative change of each filter.
-        normalised: Which step.
 
     Returns:
         ``[m, size]`` new weights, in the type of the old ones; a row without a gradient stays.
@@ -182,18 +151,7 @@ def stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> 
 def by_layer(
     index: FilterIndex, filters: Sequence[int] | Tensor
 ) -> Iterator[tuple[int, FilterLayer, Tensor]]:
-    """Sort some filters by layer.
-
-    Args:
-        index: The filters.
-        filters: Numbers in the index, in any order.
-
-    Yields:
-        Layer number, layer and ascending channels.
-
-    Raises:
-        InputError: If a number is out of range.
-    """
+    """Sort some filters by layer."""
     numbers = torch.as_tensor(filters, dtype=torch.int64).sort().values
     if numbers.numel() and not 0 <= int(numbers[0]) <= int(numbers[-1]) < len(index):
         raise InputError(
@@ -206,13 +164,7 @@ def by_layer(
 
 
 def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool) -> None:
-    """Write the new, or the old, values of changes into tensors, in place.
-
-    Args:
-        tensors: By weight name, on any device.
-        changes: What to write.
-        new: Which values.
-    """
+    """Write the new, or the old, values of changes into tensors, in place."""
     with torch.inference_mode(mode=False), torch.no_grad():
         for change in changes:
             weight = tensors[change.layer.weight].detach()
@@ -223,12 +175,7 @@ def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool
 
 @contextmanager
 def edited(model: nn.Module, edit: Edit) -> Iterator[None]:
-    """Change a network for a while; on exit every weight has its old bits.
-
-    Args:
-        model: The network.
-        edit: What to change.
-    """
+    """Change a network for a while; on exit every weight has its old bits."""
     parameters = parameters_by_name(model)
     saved = {c.layer.weight: parameters[c.layer.weight].detach().clone() for c in edit.changes}
     try:

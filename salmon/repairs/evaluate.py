@@ -55,19 +55,7 @@ class Predictions:
 
 
 def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
-    """Run a network on samples, in eval mode, leaving no trace.
-
-    Args:
-        model: The network.
-        samples: Its inputs and classes.
-        batch_size: Samples at a time.
-
-    Returns:
-        The predictions.
-
-    Raises:
-        InputError: If the network gives no logits, or a class number is out of range.
-    """
+    """Run a network on samples, in eval mode, leaving no trace."""
     found = []
     with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
         for inputs, _ in samples.batches(batch_size):
@@ -79,14 +67,6 @@ def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
 
 
 def to_device(values: Any, model: nn.Module) -> Any:
-    """Move inputs to where a network is.
-
-    Args:
-        values: Tensors in any nesting.
-        model: The network.
-
-    Returns:
-        The same nesting.
-    """
+    """Move inputs to where a network is."""
     device = next(model.parameters()).device
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)

@@ -18,17 +18,11 @@ def mean_gradients(
     """Gradients of the mean cross-entropy, in eval mode, leaving no trace.
 
     Args:
-        model: The network.
         samples: N of them, at least one.
-        names: Of the weights.
-        batch_size: Samples at a time.
 
     Returns:
         By name, float64 on the CPU, shaped like the weights; zero where the loss does not depend
         on one.
-
-    Raises:
-        UnsupportedError: If the loss has no gradient at all.
     """
     parameters = [parameters_by_name(model)[name] for name in names]
     sums = [torch.zeros(p.shape, dtype=torch.float64) for p in parameters]
@@ -52,16 +46,11 @@ def sample_gradients(
     """Gradients of the cross-entropy of one sample, in eval mode, leaving no trace.
 
     Args:
-        model: The network.
         one: A sample.
-        names: Of the weights.
 
     Returns:
         By name, in the type and on the device of the weight; None where the loss does not depend
         on one.
-
-    Raises:
-        UnsupportedError: If the loss has no gradient at all.
     """
     known = parameters_by_name(model)
     parameters = [known[name] for name in names]
@@ -92,11 +81,6 @@ def without_conflict(
 
     The projection of A-GEM (Chaudhry et al. 2019, ICLR), filter by filter: a small step along the
     result lowers the reference loss, or leaves it, whichever filters are chosen.
-
-    Args:
-        index: The filters.
-        step: Gradients to follow downhill, by weight.
-        reference: Gradients of a loss that must not rise.
 
     Returns:
         By weight of the index; ``step`` for filters where the two agree, else its part orthogonal

@@ -44,11 +44,7 @@ class Patch:
 
         Args:
             model: The network, without the edit.
-            edit: What is changed.
             info: Plain values that JSON takes, kept with the patch.
-
-        Returns:
-            The patch.
         """
         state = _state(model)
         touched = {c.layer.weight: state[c.layer.weight].clone() for c in edit.changes}
@@ -82,9 +78,6 @@ class Patch:
 
         Args:
             path: A file that :meth:`save` wrote.
-
-        Returns:
-            The patch.
 
         Raises:
             StateError: If the file is missing, no patch, truncated, changed, or of another
@@ -130,9 +123,6 @@ class Patch:
 
     def revert(self, target: nn.Module | Mapping[str, Tensor]) -> bool:
         """Write the old values back, bit for bit.
-
-        Args:
-            target: As of :meth:`apply`.
 
         Returns:
             Whether anything changed.

@@ -30,9 +30,6 @@ class Plan:
     def first(self, share: float) -> Tensor:
         """The first filters.
 
-        Args:
-            share: Of the filters of the index.
-
         Returns:
             ``[m]`` filter numbers, at least one if there are any.
         """
@@ -52,16 +49,8 @@ def make_plan(
     Args:
         ranking: ``"pot"``, ``"zscore"``, ``"magnitude"``, ``"random"``, ``"all"`` or
             ``"group:<name>"``.
-        index: The filters.
         profile: ``[M, F]`` saliency of misclassified samples.
-        fit: Tails and moments of the filters.
         seed: Of ``"random"``.
-
-    Returns:
-        The plan.
-
-    Raises:
-        InputError: If the ranking is unknown.
     """
     kind, _, name = ranking.partition(":")
     clean = profile.double().cpu()
@@ -94,9 +83,6 @@ def _members(index: FilterIndex, group: str) -> Tensor:
 def last_linear_index(model: nn.Module) -> FilterIndex | None:
     """The rows of the last linear layer, as filters.
 
-    Args:
-        model: The network.
-
     Returns:
         Their index; None where there is no linear layer.
     """
@@ -112,10 +98,6 @@ def last_linear_index(model: nn.Module) -> FilterIndex | None:
 
 def prefixes(plan: Plan, shares: Sequence[float]) -> list[Tensor]:
     """The prefixes of a plan that are worth a try, each once.
-
-    Args:
-        plan: The plan.
-        shares: Of all filters.
 
     Returns:
         Ascending filter sets; of ``"all"`` and ``"last_linear"`` the whole only.

@@ -29,11 +29,6 @@ def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | N
 
     Args:
         folder: Where to; it is made if missing.
-        outcome: Of a repair.
-        context: Plain values for the reports, such as names of model and data.
-
-    Raises:
-        OSError: If a file cannot be written.
     """
     texts = {
         "report.json": json_text(report(outcome, context), indent=1) + "\n",
@@ -50,10 +45,6 @@ def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | N
 
 def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Everything as plain values.
-
-    Args:
-        outcome: Of a repair.
-        context: Added under "context".
 
     Returns:
         The content of report.json; numbers that are not finite become null there.
@@ -95,10 +86,6 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
 def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
     """The report for people, fit for a job summary or a comment.
 
-    Args:
-        outcome: Of a repair.
-        context: Shown as a list.
-
     Returns:
         Markdown of less than 60 kB.
     """
@@ -136,14 +123,7 @@ COLUMNS = (
 
 
 def comparison_rows(outcome: Outcome) -> list[list[str]]:
-    """The winner and its rivals, a row each, on the accept splits.
-
-    Args:
-        outcome: With a verdict.
-
-    Returns:
-        Cells for :data:`COLUMNS`.
-    """
+    """The winner and its rivals, a row each, on the accept splits."""
     verdicts = [v for v in (outcome.verdict, *outcome.rivals) if v is not None]
     return [
         [
@@ -164,14 +144,7 @@ def comparison_rows(outcome: Outcome) -> list[list[str]]:
 
 
 def comparison_text(outcome: Outcome) -> str:
-    """The table of :func:`comparison_rows`, with a note.
-
-    Args:
-        outcome: With a verdict.
-
-    Returns:
-        Markdown.
-    """
+    """The table of :func:`comparison_rows`, with a note."""
     note = (
         "Accuracy on the accept splits; p is McNemar's exact one-sided test of fixed against "
         "broken new samples. Each rival is its best trial on the guard splits with as many filters "
@@ -182,14 +155,7 @@ def comparison_text(outcome: Outcome) -> str:
 
 
 def junit(outcome: Outcome) -> str:
-    """A test case per rule of acceptance, for CI systems.
-
-    Args:
-        outcome: Of a repair.
-
-    Returns:
-        JUnit's XML.
-    """
+    """A test case per rule of acceptance, for CI systems."""
     suite = ElementTree.Element("testsuite", name="salmon repair")
     failures = 0
     cases = [] if outcome.verdict is None else list(outcome.verdict.rules)

@@ -62,14 +62,7 @@ class Samples:
         return digest.hexdigest()
 
     def batches(self, size: int) -> Iterable[Batch]:
-        """Cut into batches.
-
-        Args:
-            size: Samples per batch.
-
-        Yields:
-            Inputs and targets.
-        """
+        """Cut into batches."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield take_rows(self.inputs, part, len(self)), self.targets[part]
@@ -92,10 +85,6 @@ class Samples:
             unpack: ``batch -> (inputs, targets)``; None takes batches that are such pairs.
             ids: ``batch -> [N]`` numbers or names of its samples; None numbers them by position.
             most: Keep at most so many, those with the smallest hashes of id and seed.
-            seed: Of that choice.
-
-        Returns:
-            The samples.
 
         Raises:
             InputError: If there are none, or their labels are no class numbers.
@@ -110,7 +99,6 @@ class Samples:
         """Split by id, with the same shares of every class in all parts.
 
         Args:
-            shares: Of :data:`PARTS`.
             seed: Of the split; the part of a sample depends on the seed, its id and the ids of its
                 class.
 
@@ -147,7 +135,6 @@ class Gathering:
 
         Args:
             most: Those with the smallest hashes of id and seed are kept; None keeps all.
-            seed: Of that choice.
         """
         self._most, self._seed = most, seed
         self._rows: list[tuple[bytes, Any, Tensor, int | str]] = []
@@ -162,9 +149,6 @@ class Gathering:
             inputs: With N rows, on any device.
             targets: ``[N]`` class numbers.
             ids: ``[N]`` numbers or names; None numbers the samples by position.
-
-        Raises:
-            InputError: If the labels are no class numbers, or there are not as many ids.
         """
         count = check_samples(inputs, targets)
         classes = class_numbers(targets)
@@ -185,11 +169,7 @@ class Gathering:
             self._thin_out()
 
     def samples(self) -> Samples:
-        """Hand out what was kept.
-
-        Raises:
-            InputError: If there is nothing.
-        """
+        """Hand out what was kept."""
         if not self._rows:
             raise InputError("the loader gave no samples; at least a few hundred are needed.")
         self._thin_out()
@@ -207,16 +187,7 @@ class Gathering:
 
 
 def check_sizes(parts: dict[str, Samples], least: int, what: str) -> None:
-    """Refuse splits with too few samples.
-
-    Args:
-        parts: The split.
-        least: Fewest samples of each part.
-        what: Name of the data, for the message.
-
-    Raises:
-        InputError: If a part is too small; it says how many samples are needed.
-    """
+    """Refuse splits with too few samples."""
     short = {name: len(part) for name, part in parts.items() if len(part) < least}
     if short:
         have = sum(len(part) for part in parts.values())

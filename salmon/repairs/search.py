@@ -56,15 +56,7 @@ def search(
 
     Args:
         model: The network; as before when this returns.
-        plans: Orders of filters.
-        directions: By ranking.
-        guard: The samples.
-        settings: With rates and bounds.
-        batch_size: Samples at a time.
         progress: Gets the numbers of finished and of all combinations of plan, prefix and step.
-
-    Returns:
-        The trials, in the order of plans, filters, steps and rates.
     """
     lines = [
         (plan, filters, step)
@@ -86,9 +78,6 @@ def search(
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
     """The winner.
-
-    Args:
-        trials: Of a search.
 
     Returns:
         The allowed trial with the largest gain, then the smallest loss, then the fewest filters,

@@ -65,11 +65,7 @@ class RepairSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is out of range.
-
-        Raises:
-            InputError: If a setting is.
-        """
+        """Refuse what is out of range."""
         for field in fields(self):  # lists come from YAML and JSON
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
@@ -78,9 +74,6 @@ class RepairSettings:
 
     def rates_of(self, step: str) -> tuple[float, ...]:
         """Rates to try.
-
-        Args:
-            step: One of :attr:`steps`.
 
         Returns:
             Those of the step; a single 0 for "prune".

@@ -27,9 +27,7 @@ def can_join(model: nn.Module, one: Samples, index: FilterIndex) -> bool:
     """Whether edited versions of a network can share a forward.
 
     Args:
-        model: The network.
         one: A sample.
-        index: The filters that are edited.
 
     Returns:
         Whether every weight is read once, as a whole, by a convolution.
@@ -52,7 +50,6 @@ def variant_logits(
         edits: E of them, each of the original weights.
         join: What :func:`can_join` said; without it, or where a weight turns out to be read
             otherwise, the versions run one by one.
-        batch_size: Versions per forward.
 
     Returns:
         ``[E, K]`` float64 on the CPU.
@@ -116,10 +113,7 @@ class _Versions(TorchFunctionMode):
         """Pass every call on; redo the edited channels of convolutions.
 
         Args:
-            func: The torch function called.
             types: Types of its overriding arguments; unused.
-            args: Its positional arguments.
-            kwargs: Its named arguments.
 
         Returns:
             What the function returned, with the edited channels of every version.

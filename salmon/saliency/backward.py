@@ -50,7 +50,6 @@ class Backward:
         """Prepare.
 
         Args:
-            caught: What the forward used.
             weights: ``[L]`` indexed weights, in index order.
             samples: N, the batch size.
             layouts: Where to look up and keep what was found out about the layout of inputs.
@@ -72,10 +71,6 @@ class Backward:
 
         Args:
             losses: ``[N]`` losses of the forward that was caught.
-
-        Raises:
-            UnsupportedError: If the gradient of an indexed weight was switched off in forward, or
-                an input was overwritten.
         """
         if self._samples == 0:
             return

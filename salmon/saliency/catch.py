@@ -48,12 +48,7 @@ class Caught:
         self.nodes.clear()
 
     def hook(self, numbers: list[int], output: Tensor) -> None:
-        """Wait for the gradient of an output.
-
-        Args:
-            numbers: Of the uses it serves.
-            output: Of the operation, just made.
-        """
+        """Wait for the gradient of an output."""
         # A linear operation on more than two dimensions gives a view. An in-place operation on it
         # takes the view's node out of the graph, but not that of its base.
         base = output._base
@@ -98,13 +93,7 @@ class Catcher(TorchFunctionMode):
         """Pass every call on; watch those that read an indexed weight.
 
         Args:
-            func: The torch function called.
             types: Types of its overriding arguments; unused.
-            args: Its positional arguments.
-            kwargs: Its named arguments.
-
-        Returns:
-            What the function returned.
         """
         kwargs = kwargs or {}
         if func is _linear:

@@ -77,11 +77,7 @@ class Coverage:
         return f"{table}\n\n({len(self.rows) - len(rows)} more rows are not shown.)"
 
     def __str__(self) -> str:
-        """Show summary and table.
-
-        Returns:
-            Text of several lines.
-        """
+        """Show summary and table."""
         return f"{self.summary()}\n\n{self.markdown()}"
 
 
@@ -97,12 +93,8 @@ def coverage(
     Args:
         model: The network, in eval mode.
         inputs: A batch, as of :func:`salmon.filter_saliency`.
-        targets: Its labels.
         index: The filters; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy.
-
-    Returns:
-        The table.
 
     Raises:
         InputError: As of :func:`salmon.filter_saliency`.
@@ -114,16 +106,7 @@ def coverage(
 
 
 def coverage_of(model: nn.Module, index: FilterIndex, methods: list[str]) -> Coverage:
-    """Build the table of a measurement that was already made.
-
-    Args:
-        model: The network.
-        index: The filters.
-        methods: How each of its layers was measured, as a measurement says.
-
-    Returns:
-        The table.
-    """
+    """Build the table of a measurement that was already made."""
     measured = {
         layer.weight: (layer.filters, method)
         for layer, method in zip(index.layers, methods, strict=True)

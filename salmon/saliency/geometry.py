@@ -32,7 +32,6 @@ def conv_geometry(
 
     Args:
         call: Arguments of ``torch.conv1d`` and its kin.
-        dims: Number of spatial dimensions.
         transposed: Whether it is one of ``torch.conv_transpose1d`` and its kin.
 
     Returns:
@@ -57,10 +56,6 @@ def conv_geometry(
 def spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """Repeat a single number for every spatial dimension.
 
-    Args:
-        value: One number, a sequence of one, or one number per dimension.
-        dims: Number of spatial dimensions.
-
     Returns:
         ``dims`` numbers.
     """
@@ -78,8 +73,6 @@ def resolve_padding(
 
     Args:
         inputs: ``[N, C, *spatial]``.
-        kernel: Kernel sizes.
-        dilation: Dilations.
         padding: As the functions of ``torch.nn.functional`` take it.
 
     Returns:

@@ -30,13 +30,8 @@ def survey(
     """Find which caught nodes and leaves a loss depends on.
 
     Args:
-        total: The loss.
-        caught: Nodes of the graph.
         watched: Values by id of leaf: leaves that the loss should not depend on.
         aliases: Values by id of leaf: leaves that it should depend on through one caught node only.
-
-    Returns:
-        The survey.
     """
     parents: dict[Node, list[Node]] = {}
     leaves: list[tuple[Node, int]] = []
@@ -85,8 +80,6 @@ def sources(tensor: Tensor, caught: Collection[Node], watched: Mapping[int, int]
 
     Args:
         tensor: A weight that is no leaf.
-        caught: Nodes that must not take part.
-        watched: Values by id of leaf.
 
     Returns:
         The values of its watched leaves; nothing if a caught node took part as well, since the
@@ -116,10 +109,6 @@ def once_differentiable(total: Tensor, leaves: Collection[int]) -> list[str]:
 
     Autograd does not always refuse to: it leaves out what goes through them, or takes it for
     constant.
-
-    Args:
-        total: The loss.
-        leaves: Ids of the tensors that it will be differentiated by.
 
     Returns:
         Names of ``torch.autograd.Function`` classes, each once.

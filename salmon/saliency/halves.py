@@ -14,14 +14,7 @@ _MESSAGES = ("out of memory", "can't allocate memory", "could not create a memor
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory is short, on a GPU or the CPU.
-
-    Args:
-        error: Of a forward or backward.
-
-    Returns:
-        Whether fewer samples at a time could help.
-    """
+    """Whether an error says that memory is short, on a GPU or the CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(message in str(error) for message in _MESSAGES)
@@ -31,7 +24,6 @@ def take_rows(values: Any, rows: Tensor | slice, samples: int) -> Any:
     """Select samples of everything that has them.
 
     Args:
-        values: Tensors in any nesting.
         rows: ``[M]`` row numbers, or a slice.
         samples: N; tensors whose first dimension is another pass unchanged.
 
@@ -49,10 +41,6 @@ def take_rows(values: Any, rows: Tensor | slice, samples: int) -> Any:
 
 def join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
     """Put the outputs of a network for parts of a batch together.
-
-    Args:
-        outputs: One per part.
-        sizes: Samples of each part.
 
     Returns:
         Tensors with a row per sample joined, other values as in the first part; of an object that

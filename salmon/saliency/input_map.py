@@ -60,15 +60,12 @@ def input_saliency(
     as constant, which nothing here can notice.
 
     Args:
-        model: The network, in eval mode.
         inputs: A batch, as of :func:`salmon.filter_saliency`.
         targets: ``[N]`` its labels.
         index: The F filters.
-        fit: Moments of the same filters.
         filters: ``[N, K]`` int64 numbers of the filters to boost for each sample, -1 for none; such
             as ``Ranking.filters``.
         loss: Per-sample loss; None takes the cross-entropy.
-        boost: Factor on the z-scores of these filters.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
 
     Returns:
@@ -77,12 +74,6 @@ def input_saliency(
         of the input; float64 for float64 inputs, else float32. Zero where an input has no influence
         on the profile. A sample is NaN throughout where it has no filter to boost, where its loss
         or map is not finite, and where fewer than two samples gave the moments.
-
-    Raises:
-        InputError: If the network is in train mode, or inputs, targets, index, fit, filters or
-            boost do not fit together.
-        UnsupportedError: If an operation of the network cannot be differentiated twice; the message
-            names it.
     """
     check_eval_mode(model)
     samples = check_samples(inputs, targets)
@@ -138,9 +129,6 @@ def map_of_image(gradient: Tensor) -> Tensor:
     Returns:
         ``[H, W]`` largest ``|gradient|`` over the colours, clipped to its 90th and 99th percentile
         and scaled to [0, 1]. Zeros where the two percentiles are equal, or a value is not finite.
-
-    Raises:
-        InputError: If ``gradient`` is not a floating-point ``[C, H, W]`` with at least one pixel.
     """
     if gradient.ndim != 3 or not gradient.numel() or not gradient.is_floating_point():
         raise InputError(

@@ -16,15 +16,8 @@ Loss = Callable[[Any, Tensor], Tensor]
 def check_samples(inputs: Any, targets: Any) -> int:
     """Count the samples of a batch.
 
-    Args:
-        inputs: Tensor, or tuple or mapping of tensors.
-        targets: Labels.
-
     Returns:
         N.
-
-    Raises:
-        InputError: If targets are no tensor with samples, or their number is not that of inputs.
     """
     if not isinstance(targets, Tensor) or targets.ndim == 0:
         raise InputError(
@@ -51,9 +44,6 @@ def cross_entropy(output: Any, targets: Tensor) -> Tensor:
 
     Returns:
         ``[N]`` losses.
-
-    Raises:
-        InputError: If targets do not fit the logits, or a class number is out of range.
     """
     logits = logits_of(output)
     classes = class_numbers(targets)
@@ -69,16 +59,11 @@ def sample_losses(output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
     """Losses of a batch, by a loss of the user's or the cross-entropy.
 
     Args:
-        output: What the network returned.
         targets: ``[N, ...]`` labels; the loss gets a copy, which it may change.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
 
     Returns:
         ``[N]`` losses with their graph, a plain tensor whatever type the network works with.
-
-    Raises:
-        InputError: If output or targets do not fit, or losses are not one per sample.
-        UnsupportedError: If the losses have no graph.
     """
     losses = (loss or cross_entropy)(output, targets.clone())
     check_losses(losses, len(targets))
@@ -111,9 +96,6 @@ def labels_of(targets: Tensor, logits: Tensor, loss: Loss | None) -> tuple[Tenso
     Returns:
         ``[N]`` int64 classes, and ``[N]`` bool, false where the number is no class of the network
         or ignored.
-
-    Raises:
-        InputError: If targets are neither.
     """
     classes = class_numbers(targets)
     if classes is None:
@@ -131,9 +113,6 @@ def nan_where_unlabelled(loss: Loss | None) -> Loss:
     Args:
         loss: Per-sample loss; None takes the cross-entropy. It gets class numbers as int64, and
             never one that is no class of the network.
-
-    Returns:
-        The same of all other samples.
     """
 
     def losses(output: Any, targets: Tensor) -> Tensor:
@@ -153,9 +132,6 @@ def check_probabilities(targets: Tensor, logits: Tensor) -> None:
     Args:
         targets: ``[N, K]``.
         logits: ``[N, K]``.
-
-    Raises:
-        InputError: If shapes differ, or a row does not add up to 1.
     """
     if targets.shape == logits.shape and _sums_to_one(targets):
         return
@@ -175,9 +151,6 @@ def check_labels(targets: Tensor, classes: int) -> None:
     Args:
         targets: ``[N]`` integers.
         classes: K.
-
-    Raises:
-        InputError: If a number lies outside ``0..K-1``.
     """
     if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
         raise InputError(
@@ -209,9 +182,6 @@ def logits_of(output: Any) -> Tensor:
 
     Returns:
         ``[N, K]`` logits.
-
-    Raises:
-        InputError: If there are none, or their shape is another one.
     """
     logits = output
     if isinstance(output, Mapping):
@@ -256,12 +226,7 @@ def check_losses(losses: Any, samples: int) -> None:
     """Refuse losses that are not one number per sample with a graph.
 
     Args:
-        losses: What the loss gave.
         samples: N.
-
-    Raises:
-        InputError: If they are not ``[N]``.
-        UnsupportedError: If they have no graph.
     """
     if not isinstance(losses, Tensor) or tuple(losses.shape) != (samples,):
         found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

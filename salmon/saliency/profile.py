@@ -90,22 +90,11 @@ def measure(
     batches of this network; the numbers are the same.
 
     Args:
-        model: As of :func:`filter_saliency`, like the other arguments.
-        inputs: The batch.
-        targets: Its labels.
         index: The filters to measure; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
         layouts: What is known of where the samples are in the inputs of each layer; None keeps it
             from call to call, by network.
-
-    Returns:
-        Profile, output and losses.
-
-    Raises:
-        InputError: As of :func:`filter_saliency`.
-        UnsupportedError: As of :func:`filter_saliency`.
-        RuntimeError: If memory is short for a single sample, or from the network itself.
     """
     index = index or index_of(model, inputs, targets)
     layouts = _layouts.setdefault(model, {}) if layouts is None else layouts
@@ -136,12 +125,8 @@ def index_of(model: nn.Module, inputs: Any, targets: Tensor) -> FilterIndex:
     """Index all convolutions, also those that only a forward shows.
 
     Args:
-        model: The network.
         inputs: A batch, of which one sample is run.
         targets: ``[N]`` its labels.
-
-    Returns:
-        The index.
     """
     samples = check_samples(inputs, targets)
     return FilterIndex.from_model(model, inputs=take_rows(inputs, slice(0, 1), samples))
@@ -204,14 +189,7 @@ def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Te
 
 
 def check_eval_mode(model: nn.Module) -> None:
-    """Refuse networks in which samples of a batch influence each other.
-
-    Args:
-        model: The network.
-
-    Raises:
-        InputError: If a module is in train mode, or a BatchNorm uses the statistics of the batch.
-    """
+    """Refuse networks in which samples of a batch influence each other."""
     for name, module in model.named_modules():
         where = name or type(model).__name__
         if module.training:
@@ -231,15 +209,8 @@ def check_eval_mode(model: nn.Module) -> None:
 def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]:
     """Find the parameters of an index in a network.
 
-    Args:
-        model: The network.
-        index: The filters.
-
     Returns:
         ``[L]`` weights.
-
-    Raises:
-        InputError: If one is missing or has another shape.
     """
     parameters = parameters_by_name(model)
     weights = []
@@ -264,7 +235,6 @@ def profile_row(
     Args:
         gradients: ``[L]`` gradients of the sample's loss; None where a weight has no influence.
         weights: ``[L]`` the weights, in index order.
-        index: The filters.
 
     Returns:
         ``[F]`` mean ``|gradient|``, at least float32; differentiable where the gradients are.

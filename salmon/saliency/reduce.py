@@ -29,7 +29,6 @@ def filter_sums(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     Args:
         inputs: ``[N, C, *S]`` what the convolution read.
         grad: ``[N, O, *P]`` gradient of the summed loss at its output.
-        geometry: The convolution.
 
     Returns:
         ``[N, O]``.
@@ -52,10 +51,6 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     Args:
         inputs: ``[N, C, *S]``.
         grad: ``[N, O, *P]``.
-        geometry: The convolution.
-
-    Returns:
-        One of the functions above.
     """
     if geometry.groups > 1 or geometry.transposed:
         return grouped
@@ -90,7 +85,6 @@ def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     Args:
         inputs: ``[N, C, *S]``.
         grad: ``[N, O, *P]``.
-        geometry: An ungrouped convolution.
 
     Returns:
         ``[N, O]``.
@@ -115,7 +109,6 @@ def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     Args:
         inputs: ``[N, C, *S]``.
         grad: ``[N, O, *P]``.
-        geometry: The convolution.
 
     Returns:
         ``[N, O]``.
@@ -136,7 +129,6 @@ def singly(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     Args:
         inputs: ``[N, C, *S]``.
         grad: ``[N, O, *P]``.
-        geometry: An ungrouped convolution.
 
     Returns:
         ``[N, O]``.
@@ -184,7 +176,6 @@ def weight_gradients(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor
     Args:
         inputs: ``[n, C, *S]``.
         grad: ``[n, O, *P]``.
-        geometry: The convolution.
 
     Returns:
         ``[n, *weight_shape]``.

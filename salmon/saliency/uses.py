@@ -90,9 +90,6 @@ class Arrival:
         """Put the samples in front.
 
         Args:
-            use: The use.
-            grad: Gradient at its output.
-            layout: Where the samples are in both.
             samples: N.
 
         Returns:
@@ -120,9 +117,6 @@ class Arrival:
 
     def gradients(self, part: slice) -> Tensor:
         """Per-sample gradients of the parameter for a few samples.
-
-        Args:
-            part: Of the samples.
 
         Returns:
             ``[n, *parameter shape]``.
@@ -179,8 +173,6 @@ def fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
     """Whether the gradient at every position scales with the code of the position's sample.
 
     Args:
-        layout: To be judged.
-        plain: Size of the gradient of the summed loss at each position.
         coded: The same for the losses times ``codes``.
         codes: ``[N]``.
 

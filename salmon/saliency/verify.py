@@ -41,7 +41,6 @@ def verify(
     Args:
         model: The network, in eval mode.
         inputs: A batch, as of :func:`salmon.filter_saliency`.
-        targets: Its labels.
         index: The filters; None takes all convolutions.
         loss: Per-sample loss; None takes the cross-entropy.
         tolerance: Largest difference allowed, relative to the weight's largest saliency.

@@ -22,11 +22,6 @@ def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
 
     Args:
         path: The file; missing folders are made, an old file is replaced.
-        fit: The fits.
-        index: The filters they belong to.
-
-    Raises:
-        OSError: If the file cannot be written.
     """
     state = fit.state_dict()
     tensors = {name: value.contiguous() for name, value in state.items() if _is_tensor(value)}
@@ -41,13 +36,6 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
 
     Args:
         path: A file that :func:`save_fit` wrote.
-        index: The filters of the network to be diagnosed.
-
-    Returns:
-        The fits.
-
-    Raises:
-        StateError: If the file is missing, no saved fit, damaged, or belongs to other filters.
     """
     try:
         with safe_open(Path(path), framework="pt") as file:
@@ -68,10 +56,6 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
 def fit_state(fit: TailFit, index: FilterIndex) -> dict[str, Any]:
     """Hand out fits and the filters they belong to as plain values and tensors.
 
-    Args:
-        fit: The fits.
-        index: Their filters.
-
     Returns:
         A dictionary that ``torch.load(weights_only=True)`` reads back.
     """
@@ -79,19 +63,7 @@ def fit_state(fit: TailFit, index: FilterIndex) -> dict[str, Any]:
 
 
 def fit_from_state(state: dict[str, Any], index: FilterIndex, *, source: str) -> TailFit:
-    """Check and rebuild fits.
-
-    Args:
-        state: What :func:`fit_state` gave.
-        index: The filters of the network they are wanted for.
-        source: Where they come from, for messages.
-
-    Returns:
-        The fits.
-
-    Raises:
-        StateError: If the state is another version, damaged, or belongs to other filters.
-    """
+    """Check and rebuild fits."""
     index.check_fingerprint(checked_fingerprint(state.get("filters"), source=source), source=source)
     fit = TailFit.from_state_dict(state.get("fit", {}))
     if fit.threshold.numel() != len(index):

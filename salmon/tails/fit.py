@@ -83,9 +83,6 @@ def fit_tails(
 def example_filters(fit: TailFit) -> Tensor:
     """Find the filters with the best, the median and the worst fit.
 
-    Args:
-        fit: The fits.
-
     Returns:
         Their numbers, in that order; fewer than three where fewer fits could be tested.
     """
@@ -99,9 +96,7 @@ def example_excesses(tails: Tails, filters: Tensor, fit: TailFit) -> dict[int, T
     """Hand out what was fitted to a few filters.
 
     Args:
-        tails: The stream.
         filters: ``[K]`` numbers of filters.
-        fit: The fits of the stream.
 
     Returns:
         Rising excesses by filter number, in the order of ``filters``.
@@ -117,7 +112,6 @@ def exceedance_count(samples: int, level: float, capacity: int) -> int:
     """Number k of values above the threshold, ties apart.
 
     Args:
-        samples: n.
         level: q in (0, 1), taken as the decimal number it prints as: ``ceil((1 - 0.7) * 10)`` is 3.
         capacity: C.
 

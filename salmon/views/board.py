@@ -17,11 +17,7 @@ class Board:
     """Where views are put up; what the logger has no method for is left out."""
 
     def __init__(self, logger: Any) -> None:
-        """Look at a logger.
-
-        Args:
-            logger: Of Lightning.
-        """
+        """Look at a logger."""
         self._logger = logger
         self.name = type(logger).__name__
 
@@ -40,10 +36,7 @@ class Board:
         """Show an image.
 
         Args:
-            tag: Its name.
             pixels: ``[H, W, 3]``.
-            step: Of the trainer.
-            photo: Whether it is one, rather than a chart.
         """
         if hasattr(self.experiment, "add_image"):
             write = getattr(getattr(self.experiment, "file_writer", None), "add_summary", None)
@@ -55,13 +48,7 @@ class Board:
             self._logger.log_image(key=tag, images=[pixels], step=step)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
-        """Show a text.
-
-        Args:
-            tag: Its name.
-            markdown: The text.
-            step: Of the trainer.
-        """
+        """Show a text."""
         if hasattr(self.experiment, "add_text"):
             self.experiment.add_text(tag, markdown, global_step=step)
 
@@ -77,10 +64,6 @@ class Board:
         """Show a table.
 
         Args:
-            tag: Its name.
-            columns: Their headings.
-            rows: Their cells.
-            step: Of the trainer.
             markdown: What to show where tables are texts; None lays the cells out.
         """
         if hasattr(self.experiment, "add_text"):
@@ -93,10 +76,8 @@ class Board:
         """Show a histogram with bins of our choice; nothing is shown where all are empty.
 
         Args:
-            tag: Its name.
             edges: ``[B + 1]``.
             counts: ``[B]``.
-            step: Of the trainer.
         """
         total = sum(counts)
         if total == 0 or not hasattr(self.experiment, "add_histogram_raw"):

@@ -206,7 +206,6 @@ def svg(chart: Chart, name: str) -> str:
     """Draw as an ``<svg>`` element for a page that defines :data:`LIGHT` as custom properties.
 
     Args:
-        chart: What to show.
         name: Part of all ids, to tell them from those of other charts on the page.
 
     Returns:

@@ -44,31 +44,13 @@ class StoredPicture:
 
 
 def write_pass(path: Path, record: PassRecord) -> None:
-    """Write a record.
-
-    Args:
-        path: The file.
-        record: The pass.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write a record."""
     text = json_text({"schema": SCHEMA} | asdict(record)) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_pass(path: Path) -> PassRecord:
-    """Read a record.
-
-    Args:
-        path: Written by :func:`write_pass`.
-
-    Returns:
-        The pass.
-
-    Raises:
-        StateError: If the file cannot be read, or is something else.
-    """
+    """Read a record."""
     record = record_of(PassRecord, parsed(read_text(path), SCHEMA, str(path)), path.name)
     check_record(record, path.name)
     return record
@@ -77,17 +59,7 @@ def read_pass(path: Path) -> PassRecord:
 def write_pictures(
     path: Path, number: int, pictures: Sequence[Picture], thumbnails: Sequence[Thumbnail]
 ) -> None:
-    """Write flagged images in place of those of an earlier pass.
-
-    Args:
-        path: The file.
-        number: Of the pass.
-        pictures: Worst first.
-        thumbnails: Of more samples.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write flagged images in place of those of an earlier pass."""
     stored = [
         StoredPicture(
             number=number,
@@ -109,17 +81,7 @@ def write_pictures(
 
 
 def read_pictures(path: Path) -> list[StoredPicture]:
-    """Read flagged images.
-
-    Args:
-        path: Written by :func:`write_pictures`.
-
-    Returns:
-        Pictures, then thumbnails.
-
-    Raises:
-        StateError: If the file cannot be read, or an image is something else.
-    """
+    """Read flagged images."""
     found = []
     for value in _objects(path, PICTURE_SCHEMA):
         picture = record_of(StoredPicture, value, path.name)
@@ -131,18 +93,7 @@ def read_pictures(path: Path) -> list[StoredPicture]:
 
 
 def read_flags(path: Path, schema: str) -> Iterator[dict[str, Any]]:
-    """Read the flags of a pass.
-
-    Args:
-        path: The file of flags.
-        schema: That its lines must have.
-
-    Yields:
-        One object per line.
-
-    Raises:
-        StateError: If the file cannot be read, or is something else.
-    """
+    """Read the flags of a pass."""
     yield from _objects(path, schema)
 
 

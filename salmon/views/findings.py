@@ -10,15 +10,7 @@ _FITTED = ("ok", "exponential", "boundary")
 
 
 def findings(record: PassRecord, history: History) -> list[str]:
-    """Say the most important things first.
-
-    Args:
-        record: The pass.
-        history: The run up to it.
-
-    Returns:
-        Sentences in plain text.
-    """
+    """Say the most important things first."""
     share = record.misclassified / max(1, record.samples)
     lines = [f"Not to be trusted: {doubt}" for doubt in record.doubts]
     lines += [

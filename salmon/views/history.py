@@ -32,9 +32,6 @@ class History:
 
         Args:
             records: At least one, of one stage and loader, in order of their passes.
-
-        Returns:
-            The history since the network last changed.
         """
         every = list(records)
         assert every
@@ -46,9 +43,6 @@ class History:
     @classmethod
     def start(cls, record: PassRecord) -> "History":
         """Begin with one pass.
-
-        Args:
-            record: The pass.
 
         Returns:
             A history of it alone.
@@ -76,9 +70,6 @@ class History:
         Args:
             record: The pass; those of its number and later ones, which an interrupted run left
                 behind, are forgotten, and so are all passes of other layers.
-
-        Returns:
-            The longer history.
         """
         new = History.start(record)
         if new.layers != self.layers or set(new.counts) != set(self.counts):
@@ -152,17 +143,7 @@ class History:
 
     @classmethod
     def from_state_dict(cls, state: Any) -> "History":
-        """Rebuild a history, checking names, types, shapes and order.
-
-        Args:
-            state: What :meth:`state_dict` gave.
-
-        Returns:
-            The history.
-
-        Raises:
-            StateError: If it is something else, or its parts do not fit together.
-        """
+        """Rebuild a history, checking names, types, shapes and order."""
         where = "saved history"
         found = record_of(dict[str, Any], state, where)
         if missing := {"layers", "counts", *_VECTORS} - set(found):

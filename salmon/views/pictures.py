@@ -85,7 +85,6 @@ def guess_normalisation(low: Sequence[float], high: Sequence[float]) -> Normalis
 
     Args:
         low: ``[C]`` lowest value of each colour; nothing, as of ``high``, where none is known.
-        high: The highest.
 
     Returns:
         [0, 1] as it is; [0, 255]; [-1, 1]; ImageNet's; else what shows the whole range.
@@ -115,7 +114,6 @@ def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
     """Lay a map over the greyed image, warm where it is high.
 
     Args:
-        pixels: The image.
         heat: ``[H, W]`` in [0, 1].
 
     Returns:
@@ -129,15 +127,7 @@ def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
 
 
 def enlarged(pixels: Pixels, side: int = _SIDE) -> Pixels:
-    """Scale an image to a side of about that length, small ones by whole numbers.
-
-    Args:
-        pixels: The image.
-        side: Of the longer edge.
-
-    Returns:
-        The scaled image.
-    """
+    """Scale an image to a side of about that length, small ones by whole numbers."""
     height, width = pixels.shape[:2]
     factor = side / max(height, width)
     if factor >= 1:
@@ -152,9 +142,6 @@ def captioned(picture: Picture) -> Pixels:
 
     Args:
         picture: The image; long lines of its caption are shortened.
-
-    Returns:
-        One picture on white paper.
     """
     parts = [part for part in (picture.pixels, picture.overlay) if part is not None]
     large, lines = [enlarged(part) for part in parts], picture.caption
@@ -182,11 +169,7 @@ def encoded(pixels: Pixels, how: str) -> tuple[str, bytes]:
     """Store an image in few bytes.
 
     Args:
-        pixels: The image.
         how: "exact"; "photo", with some loss; or "chart", with fewer shades.
-
-    Returns:
-        Its media type and the bytes.
     """
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     if bool((pixels == pixels[:, :, :1]).all()):

@@ -36,13 +36,8 @@ def publish(
     """Put up histograms, charts, tables and flagged images.
 
     Args:
-        boards: Where.
         scope: First part of the tags, such as ``salmon``.
-        record: The pass.
-        history: The run up to it.
         before: Mistakes by filter in the pass before, for the table of filters.
-        pictures: Worst first.
-        figures: Whether charts are drawn.
         shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
         attempt: Makes a context around all that goes to one board, from a description of it; if the
             context swallows an exception, the rest is put up all the same.

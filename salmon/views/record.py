@@ -108,14 +108,7 @@ class PassRecord:
     doubts: list[str] = field(default_factory=list)  # about what was measured
 
     def class_name(self, number: int) -> str:
-        """Name a class.
-
-        Args:
-            number: Of the class.
-
-        Returns:
-            Its name, or the number where names are not known.
-        """
+        """Name a class."""
         if number == NO_CLASS:
             return "none"
         if self.classes is not None and 0 <= number < len(self.classes):
@@ -124,15 +117,7 @@ class PassRecord:
 
 
 def check_record(record: PassRecord, where: str) -> None:
-    """Refuse a record whose parts do not fit together, so that nothing could be drawn of it.
-
-    Args:
-        record: As read from a file, each part of the right type.
-        where: Name of the file.
-
-    Raises:
-        StateError: If it is one.
-    """
+    """Refuse a record whose parts do not fit together, so that nothing could be drawn of it."""
     layers, bins = len(record.layers), len(XI_EDGES) - 1
     whole = [
         record.number, record.step, record.samples, record.misclassified,
@@ -172,19 +157,8 @@ def record_pass(
     """Boil a diagnosis down.
 
     Args:
-        diagnosis: What the pass found.
-        run: Its name.
         stage: Such as ``"validation"``.
         number: Of the pass in its stage, from 0.
-        step: Of the trainer.
-        loader: Its number.
-        given_fit: Whether the tails are those of other data.
-        seconds: That measuring and fitting took.
-        share: That these seconds are of the pass.
-        classes: Their names, where they are known.
-
-    Returns:
-        The record.
     """
     index, fit, ranking = diagnosis.index, diagnosis.fit, diagnosis.rankings["pot"]
     tested = ~torch.isnan(fit.ad_p)

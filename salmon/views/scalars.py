@@ -7,9 +7,6 @@ from salmon.views.record import PassRecord
 def pass_metrics(record: PassRecord) -> dict[str, float]:
     """Everything about a pass that is one number.
 
-    Args:
-        record: The pass.
-
     Returns:
         Numbers of samples; ``share/<method>/<group>`` in ``[0, 1]`` for methods that ranked any
         filter, and ``share/difference/<group>``, POT minus z-score, where both did;

@@ -33,11 +33,7 @@ class ViewSettings:
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what does not fit.
-
-        Raises:
-            InputError: If a number is out of range, or mean and std do not go together.
-        """
+        """Refuse what does not fit."""
         for name in ("pictures", "thumbnails"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:

@@ -32,12 +32,8 @@ def filter_rows(record: PassRecord, before: Mapping[str, int] | None) -> list[li
     """The filters that most mistakes have among their top filters.
 
     Args:
-        record: The pass.
         before: Mistakes by filter in the pass before, of those that its table showed; None where
             there was none.
-
-    Returns:
-        Cells for :data:`FILTER_COLUMNS`.
     """
     rows = []
     for row in record.filters:
@@ -50,9 +46,6 @@ def filter_rows(record: PassRecord, before: Mapping[str, int] | None) -> list[li
 
 def pair_rows(record: PassRecord) -> list[list[str]]:
     """The pairs of classes that are confused most often.
-
-    Args:
-        record: The pass.
 
     Returns:
         Cells for :data:`PAIR_COLUMNS`; class names are those of the data.
@@ -71,10 +64,6 @@ def pair_rows(record: PassRecord) -> list[list[str]]:
 def filter_table(record: PassRecord, before: Mapping[str, int] | None) -> str:
     """The rows of :func:`filter_rows` in markdown.
 
-    Args:
-        record: The pass.
-        before: As of :func:`filter_rows`.
-
     Returns:
         A table with a line on how to read it.
     """
@@ -92,9 +81,6 @@ def filter_table(record: PassRecord, before: Mapping[str, int] | None) -> str:
 def pair_table(record: PassRecord) -> str:
     """The rows of :func:`pair_rows` in markdown.
 
-    Args:
-        record: The pass.
-
     Returns:
         A table.
     """
@@ -106,12 +92,5 @@ def pair_table(record: PassRecord) -> str:
 
 
 def mistakes_by_filter(record: PassRecord) -> dict[str, int]:
-    """What the next pass is compared with.
-
-    Args:
-        record: The pass.
-
-    Returns:
-        Mistakes by filter, of the filters in the table.
-    """
+    """What the next pass is compared with."""
     return {row.label: row.mistakes for row in record.filters}

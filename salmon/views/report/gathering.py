@@ -76,11 +76,6 @@ def gather(
 
     Returns:
         A section per run, stage and loader, by name.
-
-    Raises:
-        InputError: If there is no run.
-        StateError: If a file of a pass cannot be read, or is something else. Damaged files of flags
-            or pictures cost these only; the section has a note.
     """
     sections = []
     try:

@@ -45,26 +45,13 @@ class Row:
 
 
 def write_report(path: Path, sections: Sequence[Section], title: str) -> None:
-    """Write the page.
-
-    Args:
-        path: The file.
-        sections: What is on it.
-        title: Of the page.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write the page."""
     data = render(sections, title).encode()
     write_atomically(path, lambda file: file.write(data))
 
 
 def render(sections: Sequence[Section], title: str) -> str:
     """Make the page.
-
-    Args:
-        sections: What is on it.
-        title: Of the page.
 
     Returns:
         HTML that loads nothing from elsewhere; the same sections give the same page. What is no
