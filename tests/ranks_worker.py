@@ -85,7 +85,7 @@ def validated(folder: Path, data: Any, monitor: SaliencyMonitor, **options: Any)
     }
 
 
-PLAIN = ViewSettings(pictures=0, thumbnails=0, figures=False, layout=False)
+PLAIN = ViewSettings(pictures=0, thumbnails=0, figures=False)
 
 
 def monitor(**options: Any) -> SaliencyMonitor:

@@ -15,7 +15,6 @@ from salmon.views import gather, write_report
 from tests.browser import Server, browser, deep_text, tensorboard
 
 PANELS = {  # page, filter of tags, text to wait for, height
-    "tensorboard-custom-scalars": ("custom_scalars", "", "POT minus z-score", 820),
     "tensorboard-charts": ("images", "shares|heatmap", "salmon/heatmap/pot", 900),
     "tensorboard-flagged": ("images", "flagged", "salmon/flagged/1", 820),
     "tensorboard-fits": ("images", "fit_quality", "salmon/fit_quality", 620),

@@ -81,20 +81,6 @@ def test_scalars_have_a_line_per_group_and_ranking(server: Server) -> None:
     assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
-def test_custom_scalars_have_a_chart_per_ranking_with_all_groups(server: Server) -> None:
-    (category,) = server.json("custom_scalars/layout")["category"]
-    assert category["title"] == "salmon"
-    for chart, method in zip(category["chart"], ("pot", "zscore", "difference"), strict=False):
-        (pattern,) = chart["multiline"]["tag"]
-        found = server.json("custom_scalars/scalars", run=RUN, tag=pattern)
-        assert found["regex_valid"]
-        assert sorted(found["tag_to_events"]) == [f"salmon/share/{method}/{g}" for g in GROUPS]
-    last = category["chart"][-1]["multiline"]["tag"][0]
-    assert list(server.json("custom_scalars/scalars", run=RUN, tag=last)["tag_to_events"]) == [
-        "salmon/misclassified"
-    ]
-
-
 def test_histograms_have_a_bin_per_layer_and_the_shape_of_every_group(
     server: Server, demo: Path
 ) -> None:
@@ -192,7 +178,6 @@ def waited(page: Chrome, condition: Callable[[str], bool]) -> str:
             ["salmon/share/difference/conv1", "salmon/share/pot/conv5_x"],
             15,
         ),
-        ("custom_scalars", "", ["among the top filters, POT", "POT minus z-score", "Mistakes"], 20),
         ("images", "heatmap|shares|trend", ["salmon/heatmap/pot", "salmon/trend/difference"], 6),
         ("images", "flagged", ["salmon/flagged/1", "salmon/flagged/2"], 4),
         ("images", "fit_quality", ["salmon/fit_quality"], 1),

@@ -18,7 +18,7 @@ from salmon.cli import main
 from salmon.saliency import input_saliency, map_of_image
 from salmon.views import gather
 from salmon.views.files import read_pass, read_pictures
-from tests.test_views_board import Collector, events, layouts
+from tests.test_views_board import Collector, events
 from tests.trainers import Module, digits, loader, trainer
 
 
@@ -38,7 +38,6 @@ def test_a_training_leaves_all_views_behind(tmp_path: Path) -> None:
     assert "salmon/flagged/3" not in tags["images"]
     assert len(found.Images("salmon/heatmap/pot")) == 2
     assert {"salmon/share/difference/conv1_x", "salmon/doubtful"} <= set(tags["scalars"])
-    assert len(layouts(tmp_path)) == 1
     records = [
         read_pass(tmp_path / "salmon_logs" / f"pass-validation-{n:06d}.json") for n in (0, 1)
     ]
@@ -114,7 +113,7 @@ def test_a_resumed_run_shows_the_passes_before_it(tmp_path: Path) -> None:
 
 
 def test_views_can_be_switched_off(tmp_path: Path) -> None:
-    off = ViewSettings(pictures=0, thumbnails=0, figures=False, layout=False)
+    off = ViewSettings(pictures=0, thumbnails=0, figures=False)
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True, views=off))
     tags = events(tmp_path).Tags()
     assert tags["images"] == []
@@ -196,24 +195,6 @@ def test_a_board_that_breaks_costs_the_views_only(
         trained(tmp_path / "strict", SaliencyMonitor(level=0.7, strict=True))
 
 
-def test_a_users_layout_stays_and_the_log_says_so(
-    tmp_path: Path, log: pytest.LogCaptureFixture
-) -> None:
-    class Own(Module):
-        def on_fit_start(self) -> None:
-            experiment: Any = self.logger.experiment  # type: ignore[union-attr]
-            experiment.add_custom_scalars({"mine": {"loss": ["Multiline", ["val_loss"]]}})
-
-    work = trainer(
-        tmp_path, SaliencyMonitor(level=0.7), max_epochs=2,
-        logger=TensorBoardLogger(tmp_path, name="", version=""),
-    )  # fmt: skip
-    work.fit(Own(), loader(digits(64)), loader())
-    titles = [[c.title for c in layout.category] for layout in layouts(tmp_path)]
-    assert titles == [["mine"], ["mine", "salmon"]]
-    assert "put its charts behind the custom scalars" in log.text
-
-
 def test_inputs_that_are_no_images_have_all_other_views(tmp_path: Path) -> None:
     class Flat(LightningModule):
         def __init__(self) -> None:
@@ -269,7 +250,7 @@ def test_the_command_line_of_lightning_can_set_views() -> None:
     parser.add_class_arguments(SaliencyMonitor, "monitor")
     parsed = parser.parse_args(["--monitor.views.pictures=2", "--monitor.views.maps=false"])
     views = parser.instantiate(parsed).monitor.settings.views
-    assert (views.pictures, views.maps, views.layout) == (2, False, True)
+    assert (views.pictures, views.maps) == (2, False)
     with pytest.raises(InputError, match="pictures is -3"):
         ViewSettings(pictures=-3)
 

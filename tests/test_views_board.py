@@ -1,4 +1,4 @@
-"""Views on boards: real event files, a user's own layout, and loggers with methods of their own."""
+"""Views on boards: real event files, and loggers with methods of their own."""
 
 import inspect
 from pathlib import Path
@@ -11,12 +11,10 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.wandb import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util.tensor_util import make_ndarray
-from torch.utils.tensorboard import SummaryWriter
 
 from salmon.markdown import cell, literal, markdown_table
-from salmon.views import Board, History, Picture, add_layout, publish
+from salmon.views import Board, History, Picture, publish
 from salmon.views.record import FilterRow, PairRow
 from salmon.views.tables import filter_rows, filter_table, p_text, pair_table
 from tests.records import hand_record
@@ -173,63 +171,7 @@ def test_other_loggers_are_left_alone(tmp_path: Path) -> None:
         one = Board(logger)
         assert not one.takes_images
         publish([one], "salmon", RECORD, HISTORY, before=None, pictures=[image()])
-        assert add_layout(one.experiment, ["salmon"]) == "kept"
     assert not list(tmp_path.rglob("*.png"))
-
-
-def layouts(folder: Path) -> list[Any]:
-    found = events(folder).Tensors("custom_scalars__config__")
-    return [layout_pb2.Layout.FromString(each.tensor_proto.string_val[0]) for each in found]
-
-
-def test_the_layout_has_a_chart_per_ranking_and_is_written_once(tmp_path: Path) -> None:
-    writer = SummaryWriter(str(tmp_path))
-    assert add_layout(writer, ["salmon"]) == "written"
-    assert add_layout(writer, ["salmon"]) == "kept"
-    assert add_layout(writer, ["salmon", "salmon/loader1"]) == "written"
-    writer.close()
-    assert [category.title for category in layouts(tmp_path)[-1].category] == [
-        "salmon", "salmon/loader1",
-    ]  # fmt: skip
-    charts = layouts(tmp_path)[0].category[0].chart
-    assert [chart.multiline.tag[0] for chart in charts][:3] == [
-        "salmon/share/pot/", "salmon/share/zscore/", "salmon/share/difference/",
-    ]  # fmt: skip
-
-
-def test_a_users_own_layout_stays(tmp_path: Path) -> None:
-    writer = SummaryWriter(str(tmp_path))
-    mine = {"mine": {"loss": ["Multiline", ["loss/train"]], "band": ["Margin", ["a", "b", "c"]]}}
-    writer.add_custom_scalars(mine)
-    assert add_layout(writer, ["salmon"]) == "joined"
-    writer.close()
-    last = layouts(tmp_path)[-1]
-    assert [category.title for category in last.category] == ["mine", "salmon"]
-    assert last.category[0] == layouts(tmp_path)[0].category[0]
-
-
-def test_a_layout_of_a_run_that_goes_on_is_found_in_its_older_files(tmp_path: Path) -> None:
-    first = SummaryWriter(str(tmp_path), filename_suffix=".1")
-    add_layout(first, ["salmon"])
-    first.close()
-    second = SummaryWriter(str(tmp_path), filename_suffix=".2")
-    assert add_layout(second, ["salmon"]) == "kept"
-    second.close()
-
-
-@pytest.mark.parametrize("folder", ["s3://bucket/run", "", None])
-def test_a_folder_that_cannot_be_looked_at_gets_no_layout(folder: str | None) -> None:
-    class Writer:
-        log_dir = folder
-
-        @property
-        def file_writer(self) -> Any:
-            return self
-
-        def add_summary(self, *arguments: Any) -> None:
-            pytest.fail("a layout was written without a look at the one that is there")
-
-    assert add_layout(Writer(), ["salmon"]) == "kept"
 
 
 def test_markdown_cells_cannot_break_their_table() -> None:

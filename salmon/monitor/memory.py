@@ -58,8 +58,6 @@ class ViewMemory:
     """Warnings that were given once; not in checkpoints."""
     without_maps: bool = False
     """Whether saliency maps failed once, so that they are not tried again; not in checkpoints."""
-    laid_out: set[tuple[str, str]] = field(default_factory=set)
-    """Folders of loggers, with the tags that their layouts hold; not in checkpoints."""
 
     def take(
         self, scope: str, record: PassRecord, index: FilterIndex

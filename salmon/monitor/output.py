@@ -27,7 +27,6 @@ from salmon.views import (
     MOST_ROWS,
     Board,
     PassRecord,
-    add_layout,
     pass_metrics,
     publish,
     record_pass,
@@ -89,12 +88,8 @@ def publish_pass(
             if folder is not None:
                 _write(folder, scope, diagnosis, record, images)
             with _tolerated(settings, "show its views"):
-                found, tags = boards(trainer), metric_scope(scope)
-                for board in found if settings.views.layout else ():
-                    with _tolerated(settings, f"show its layout in {board.name}"):
-                        _lay_out(context.memory, board, tags)
                 publish(
-                    found, tags, record, history,
+                    boards(trainer), metric_scope(scope), record, history,
                     before=before, pictures=images.pictures, figures=settings.views.figures,
                     shown=context.memory.shown,
                     attempt=lambda what: _tolerated(settings, f"show its {what}"),
@@ -136,19 +131,6 @@ def _write(
             "SaliencyMonitor, %s pass %d, could not write %s; its metrics are logged all the "
             "same.", scope, record.number, error,
         )  # fmt: skip
-
-
-def _lay_out(memory: ViewMemory, board: Board, tags: str) -> None:
-    """Put a layout up, once per run."""
-    run = (str(getattr(board.experiment, "log_dir", "")), tags)
-    if run in memory.laid_out:
-        return
-    memory.laid_out.add(run)
-    if add_layout(board.experiment, [tags]) == "joined":
-        logger.info(
-            "SaliencyMonitor put its charts behind the custom scalars that this run has; "
-            "ViewSettings(layout=False) leaves them out."
-        )
 
 
 def metric_scope(scope: str) -> str:

@@ -3,7 +3,6 @@
 from salmon.views.board import Board
 from salmon.views.files import read_pass, write_pass, write_pictures
 from salmon.views.history import History
-from salmon.views.layout import add_layout
 from salmon.views.pictures import Normalisation, Picture, Thumbnail, guess_normalisation
 from salmon.views.publish import publish
 from salmon.views.record import MOST_ROWS, PassRecord, record_pass
@@ -24,7 +23,6 @@ __all__ = [
     "Picture",
     "Thumbnail",
     "ViewSettings",
-    "add_layout",
     "clipped",
     "gather",
     "guess_normalisation",

@@ -16,7 +16,6 @@ class ViewSettings:
             backwards per picture.
         thumbnails: Misclassified samples of which a small image is kept for the report.
         figures: Whether charts are drawn for the logger.
-        layout: Whether TensorBoard's custom scalars get a chart per ranking.
         class_names: By class number; None takes the data set's ``classes``, else numbers.
         mean: Of the normalisation of images, per colour or for all; None looks for a ``Normalize``
             among the transforms of the data set, else guesses from the range.
@@ -27,7 +26,6 @@ class ViewSettings:
     maps: bool = True
     thumbnails: int = 200
     figures: bool = True
-    layout: bool = True
     class_names: Sequence[str] | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
