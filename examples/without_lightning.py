@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from salmon import FilterIndex, Tails, filter_saliency, fit_tails, group_shares, rank_filters
+from salmon import Pass, PassSettings, group_shares
 
 
 def main() -> None:
@@ -30,19 +30,17 @@ def main() -> None:
             optimizer.step()
     net.eval()
 
-    index = FilterIndex.from_model(net)
-    tails = Tails(len(index))
+    clean = Pass(net)
     for x, y in zip(images[900:].split(64), labels[900:].split(64), strict=True):
-        tails.update(filter_saliency(net, x, y, index))
-    fit = fit_tails(tails)
+        clean.update(x, y)
+    fit = clean.compute().fit
     print({status.label: count for status, count in fit.counts().items()})
 
-    noisy = images[900:] + 0.5 * torch.randn_like(images[900:])
-    wrong = (net(noisy).argmax(1) != labels[900:]).nonzero().squeeze(1)
-    ranking = rank_filters(
-        filter_saliency(net, noisy[wrong], labels[900:][wrong], index), fit, top_k=5
-    )
-    print(f"{len(wrong)} noisy digits are misclassified; shares of the blamed filters:")
+    noisy = Pass(net, PassSettings(top_k=5), reference=fit)
+    noisy.update(images[900:] + 0.5 * torch.randn_like(images[900:]), labels[900:])
+    found = noisy.compute()
+    ranking, index = found.rankings["pot"], found.index
+    print(f"{found.misclassified} noisy digits are misclassified; shares of the blamed filters:")
     print({group: f"{share:.0%}" for group, share in group_shares(ranking, index).items()})
     print("first mistake:", [index.label(k) for k in ranking.filters[0].tolist() if k >= 0])
 

@@ -8,10 +8,9 @@ import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
 from salmon.diagnosis import Diagnosis, Mistakes
-from salmon.monitor.images import FlaggedImages
 from salmon.monitor.output import write_diagnosis
 from salmon.tails import example_excesses, example_filters
-from salmon.views import PassRecord, Picture, Thumbnail, record_pass
+from salmon.views import PassRecord, Picture, record_pass
 from salmon.views.record import LayerRow
 from tests.networks import PlainNet, batch
 
@@ -78,10 +77,10 @@ def run_files(folder: Path) -> None:
     diagnosis = real_diagnosis()
     pixels = torch.arange(16 * 16 * 3).view(16, 16, 3).to(torch.uint8).numpy()
     sample = int(diagnosis.mistakes.sample[0])
-    images = FlaggedImages(
-        [Picture(sample=sample, id=sample, pixels=pixels, heat=torch.rand(16, 16), caption=["a"])],
-        [Thumbnail(sample=sample, pixels=pixels)],
-    )
+    images = [
+        Picture(sample=sample, pixels=pixels, heat=torch.rand(16, 16), caption=["a"]),
+        Picture(sample=sample, pixels=pixels),
+    ]
     for number in (0, 1):
         record = record_pass(
             diagnosis, run="20260101T000000-a", stage="validation", number=number,

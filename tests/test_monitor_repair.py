@@ -139,3 +139,31 @@ def test_other_loaders_can_be_chosen_and_nothing_is_written_in_a_rehearsal(tmp_p
     assert monitor.outcome is not None
     assert monitor.outcome.sizes["new"]["repair"] == 120
     assert not list(tmp_path.rglob("report.json"))
+
+
+def test_a_repair_sees_what_the_hooks_make_of_a_batch(tmp_path: Path) -> None:
+    class Inverted(Net):
+        """Its data are stored as their negatives."""
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return -batch[0], batch[1]
+
+    def negative(samples: int, seed: int, *, shifted: bool) -> DataLoader[Any]:
+        images, labels = dataset(samples, seed, shifted=shifted).tensors
+        return DataLoader(torch.utils.data.TensorDataset(-images, labels), 64)
+
+    net = Inverted()
+    net.net.load_state_dict(trained().state_dict())
+    monitor = SaliencyMonitor(
+        strict=True, repair=RepairInTraining(settings=FEW, after="validation")
+    )
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[monitor],
+    )  # fmt: skip
+    data = [negative(300, 1, shifted=False), negative(300, 2, shifted=True)]
+    trainer.validate(net, data, verbose=False)
+    assert monitor.outcome is not None
+    wrong = monitor.results["validation/loader1"].misclassified
+    assert 0 < monitor.outcome.misclassified <= wrong
+    assert monitor.outcome.status == "accepted"

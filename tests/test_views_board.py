@@ -42,7 +42,7 @@ def board(folder: Path) -> Board:
 
 def image() -> Picture:
     pixels = np.zeros((8, 8, 3), np.uint8)
-    return Picture(sample=1, id=1, pixels=pixels, heat=torch.ones(8, 8), caption=["1. a for b"])
+    return Picture(sample=1, pixels=pixels, heat=torch.ones(8, 8), caption=["1. a for b"])
 
 
 def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:

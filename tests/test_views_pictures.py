@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2 as transforms
 
 from salmon import InputError, StateError, ViewSettings
-from salmon.views import Normalisation, Picture, Thumbnail, guess_normalisation
+from salmon.views import Normalisation, Picture, guess_normalisation
 from salmon.views.charts import share_bars
 from salmon.views.figures import pixels
 from salmon.views.files import read_pictures, write_pictures
@@ -94,7 +94,7 @@ def test_small_images_grow_by_whole_numbers_and_large_ones_shrink() -> None:
 def test_a_caption_is_burnt_in_below_the_images() -> None:
     white = np.full((20, 30, 3), 255, np.uint8)
     lines = ["1. cat taken for dog", "x" * 300]
-    picture = Picture(sample=1, id=1, pixels=white, heat=torch.zeros(20, 30), caption=lines)
+    picture = Picture(sample=1, pixels=white, heat=torch.zeros(20, 30), caption=lines)
     page = captioned(picture)
     assert page.shape[1] == 560
     assert page[10:170, 10:250].min() == 255  # the image; its map is grey
@@ -129,10 +129,10 @@ def test_images_are_stored_exactly_as_photos_or_as_charts() -> None:
 def pictures(folder: Path) -> Path:
     small = rows(photo())
     heat = torch.rand(20, 30)
-    one = Picture(sample=7, id="a", pixels=small, heat=heat, caption=["1. a taken for b", "..."])
-    two = Picture(sample=9, id="b", pixels=small, heat=None, caption=["2. b taken for a"])
+    one = Picture(sample=7, pixels=small, heat=heat, caption=["1. a taken for b", "..."])
+    two = Picture(sample=9, pixels=small, heat=None, caption=["2. b taken for a"])
     path = folder / "pictures.jsonl"
-    write_pictures(path, 4, [one, two], [Thumbnail(sample=7, pixels=small)])
+    write_pictures(path, 4, [one, two, Picture(sample=7, pixels=small)])
     return path
 
 

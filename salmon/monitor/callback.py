@@ -18,9 +18,9 @@ from salmon.monitor.bases import CallbackBase, logger, tolerated
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.monitor.clock import Clock
 from salmon.monitor.collector import Collector
+from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import STATE_VERSION, ViewMemory, checked_state
-from salmon.monitor.output import PassContext
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import check_trainer

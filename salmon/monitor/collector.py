@@ -14,9 +14,9 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.batches import ids_of_batch
+from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Numbering, PeerError
 from salmon.monitor.output import (
-    PassContext,
     announce_coverage,
     log_cost,
     log_summary,

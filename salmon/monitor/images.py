@@ -1,11 +1,10 @@
 """From the worst mistakes of a pass to pictures with captions, maps and thumbnails."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from salmon.diagnosis import (
@@ -19,14 +18,14 @@ from salmon.diagnosis import (
 from salmon.errors import SalmonError
 from salmon.forward import eval_mode
 from salmon.monitor.bases import logger
-from salmon.monitor.settings import Settings
+from salmon.monitor.context import PassContext
+from salmon.monitor.facts import normalisation
+from salmon.monitor.trainers import forward_context, loader_of, muted
 from salmon.repairs import to_device
 from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
     METHOD_NAMES,
-    Normalisation,
     Picture,
-    Thumbnail,
     clipped,
     guess_normalisation,
     p_text,
@@ -40,82 +39,52 @@ _NAMED = 3  # filters in a caption
 _LETTERS = 22  # of a class in a caption: two of them go into a line
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FlaggedImages:
-    """What is to be seen of the mistakes of a pass, worst first."""
-
-    pictures: list[Picture] = field(default_factory=list)
-    thumbnails: list[Thumbnail] = field(default_factory=list)
-    without_maps: bool = False
-    """Whether the network could not have its maps computed."""
-
-
 def flagged_images(
-    model: nn.Module,
+    context: PassContext,
+    loader: int,
     diagnosis: Diagnosis,
     worst: WorstSamples,
-    settings: Settings,
-    *,
-    classes: Sequence[str] | None = None,
-    normalisation: Normalisation | None = None,
-    maps: bool = True,
-    forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> FlaggedImages:
-    """Make pictures of the worst mistakes.
-
-    Args:
-        normalisation: Of the images; None guesses it.
+    classes: Sequence[str] | None,
+) -> list[Picture]:
+    """Make pictures of the worst mistakes, and thumbnails of more.
 
     Returns:
-        Pictures and thumbnails; none where inputs hold no images.
+        Pictures with captions, then thumbnails without; none where inputs hold no images.
     """
-    small = worst.thumbnails
+    small, views, memory = worst.thumbnails, context.settings.views, context.memory
     if not small:
-        return FlaggedImages()
-    normalisation = normalisation or guess_normalisation(*worst.extremes or ((), ()))
+        return []
+    known = normalisation(loader_of(context.trainer, loader), views)
+    known = known or guess_normalisation(*worst.extremes or ((), ()))
     rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
-    pictures, with_maps = [], settings.views.maps and maps
+    pictures = []
     for place, one in enumerate(worst.pictures, 1):
         images, row = find_images(one.inputs), rows.get(one.sample)
         if images is None or row is None:  # a profile left out within memory_mb
             continue
         heat, method = None, ""
-        if with_maps:
+        if views.maps and not memory.without_maps:
             try:
-                heat, method = _map(model, one, diagnosis, row, settings, forward_context)
+                heat, method = _map(context, one, diagnosis, row)
             except Exception as error:  # a network's own, of any kind
-                if settings.strict and not isinstance(error, SalmonError | RuntimeError):
+                if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
                     raise  # torch says with these two that something has no second derivative
-                with_maps = False
+                memory.without_maps = True
                 logger.warning(
                     "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
                     type(error).__name__, error,
                 )  # fmt: skip
-        pictures.append(
-            Picture(
-                sample=one.sample,
-                id=diagnosis.mistakes.ids[row],
-                pixels=normalisation.pixels(images[0]),
-                heat=heat,
-                caption=_caption(
-                    place, diagnosis, row, classes, method if heat is not None else ""
-                ),
-            )
-        )
-    thumbnails = [
-        Thumbnail(sample=number, pixels=normalisation.pixels(image))
-        for number, image in list(small.items())[: settings.views.thumbnails]
+        caption = _caption(place, diagnosis, row, classes, method if heat is not None else "")
+        pixels = known.pixels(images[0])
+        pictures.append(Picture(sample=one.sample, pixels=pixels, heat=heat, caption=caption))
+    return pictures + [
+        Picture(sample=number, pixels=known.pixels(image))
+        for number, image in list(small.items())[: views.thumbnails]
     ]
-    return FlaggedImages(pictures, thumbnails, settings.views.maps and not with_maps)
 
 
 def _map(
-    model: nn.Module,
-    one: WorstSample,
-    diagnosis: Diagnosis,
-    row: int,
-    settings: Settings,
-    forward_context: Callable[[], AbstractContextManager[object]],
+    context: PassContext, one: WorstSample, diagnosis: Diagnosis, row: int
 ) -> tuple[Tensor | None, str]:
     """Where the top filters of a sample look, and who ranked them; no map if it is not finite."""
     method = "pot"
@@ -123,11 +92,13 @@ def _map(
     if bool((filters < 0).all()):  # no filter is above its threshold
         method = "zscore"
         filters = diagnosis.rankings[method].filters[row : row + 1, :MAP_FILTERS]
+    model = context.model
     inputs, targets = to_device((one.inputs, one.targets), model)
-    with eval_mode(model):
+    with eval_mode(model), muted(model):
         gradients = input_saliency(
             model, inputs, targets, diagnosis.index, diagnosis.fit, filters,
-            loss=nan_where_unlabelled(settings.loss), forward_context=forward_context,
+            loss=nan_where_unlabelled(context.settings.loss),
+            forward_context=partial(forward_context, context.trainer),
         )  # fmt: skip
     position = image_position(one.inputs)
     gradient = None if position is None else pytree.tree_leaves(gradients)[position]

@@ -1,9 +1,7 @@
 """What a pass leaves behind: metrics, files, charts and lines in the log."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,12 @@ from salmon.diagnosis import Diagnosis, WorstSamples, batch_flags, sample_flags
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.clock import Clock
-from salmon.monitor.distributed import Processes
-from salmon.monitor.facts import class_names, normalisation
-from salmon.monitor.images import FlaggedImages, flagged_images
+from salmon.monitor.context import PassContext
+from salmon.monitor.facts import class_names
+from salmon.monitor.images import flagged_images
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.settings import Settings
-from salmon.monitor.trainers import forward_context, loader_of, muted, rehearsal
+from salmon.monitor.trainers import loader_of, rehearsal
 from salmon.ranking import group_shares
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
@@ -27,6 +25,7 @@ from salmon.views import (
     MOST_ROWS,
     Board,
     PassRecord,
+    Picture,
     pass_metrics,
     publish,
     record_pass,
@@ -36,20 +35,6 @@ from salmon.views import (
 
 LOGS = "salmon_logs"
 """Folder of the monitor's files; a folder ``salmon`` would be taken for the package."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PassContext:
-    """One validation or test that is measured."""
-
-    settings: Settings
-    stage: str  # "validation" or "test"
-    number: int  # counted per stage from 0
-    trainer: Trainer  # in that stage
-    model: LightningModule
-    memory: ViewMemory  # what is known of the passes before; updated
-    processes: Processes
-    clock: Clock
 
 
 def publish_pass(
@@ -81,17 +66,17 @@ def publish_pass(
     history, before = context.memory.take(scope, record, diagnosis.index)
 
     def show() -> None:
-        images = FlaggedImages()
+        pictures: list[Picture] = []
         with _tolerated(settings, "picture the mistakes"), clock.part("pictures"):
-            images = _picture(context, loader, diagnosis, worst, record)
+            pictures = flagged_images(context, loader, diagnosis, worst, record.classes)
         with clock.part("views"):
             if folder is not None:
-                _write(folder, scope, diagnosis, record, images)
+                _write(folder, scope, diagnosis, record, pictures)
             with _tolerated(settings, "show its views"):
                 publish(
                     boards(trainer), metric_scope(scope), record, history,
-                    before=before, pictures=images.pictures, figures=settings.views.figures,
-                    shown=context.memory.shown,
+                    before=before, pictures=[each for each in pictures if each.caption],
+                    figures=settings.views.figures, shown=context.memory.shown,
                     attempt=lambda what: _tolerated(settings, f"show its {what}"),
                 )  # fmt: skip
 
@@ -103,25 +88,8 @@ def _tolerated(settings: Settings, what: str) -> AbstractContextManager[None]:
     return tolerated(f"could not {what}", strict=settings.strict)
 
 
-def _picture(
-    context: PassContext, loader: int, diagnosis: Diagnosis, worst: WorstSamples, record: PassRecord
-) -> FlaggedImages:
-    """Make images of the worst mistakes."""
-    settings, memory = context.settings, context.memory
-    data = loader_of(context.trainer, loader)
-    with muted(context.model):
-        images = flagged_images(
-            context.model, diagnosis, worst, settings,
-            classes=record.classes, normalisation=normalisation(data, settings.views),
-            maps=not memory.without_maps,
-            forward_context=partial(forward_context, context.trainer),
-        )  # fmt: skip
-    memory.without_maps |= images.without_maps
-    return images
-
-
 def _write(
-    folder: Path, scope: str, diagnosis: Diagnosis, record: PassRecord, images: FlaggedImages
+    folder: Path, scope: str, diagnosis: Diagnosis, record: PassRecord, images: list[Picture]
 ) -> None:
     """Write the files, or say which are missing."""
     try:
@@ -290,7 +258,7 @@ def write_diagnosis(
     scope: str,
     diagnosis: Diagnosis,
     record: PassRecord,
-    images: FlaggedImages,
+    images: Sequence[Picture],
 ) -> None:
     """Write the flags and the record of a pass, and its fits and images in place of the last ones.
 
@@ -303,10 +271,8 @@ def write_diagnosis(
     tasks: dict[Path, Callable[[Path], None] | None] = {flagged: None, pictures: None}
     if len(diagnosis.mistakes.sample):
         tasks[flagged] = lambda path: _write_flags(path, diagnosis, record)
-    if images.pictures or images.thumbnails:
-        tasks[pictures] = lambda path: write_pictures(
-            path, number, images.pictures, images.thumbnails
-        )
+    if images:
+        tasks[pictures] = lambda path: write_pictures(path, number, images)
     tasks[fits] = lambda path: save_fit(path, diagnosis.fit, diagnosis.index)
     # Last, since a report is made of those passes that have a record.
     tasks[folder / f"pass-{name}-{number:06d}.json"] = lambda path: write_pass(path, record)

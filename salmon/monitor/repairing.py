@@ -110,9 +110,9 @@ def _look(
         new, reference = wanted.loaders(trainer)
         return repair(
             module,
-            _samples(new, "new", settings, wanted.settings),
+            _samples(trainer, new, "new", settings, wanted.settings),
             None if reference is None else _samples(
-                reference, "reference", settings, wanted.settings
+                trainer, reference, "reference", settings, wanted.settings
             ),
             wanted.settings,
             index=settings.build_index(module),
@@ -135,11 +135,17 @@ def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
     )  # fmt: skip
 
 
-def _samples(loader: Any, what: str, settings: Settings, wanted: RepairSettings) -> Samples:
-    """The samples of a loader."""
+def _samples(
+    trainer: Trainer, loader: Any, what: str, settings: Settings, wanted: RepairSettings
+) -> Samples:
+    """The samples of a loader, as the hooks that transfer batches hand them to a step."""
+
+    def unpack(batch: Any) -> Any:
+        return settings.unpack(trainer.strategy.batch_to_device(batch))
+
     return collect_samples(
         whole_loader(loader), what, most=wanted.max_samples, seed=wanted.seed,
-        unpack=settings.unpack, function=settings.sample_ids,
+        unpack=unpack, function=settings.sample_ids,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from salmon.errors import StateError
 from salmon.files import json_text, read_lines, read_text, write_atomically
 from salmon.records import parsed, record_of
-from salmon.views.pictures import Picture, Pixels, Thumbnail, encoded, enlarged
+from salmon.views.pictures import Picture, Pixels, encoded, enlarged
 from salmon.views.record import SCHEMA, PassRecord, check_record
 
 PICTURE_SCHEMA = "salmon.picture/1"
@@ -56,25 +56,17 @@ def read_pass(path: Path) -> PassRecord:
     return record
 
 
-def write_pictures(
-    path: Path, number: int, pictures: Sequence[Picture], thumbnails: Sequence[Thumbnail]
-) -> None:
-    """Write flagged images in place of those of an earlier pass."""
+def write_pictures(path: Path, number: int, pictures: Sequence[Picture]) -> None:
+    """Write flagged images and thumbnails in place of those of an earlier pass."""
     stored = [
         StoredPicture(
             number=number,
             sample=each.sample,
-            image=_stored(enlarged(each.pixels, _SIDE)),
+            image=_stored(enlarged(each.pixels, _SIDE) if each.caption else each.pixels),
             heat=None if each.overlay is None else _stored(enlarged(each.overlay, _SIDE)),
             caption=list(each.caption),
         )
         for each in pictures
-    ]
-    stored += [
-        StoredPicture(
-            number=number, sample=each.sample, image=_stored(each.pixels), heat=None, caption=[]
-        )
-        for each in thumbnails
     ]
     lines = [f"{json_text({'schema': PICTURE_SCHEMA} | asdict(s))}\n".encode() for s in stored]
     write_atomically(path, lambda file: file.writelines(lines))

@@ -31,26 +31,17 @@ _LETTERS = 58  # in a line of the caption
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picture:
-    """A flagged image."""
+    """A flagged image, or a thumbnail of one, which has no caption."""
 
     sample: int  # position in the pass
-    id: int | str
     pixels: Pixels
-    heat: Tensor | None  # [H, W] in [0, 1], where the top filters look
-    caption: Sequence[str]
+    heat: Tensor | None = None  # [H, W] in [0, 1], where the top filters look
+    caption: Sequence[str] = ()
 
     @property
     def overlay(self) -> Pixels | None:
         """The image in grey with its map in colour, where there is one."""
         return None if self.heat is None else overlay(self.pixels, self.heat)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Thumbnail:
-    """A small image of a flagged sample."""
-
-    sample: int
-    pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
