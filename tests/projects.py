@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import lightning.pytorch
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -117,3 +118,26 @@ class Split(Data):
 
     def val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.val_part, 32)
+
+
+def plain() -> nn.Module:
+    """No module of Lightning."""
+    return layers(8)
+
+
+class OtherNet(lightning.pytorch.LightningModule):
+    """Of the other package of Lightning, and with nothing but a forward."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.net = layers(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(x))
+
+
+class OtherData(lightning.pytorch.LightningDataModule):
+    """Two loaders."""
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return [DataLoader(dataset(120, seed, shifted=True), 32) for seed in (2, 3)]

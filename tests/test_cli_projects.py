@@ -12,7 +12,8 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer, see
 
 from salmon import SaliencyMonitor
 from salmon.cli import main
-from tests.projects import Bytes, Data, Halved, LateNet, Net, Split
+from tests.projects import Bytes, Data, Halved, LateNet, Net, Split, plain
+from tests.shifts import dataset
 
 ROOT = Path(__file__).parent.parent
 TOP_K = 6
@@ -142,7 +143,7 @@ def test_a_repair_takes_the_samples_that_the_step_feeds_the_network(
     assert main(command) in (0, 1)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert 0 < report["misclassified_in_repair"] < wrong  # that split has four of ten samples
-    assert sum(report["sizes"]["new"].values()) == 400
+    assert sum(report["samples"]["new"].values()) == 400
 
 
 @pytest.mark.parametrize("project", ["a config"], indirect=True)
@@ -188,3 +189,54 @@ def test_hyphens_and_underscores_both_spell_an_option(
     monkeypatch.syspath_prepend(ROOT)
     assert main(["repair", *names("tests.project_of_a_user:loaders"), word]) == 0
     assert "400 new and 400 reference samples" in capsys.readouterr().out
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    return tmp_path
+
+
+def test_a_plain_network_keeps_the_names_of_its_weights(here: Path) -> None:
+    torch.manual_seed(1)
+    network = plain().eval()
+    torch.save(network.state_dict(), "state.pt")
+    images, labels = dataset(400, 2, shifted=True).tensors
+    wrong = (network(images).argmax(1) != labels).nonzero().squeeze(1).tolist()
+    command = [
+        "diagnose", "--model", "tests.projects:plain", "--data",
+        "tests.project_of_a_user:loaders", "--ckpt_path", "state.pt", "--quiet", "--out", "out",
+    ]  # fmt: skip
+    assert main(command) == 0
+    samples = [row for row in flags(here / "out") if row["kind"] == "sample"]
+    assert [row["sample"] for row in samples] == wrong
+    assert {top["label"].partition("[")[0] for row in samples for top in row["top"]} == {"0", "3"}
+    assert json.loads((here / "out" / "diagnosis.json").read_text())["model"] == "Sequential"
+
+
+def test_one_of_several_loaders_is_named_as_in_the_results(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"class_path": "tests.projects.OtherNet"}
+    data = {"class_path": "tests.projects.OtherData"}
+    config = {"seed_everything": 1, "model": section, "data": data}
+    (here / "config.yaml").write_text(json.dumps(config))
+    command = ["diagnose", "--config", "config.yaml", "--reference", "none", "--quiet"]
+    assert main(command) == 2
+    assert "name one of test/loader0, test/loader1." in capsys.readouterr().err
+    assert not (here / "salmon-diagnosis").exists()
+    assert main([*command, "--new", "test/loader1"]) == 0
+    summary = json.loads((here / "salmon-diagnosis" / "diagnosis.json").read_text())
+    assert summary["samples"] == 120
+
+
+def test_the_monitor_of_a_config_says_how_to_measure(here: Path) -> None:
+    monitor = {
+        "class_path": "salmon.SaliencyMonitor", "init_args": {"top_k": 3, "include": ["net.0"]},
+    }  # fmt: skip
+    changed = squares(trainer={"callbacks": [monitor]})
+    (here / "config.yaml").write_text(json.dumps(changed))
+    assert main(["diagnose", "--config", "config.yaml", "--quiet", "--out", "out"]) == 0
+    assert json.loads((here / "out" / "diagnosis.json").read_text())["filters"] == 8
+    assert {len(row["top"]) for row in flags(here / "out")} <= {0, 1, 2, 3}

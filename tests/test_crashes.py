@@ -25,6 +25,7 @@ def test_a_killed_training_leaves_whole_files_and_ends_as_an_unbroken_one() -> N
     assert re.search(rf"resumed runs equal to the unbroken one +{KILLS} of {KILLS}\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_checks_after_a_kill_find_what_is_broken(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(folder, bytearray(1))

@@ -1,5 +1,8 @@
 """Known networks, random weights: each verified against one-by-one autograd in float64."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 import torchvision.models as zoo
@@ -11,14 +14,24 @@ from salmon import FilterIndex, InputError, VerificationError, coverage, verify
 from tests.networks import PlainNet, batch
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+QUICK = {"resnet18", "googlenet", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0"}
+
+
+def slow_if_large(networks: Sequence[Network]) -> list[Any]:
+    return [
+        pytest.param(each, id=each.name, marks=[] if each.name in QUICK else pytest.mark.slow)
+        for each in networks
+    ]
+
+
+@pytest.mark.parametrize("network", slow_if_large(NETWORKS))
 def test_a_known_network_is_measured_exactly_and_fast(network: Network) -> None:
     table, difference = check(network)
     assert difference < 1e-8
     assert {row.how for row in table.rows if row.filters} <= {"fast", "no influence on the loss"}
 
 
-@pytest.mark.parametrize("network", TIMM_NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("network", slow_if_large(TIMM_NETWORKS))
 def test_timm_networks_are_measured_exactly(network: Network) -> None:
     pytest.importorskip("timm")
     table, difference = check(network)

@@ -36,7 +36,9 @@ def settled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "vgg11" else []) for n in ZOO]
+)
 def test_profiles_of_known_networks_match_one_by_one(name: str) -> None:
     network = settled(ZOO[name](num_classes=5))
     index = FilterIndex.from_model(network)

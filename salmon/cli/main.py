@@ -119,6 +119,8 @@ def _attributes(options: type[Any]) -> dict[str, str]:
 
 
 def _spelled(word: str) -> str:
-    """An option with underscores for hyphens in its name."""
+    """An option with underscores for hyphens in its name; ``-o`` is short for ``--out``."""
+    if word == "-o":
+        return "--out"
     name, equals, value = word.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else word

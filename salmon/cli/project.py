@@ -77,7 +77,8 @@ def run_pass(
         checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
     with _quiet_lightning():
         project = _build(options, checkpoint, seed)
-        own = [*_kept(project.callbacks), *callbacks(project), _Progress(name, progress)]
+        kept = [each for each in project.callbacks if not _replaced(each)]
+        own = [*kept, *callbacks(project), _Progress(name, progress)]
         by_trainer: dict[str, Any] = {}
         if checkpoint is not None and checkpoint.plain:
             own.insert(0, _Weights(checkpoint, str(options.ckpt_path)))
@@ -87,8 +88,8 @@ def run_pass(
                 by_trainer["weights_only"] = False
         accelerator = {} if options.device == "auto" else {"accelerator": options.device}
         trainer = project.trainer(
-            callbacks=own, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, devices=1, num_nodes=1, strategy="auto",
+            callbacks=own, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            devices=1, num_nodes=1, strategy="auto",
             fast_dev_run=False, default_root_dir=folder, **accelerator,
         )  # fmt: skip
         stage, data = _data_of(project, name)
@@ -128,10 +129,12 @@ def chosen(found: Mapping[str, Any], name: str) -> str:
 
 def _build(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:
     """Network, data and trainer, from a config or from names."""
-    with _importable_here():
-        if options.config is not None or options.cli is not None:
-            return _from_config(options, seed)
-        return _from_names(options, checkpoint, seed)
+    here = str(Path.cwd())
+    if here not in sys.path:  # as ``python -m`` does, for the user's own modules
+        sys.path.insert(0, here)
+    if options.config is not None or options.cli is not None:
+        return _from_config(options, seed)
+    return _from_names(options, checkpoint, seed)
 
 
 def _from_names(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:
@@ -314,15 +317,10 @@ def _give_step(module: Any, stage: str) -> None:
         setattr(module, steps[0], step)
 
 
-def _kept(callbacks: Sequence[Any]) -> list[Any]:
-    """The project's callbacks but for those that an evaluation does without."""
-    without = ("Checkpoint", "ProgressBar", "EarlyStopping", "LearningRateMonitor", "ModelSummary")
-    return [
-        each
-        for each in callbacks
-        if not isinstance(each, SaliencyMonitor)
-        and not any(base.__name__ in without for base in type(each).__mro__)
-    ]
+def _replaced(callback: Any) -> bool:
+    """Whether a command brings its own."""
+    names = {base.__name__ for base in type(callback).__mro__}
+    return bool(names & {"SaliencyMonitor", "ProgressBar"})
 
 
 def _in_a_line(error: Exception, project: Project, options: ProjectOptions) -> Exception | None:
@@ -359,15 +357,6 @@ def _imported(what: str, name: str) -> Any:
             f"--{what} {name} cannot be imported ({error}); package.module:name, to be found from "
             "this folder or installed, is needed."
         ) from error
-
-
-@contextmanager
-def _importable_here() -> Iterator[None]:
-    """Find the user's own modules in this folder, as ``python -m`` does."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    yield
 
 
 @contextmanager
