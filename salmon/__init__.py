@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from salmon.filters import SHORTCUTS, FilterIndex
     from salmon.gpd import FitStatus, TailFit
     from salmon.monitor import RepairInTraining, SaliencyMonitor
-    from salmon.ranking import Ranking, group_shares, rank_filters
-    from salmon.repairs import Patch, RepairSettings, Samples, edit_curves, repair
+    from salmon.ranking import Ranking, filter_shares, group_shares, rank_filters
+    from salmon.repairs import (
+        Patch,
+        RepairSettings,
+        Samples,
+        Step,
+        edit_curves,
+        many_edit_curves,
+        repair,
+    )
     from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
-    from salmon.tails import Tails, fit_tails
+    from salmon.tails import Tails, fit_tails, load_fit, save_fit
     from salmon.views import ViewSettings
 
 __version__ = "0.2.0"
@@ -39,6 +47,7 @@ __all__ = [
     "SalmonError",
     "Samples",
     "StateError",
+    "Step",
     "TailFit",
     "Tails",
     "UnsupportedError",
@@ -47,11 +56,15 @@ __all__ = [
     "coverage",
     "edit_curves",
     "filter_saliency",
+    "filter_shares",
     "fit_tails",
     "gpd",
     "group_shares",
+    "load_fit",
+    "many_edit_curves",
     "rank_filters",
     "repair",
+    "save_fit",
     "verify",
 ]
 
@@ -62,10 +75,18 @@ _HOMES = {
     "salmon.filters": ("SHORTCUTS", "FilterIndex"),
     "salmon.gpd": ("FitStatus", "TailFit"),
     "salmon.monitor": ("RepairInTraining", "SaliencyMonitor"),
-    "salmon.ranking": ("Ranking", "group_shares", "rank_filters"),
-    "salmon.repairs": ("Patch", "RepairSettings", "Samples", "edit_curves", "repair"),
+    "salmon.ranking": ("Ranking", "filter_shares", "group_shares", "rank_filters"),
+    "salmon.repairs": (
+        "Patch",
+        "RepairSettings",
+        "Samples",
+        "Step",
+        "edit_curves",
+        "many_edit_curves",
+        "repair",
+    ),
     "salmon.saliency": ("Coverage", "VerificationError", "coverage", "filter_saliency", "verify"),
-    "salmon.tails": ("Tails", "fit_tails"),
+    "salmon.tails": ("Tails", "fit_tails", "load_fit", "save_fit"),
     "salmon.views": ("ViewSettings",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,6 @@ from examples.networks import NETWORKS, TIMM_NETWORKS, Network, check
 from salmon import FilterIndex, InputError, VerificationError, coverage, verify
 from tests.networks import PlainNet, batch
 
-
 QUICK = {"resnet18", "googlenet", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0"}
 
 

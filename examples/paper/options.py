@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from salmon.repairs import Step
+from salmon import Step
 
 Experiment = Literal[
     "domain-shift", "imagenet", "corruptions", "pacs", "normality-digits", "normality-imagenet"

@@ -12,7 +12,6 @@ from examples.paper.figures import Row, draw_curves, draw_shares
 from examples.paper.options import Options
 from examples.paper.study import METRICS, Study, Values, write_file
 from salmon import InputError
-from salmon.markdown import markdown_table
 
 RESAMPLES = 2000
 
@@ -100,7 +99,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row]) -> str:
     """The same in markdown."""
     lines = [[f"{v:.4g}" if isinstance(v, float) else v for v in row.values()] for row in rows]
-    return markdown_table(list(rows[0]), lines)
+    table = [list(rows[0]), ["---"] * len(rows[0]), *lines]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in table)
 
 
 def band(cases: Sequence[Values], seed: int) -> tuple[Values, Values]:

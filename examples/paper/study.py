@@ -22,10 +22,7 @@ from tqdm import tqdm
 import salmon
 from examples.paper.data import Images
 from examples.paper.options import Options
-from salmon.files import write_atomically
-from salmon.ranking import filter_shares
-from salmon.repairs import many_edit_curves
-from salmon.tails import load_fit, save_fit
+from salmon import filter_shares, load_fit, many_edit_curves, save_fit
 
 LEVEL = 0.90
 BATCH = 64
@@ -69,7 +66,10 @@ class Study:
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    write_atomically(path, lambda file: file.write(content))
+    part = path.with_name(f".{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def claim(options: Options) -> None:
