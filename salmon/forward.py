@@ -10,7 +10,7 @@ import logging
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -20,10 +20,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from salmon.errors import UnsupportedError
+from salmon.torch_internals import SingleBatchNorm
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
-    with _SingleBatchNorm() if single else nullcontext(), _inference_tensors_named():
+    with SingleBatchNorm() if single else nullcontext(), _inference_tensors_named():
         if isinstance(inputs, Call):
             return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
         if isinstance(inputs, Mapping):
@@ -85,32 +85,6 @@ def _inference_tensors_named() -> Iterator[None]:
             "network, which no gradient can pass; make it anew, keep it on a module, or use "
             "Trainer(inference_mode=False)."
         ) from error
-
-
-class _SingleBatchNorm(TorchFunctionMode):
-    """Works around torch's gradient of BatchNorm in eval mode, which is wrong for one sample.
-
-    On a CPU (torch 2.14) it is where the gradient comes in another memory format than the input,
-    as from ``x.flatten(2).transpose(1, 2)`` behind a convolutional stem.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Pass every call on; let the gradient of a batch norm come in the usual format.
-
-        Args:
-            types: Types of its overriding arguments; unused.
-        """
-        output = func(*args, **(kwargs or {}))
-        known = func is torch.batch_norm or func is nn.functional.batch_norm
-        if known and output.requires_grad and len(output) == 1:
-            output.register_hook(Tensor.contiguous)
-        return output
 
 
 def _takes(model: nn.Module, count: int) -> bool:

@@ -10,13 +10,12 @@ spectral norm) is measured at the parameter that has its shape. Weights that a m
 own hands to ``torch.nn.functional.conv2d`` and the like are found by running a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
@@ -25,6 +24,7 @@ from torch.utils import _pytree as pytree
 from salmon.errors import InputError
 from salmon.filters.names import clean_name, parameters_by_name
 from salmon.forward import call_network, eagerly, eval_mode, gradients_on, no_trace
+from salmon.torch_internals import behind, weights_read
 
 CONVOLUTIONS: Mapping[Callable[..., Any], int] = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 TRANSPOSED: Mapping[Callable[..., Any], int] = {
@@ -121,58 +121,19 @@ def _used(model: nn.Module, names: Mapping[int, str], inputs: Any) -> Iterator[F
         # Objects that are no nesting of tensors have the output of most of the network in logits.
         leaves += [getattr(leaf, "logits", None) for leaf in leaves]
         ends = [leaf.grad_fn for leaf in leaves if isinstance(leaf, Tensor)]
-        for node in _behind(ends):
-            for parameter, unit, transposed in _read_by(node):
+        for node in behind(ends):
+            for parameter, unit, outputs, transposed in weights_read(node):
                 if id(parameter) in names:
-                    groups = node._saved_groups if unit == "conv" and transposed else 1  # type: ignore[attr-defined]
                     yield Found(
                         weight=names[id(parameter)],
                         # A module may have several weights.
                         layer=names[id(parameter)].removesuffix(".weight"),
                         unit=unit,
                         parts=("",),
-                        filters=parameter.shape[1] * groups if transposed else parameter.shape[0],
+                        filters=outputs,
                         parameter=parameter,
                         transposed=transposed,
                     )
-
-
-def _read_by(node: Node) -> Iterator[tuple[Tensor, str, bool]]:
-    """Weights of an operation, their unit, and whether rows are not what makes an output."""
-    name, before = node.name(), [child for child, _ in node.next_functions]
-    if name == "ConvolutionBackward0":
-        shape = node._saved_weight.shape  # type: ignore[attr-defined]
-        for leaf in _leaves_of(before[1]):
-            if leaf.shape == shape:
-                yield leaf, "conv", bool(node._saved_transposed)  # type: ignore[attr-defined]
-    elif name in _MATRICES:
-        factor = before[_MATRICES[name]]
-        matrices = [leaf for leaf in _leaves_of(factor) if leaf.ndim == 2]
-        if matrices:
-            # inputs @ weight has a weight [inputs, outputs], as transformers' Conv1D.
-            turned = hasattr(factor, "variable") and name != "LinearBackward0"
-            yield max(matrices, key=Tensor.numel), "linear", turned
-
-
-_MATRICES = {"AddmmBackward0": 2, "MmBackward0": 1, "LinearBackward0": 1}
-"""Matrix products in autograd's graph, and which of their arguments is the weight."""
-
-
-def _behind(ends: Iterable[Node | None]) -> Iterator[Node]:
-    """All nodes of the graph that some come from, themselves included."""
-    seen: set[Node] = set()
-    stack = list(ends)
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            stack.extend(child for child, _ in node.next_functions)
-
-
-def _leaves_of(node: Node | None) -> list[Tensor]:
-    """The parameters behind a node."""
-    return [each.variable for each in _behind([node]) if hasattr(each, "variable")]
 
 
 def _source(module: nn.Module) -> Tensor | None:

@@ -29,10 +29,9 @@ from salmon.filters import FilterIndex
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.gpd import TailFit
 from salmon.saliency.backward import IndexedWeight
-from salmon.saliency.graph import once_differentiable
-from salmon.saliency.halves import take_rows
-from salmon.saliency.losses import Loss, check_samples, sample_losses
+from salmon.saliency.losses import Loss, check_samples, sample_losses, take_rows
 from salmon.saliency.profile import check_eval_mode, indexed_weights, profile_row
+from salmon.torch_internals import once_differentiable
 
 PERCENTILES = (90.0, 99.0)
 """Values of a map up to the first are shown as 0, from the second on as 1."""
