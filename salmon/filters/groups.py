@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from salmon.filters.names import clean_name
+from salmon.filters.discover import clean_name
 
 DEPTH_PARTS = 5
 

@@ -7,7 +7,7 @@ are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError, StateError
-from salmon.filters.discover import UNITS, Found, discover
+from salmon.filters.discover import UNITS, FilterLayer, discover, parameters_by_name
 from salmon.filters.groups import group_layers
-from salmon.filters.names import parameters_by_name
 from salmon.records import record_of
 
 logger = logging.getLogger(__name__)
@@ -31,33 +30,6 @@ _NAMED = 8  # names in a message
 
 SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 """Patterns of residual shortcut convolutions, for ``exclude=``: the paper's counts omit them."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilterLayer:
-    """One weight and the filters it holds."""
-
-    weight: str  # parameter name, such as "layer1.0.conv1.weight"
-    layer: str  # module path, such as "layer1.0.conv1"
-    group: str  # such as "conv2_x"
-    unit: str  # "conv", "heads" or "linear"
-    filters: int  # output channels, heads or rows
-    size: int  # weights of one filter, such as 64*3*3
-    rows: int  # output channels or rows of the weight in one filter; 1 but for heads
-    parts: tuple[str, ...]  # names of the equal parts that the filters come in, such as Q, K, V
-    transposed_groups: int  # groups of a transposed convolution, else 0
-
-    def channel_label(self, channel: int) -> str:
-        """Name a filter inside the layer.
-
-        Args:
-            channel: In ``0..filters-1``.
-
-        Returns:
-            Such as ``37``, or ``K3`` for the fourth head of the keys.
-        """
-        per_part = self.filters // len(self.parts)
-        return f"{self.parts[channel // per_part]}{channel % per_part}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,16 +107,14 @@ class FilterIndex:
                 ", ".join(dict.fromkeys(names)),
             )
         return cls(
-            layers=tuple(_layer(f, group) for f, group in zip(chosen, names, strict=True)),
+            layers=tuple(
+                replace(layer, group=group) for layer, group in zip(chosen, names, strict=True)
+            ),
             scheme=scheme,
         )
 
     def __len__(self) -> int:
-        """Number of filters, F.
-
-        Returns:
-            F.
-        """
+        """Number of filters, F."""
         return self.starts[-1]
 
     @cached_property
@@ -222,26 +192,22 @@ class FilterIndex:
         return [(layer.weight, layer.filters, layer.size) for layer in self.layers]
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether a network has all weights of this index.
-
-        Returns:
-            Whether it has, by name and size.
-        """
+        """Tell whether a network has all weights of this index, by name and size."""
         sizes = {name: value.numel() for name, value in parameters_by_name(model).items()}
         return all(sizes.get(each.weight) == each.filters * each.size for each in self.layers)
 
-    def check_fingerprint(self, other: Sequence[Sequence[Any]], *, source: str) -> None:
+    def check_fingerprint(self, other: Any, *, source: str) -> None:
         """Refuse numbers that were made for another network.
 
         Args:
-            other: What :meth:`fingerprint` gave when the numbers were made.
+            other: What :meth:`fingerprint` gave when the numbers were made, perhaps from a file.
             source: What the numbers are, for the message.
 
         Raises:
-            StateError: If the fingerprints differ.
+            StateError: If the fingerprints differ, or it is none.
         """
         mine = self.fingerprint()
-        theirs = [tuple(row) for row in other]
+        theirs = record_of(Fingerprint, other, f"{source}: filters")
         if mine == theirs:
             return
         odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
@@ -285,23 +251,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more if names else "none"
 
 
-def _layer(found: Found, group: str) -> FilterLayer:
-    """Describe what was discovered."""
-    shape = found.parameter.shape
-    channels = found.filters if found.unit == "conv" or found.transposed else shape[0]
-    return FilterLayer(
-        weight=found.weight,
-        layer=found.layer,
-        group=group,
-        unit=found.unit,
-        filters=found.filters,
-        size=found.parameter.numel() // found.filters,
-        rows=channels // found.filters,
-        parts=found.parts,
-        transposed_groups=found.filters // shape[1] if found.transposed else 0,
-    )
+def filter_rows(weight: Tensor, layer: FilterLayer) -> Tensor:
+    """Lay a weight out as ``[filters, size]``, in a view where possible."""
+    if layer.transposed_groups:  # [groups * C_in, O per group, *kernel]
+        weight = weight.unflatten(0, (layer.transposed_groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.reshape(layer.filters, layer.size)
 
 
-def checked_fingerprint(value: Any, *, source: str) -> Fingerprint:
-    """Check what a file holds as a fingerprint."""
-    return record_of(Fingerprint, value, f"{source}: filters")
+def weight_of_rows(rows: Tensor, layer: FilterLayer, shape: torch.Size) -> Tensor:
+    """Turn ``[filters, size]`` back into a weight: the inverse of :func:`filter_rows`."""
+    if not layer.transposed_groups:
+        return rows.reshape(shape)
+    groups = layer.transposed_groups
+    by_group = rows.reshape(groups, shape[1], shape[0] // groups, *shape[2:])
+    return by_group.transpose(1, 2).reshape(shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salmon.errors import StateError
 from salmon.files import write_atomically
-from salmon.filters import FilterIndex, checked_fingerprint
+from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.records import parsed, record_of
 
@@ -64,7 +64,7 @@ def fit_state(fit: TailFit, index: FilterIndex) -> dict[str, Any]:
 
 def fit_from_state(state: dict[str, Any], index: FilterIndex, *, source: str) -> TailFit:
     """Check and rebuild fits."""
-    index.check_fingerprint(checked_fingerprint(state.get("filters"), source=source), source=source)
+    index.check_fingerprint(state.get("filters"), source=source)
     fit = TailFit.from_state_dict(state.get("fit", {}))
     if fit.threshold.numel() != len(index):
         raise StateError(
