@@ -119,7 +119,6 @@ class _Kept:
     """The state of a network at one moment."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Look at everything once."""
         self._model = model
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any], list[int]]] = []
         self._containers: list[tuple[_Container, list[Any]]] = []
@@ -131,7 +130,6 @@ class _Kept:
             self._modules(model)
 
     def put_back(self) -> None:
-        """Restore everything that is not as it was."""
         # In inference mode tensors of both kinds may be written to.
         with torch.inference_mode():
             for tensor, copy in self._tensors:
@@ -168,7 +166,6 @@ class _Kept:
             )  # fmt: skip
 
     def _modules(self, module: nn.Module) -> None:
-        """Keep a module and all in it."""
         for parameter in module.parameters():
             self._tensor(parameter, most=None)
         for each in module.modules():
@@ -197,30 +194,26 @@ class _Kept:
             if kind in _PLAIN:
                 continue
             if (kind is dict or kind is OrderedDict) and not value:  # as those of hooks are
-                self._dicts.append((value, {}, []))
+                self._shallow(value)
                 continue
             if isinstance(value, Tensor) and value.is_inference():
                 live[key] = value.clone()
             self._value(value, deep - 1)
 
-    def _container(self, live: "_Container", deep: int) -> None:
+    def _entries(self, live: _Container | tuple[Any, ...], deep: int) -> None:
         """Keep the entries of a container."""
         old = list(live)
-        self._containers.append((live, old))
-        if not isinstance(live, set) and len(old) <= _MANY:
-            for place, value in enumerate(old):
-                if isinstance(value, Tensor) and value.is_inference():
-                    live[place] = value.clone()
-        self._inside(old, deep)
-
-    def _inside(self, values: Sequence[Any], deep: int) -> None:
-        """Keep what a container holds."""
-        if len(values) <= _MANY:
-            for value in values:
-                self._value(value, deep - 1)
+        if not isinstance(live, tuple):
+            self._containers.append((live, old))
+        if len(old) > _MANY:
+            return
+        for place, value in enumerate(old):
+            inference = isinstance(value, Tensor) and value.is_inference()
+            if inference and isinstance(live, list | deque):
+                live[place] = value.clone()
+            self._value(value, deep - 1)
 
     def _value(self, value: Any, deep: int) -> None:
-        """Keep an attribute, and what it holds."""
         if type(value) in _PLAIN or deep == 0 or id(value) in self._seen:
             return
         if isinstance(value, nn.Module):
@@ -232,10 +225,8 @@ class _Kept:
         self._seen[id(value)] = value
         if isinstance(value, dict):
             self._mapping(value, deep)
-        elif isinstance(value, list | deque | set):
-            self._container(value, deep)
-        elif isinstance(value, tuple):
-            self._inside(value, deep)
+        elif isinstance(value, list | deque | set | tuple):
+            self._entries(value, deep)
         elif (put_back := _way_back(value)) is not None:
             self._others.append(put_back)
         elif _is_state(value):
@@ -259,12 +250,9 @@ def _keeps_nothing(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("torch.nn.modules.")
     state = vars(module)
     hooks = state.get("_forward_hooks") or state.get("_forward_pre_hooks")
-    return own and not hooks and "forward" not in state and not _made_in_inference(module)
-
-
-def _made_in_inference(module: nn.Module) -> bool:
-    """Whether a buffer is a tensor that no graph may keep."""
-    return any(b is not None and b.is_inference() for b in module._buffers.values())
+    if not own or hooks or "forward" in state:
+        return False
+    return not any(b is not None and b.is_inference() for b in module._buffers.values())
 
 
 def _is_state(value: Any) -> bool:
@@ -340,12 +328,9 @@ def eval_mode(model: nn.Module) -> Iterator[bool]:
 
 
 def eagerly() -> AbstractContextManager[object]:
-    """Run compiled networks uncompiled.
+    """A context in which compiled networks run uncompiled.
 
     Compiled code would pass by the catcher unseen, and cannot be differentiated twice.
-
-    Returns:
-        A context for the forward.
     """
     # Asking for the stance imports the compiler, which takes seconds; without it, no need.
     if "torch._dynamo" not in sys.modules:
