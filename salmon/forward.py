@@ -7,9 +7,10 @@ Compiled networks run uncompiled.
 
 import inspect
 import logging
+import operator
 import random
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -34,8 +35,6 @@ _NOT_STATE = (type, ModuleType, FunctionType, MethodType)
 _DEEP = 8  # attributes of attributes
 _MANY = 1000  # entries of a container that are looked into
 _MOST_BYTES = 2**26  # of an array or a tensor that is no buffer: data sets are on modules, too
-
-_Container = list[Any] | deque[Any] | set[Any]
 
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -62,21 +61,9 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
-    with SingleBatchNorm() if single else nullcontext(), _inference_tensors_named():
-        if isinstance(inputs, Call):
-            return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
-            return model(*inputs)
-        return model(inputs)
-
-
-@contextmanager
-def _inference_tensors_named() -> Iterator[None]:
-    """Say what can be done about tensors that no gradient can pass."""
     try:
-        yield
+        with SingleBatchNorm() if single else nullcontext():
+            return _called(model, inputs)
     except RuntimeError as error:
         if "Inference tensors" not in str(error):
             raise
@@ -85,6 +72,16 @@ def _inference_tensors_named() -> Iterator[None]:
             "network, which no gradient can pass; make it anew, keep it on a module, or use "
             "Trainer(inference_mode=False)."
         ) from error
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Call):
+        return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
+        return model(*inputs)
+    return model(inputs)
 
 
 def _takes(model: nn.Module, count: int) -> bool:
@@ -120,8 +117,7 @@ class _Kept:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any], list[int]]] = []
-        self._containers: list[tuple[_Container, list[Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []  # each with its entries
         self._tensors: list[tuple[Tensor, Tensor]] = []  # each with its copy
         self._watched: list[tuple[Tensor, int]] = []  # each with its version
         self._others: list[Callable[[], object]] = []  # that put something back
@@ -138,15 +134,11 @@ class _Kept:
             if self._tensors:
                 tensors, copies = map(list, zip(*self._tensors, strict=True))
                 torch._foreach_copy_(tensors, copies)
-        for live, old, ids in self._dicts:
-            if [*map(id, live.values())] != ids or live.keys() != old.keys():
+        for live, old in self._containers:
+            if not _same_entries(live, old):
                 live.clear()
-                live.update(old)
-        for container, values in self._containers:
-            if [*map(id, container)] != [*map(id, values)]:
-                container.clear()
-                add = container.update if isinstance(container, set) else container.extend
-                add(values)
+                fill = live.update if isinstance(live, dict | set) else live.extend
+                fill(old)
         for put_back in self._others:
             put_back()
         self._tell({id(tensor) for tensor, version in self._watched if tensor._version != version})
@@ -176,41 +168,21 @@ class _Kept:
                     if buffer is not None:
                         self._tensor(buffer, most=None)
                 if _keeps_nothing(each):
-                    self._shallow(vars(each))
+                    self._containers.append((vars(each), dict(vars(each))))
                 elif not script:
-                    self._mapping(vars(each), _DEEP)
+                    self._entries(vars(each), _DEEP)
 
-    def _shallow(self, live: dict[Any, Any]) -> None:
-        """Keep which entries a dictionary has."""
-        self._dicts.append((live, dict(live), [*map(id, live.values())]))
-
-    def _mapping(self, live: dict[Any, Any], deep: int) -> None:
-        """Keep the entries of a dictionary, of attributes for example."""
-        self._shallow(live)
-        if len(live) > _MANY:
-            return
-        for key, value in live.items():
-            kind = type(value)
-            if kind in _PLAIN:
-                continue
-            if (kind is dict or kind is OrderedDict) and not value:  # as those of hooks are
-                self._shallow(value)
-                continue
-            if isinstance(value, Tensor) and value.is_inference():
-                live[key] = value.clone()
-            self._value(value, deep - 1)
-
-    def _entries(self, live: _Container | tuple[Any, ...], deep: int) -> None:
-        """Keep the entries of a container."""
-        old = list(live)
+    def _entries(self, live: Any, deep: int) -> None:
+        """Keep the entries of a container, and what they hold."""
+        old = dict(live) if isinstance(live, dict) else list(live)
         if not isinstance(live, tuple):
             self._containers.append((live, old))
         if len(old) > _MANY:
             return
-        for place, value in enumerate(old):
+        for key, value in old.items() if isinstance(old, dict) else enumerate(old):
             inference = isinstance(value, Tensor) and value.is_inference()
-            if inference and isinstance(live, list | deque):
-                live[place] = value.clone()
+            if inference and not isinstance(live, set | tuple):
+                live[key] = value.clone()
             self._value(value, deep - 1)
 
     def _value(self, value: Any, deep: int) -> None:
@@ -223,14 +195,12 @@ class _Kept:
             self._tensor(value, most=_MOST_BYTES)
             return
         self._seen[id(value)] = value
-        if isinstance(value, dict):
-            self._mapping(value, deep)
-        elif isinstance(value, list | deque | set | tuple):
+        if isinstance(value, dict | list | deque | set | tuple):
             self._entries(value, deep)
         elif (put_back := _way_back(value)) is not None:
             self._others.append(put_back)
         elif _is_state(value):
-            self._mapping(vars(value), deep)
+            self._entries(vars(value), deep)
 
     def _tensor(self, tensor: Tensor, most: int | None) -> None:
         """Copy a tensor, or watch it."""
@@ -243,6 +213,12 @@ class _Kept:
             self._tensors.append((tensor, tensor.detach().clone()))
         elif not tensor.is_inference():  # those have no version
             self._watched.append((tensor, tensor._version))
+
+
+def _same_entries(live: Any, old: Any) -> bool:
+    if not isinstance(live, dict):
+        return len(live) == len(old) and all(map(operator.is_, live, old))
+    return live.keys() == old.keys() and all(map(operator.is_, live.values(), old.values()))
 
 
 def _keeps_nothing(module: nn.Module) -> bool:
