@@ -2,10 +2,12 @@
 
 A filter is one output channel of a convolution weight, of shape ``(C_in/groups, kH, kW)`` for two
 dimensions; or, if asked for, the rows of an attention head or one row of a linear layer. Filters
-are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside.
+are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside. Group names of
+residual networks follow He et al. (2016), table 1.
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -15,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from salmon.errors import InputError, StateError
-from salmon.filters.discover import UNITS, FilterLayer, discover, parameters_by_name
-from salmon.filters.groups import group_layers
+from salmon.filters.discover import UNITS, FilterLayer, clean_name, discover, parameters_by_name
 from salmon.records import record_of
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ Fingerprint = list[tuple[str, int, int]]
 """Weight name, number of filters and filter size of every layer; plain Python values."""
 
 _NAMED = 8  # names in a message
+_DEPTH_PARTS = 5
+_STAGE = re.compile(r"(?:^|\.)layer(\d+)(?=\.|$)")
 
 SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 """Patterns of residual shortcut convolutions, for ``exclude=``: the paper's counts omit them."""
@@ -96,7 +100,7 @@ class FilterIndex:
                 f"needed. Change the patterns (layers are {_some([f.layer for f in found])})."
             )
         if groups is None:
-            names, scheme = group_layers(model, [f.layer for f in chosen])
+            names, scheme = _group_layers(model, [f.layer for f in chosen])
         else:
             names, scheme = [groups(f.layer) for f in chosen], "custom"
         if scheme == "depth":
@@ -181,11 +185,7 @@ class FilterIndex:
         Returns:
             ``[F]`` labels as of :meth:`label`.
         """
-        return [
-            f"{layer.layer}[{layer.channel_label(c)}]"
-            for layer in self.layers
-            for c in range(layer.filters)
-        ]
+        return [self.label(number) for number in range(len(self))]
 
     def fingerprint(self) -> Fingerprint:
         """Describe what must agree for numbers of one network to be used with another."""
@@ -219,6 +219,62 @@ class FilterIndex:
             f"{len(theirs)} layers, but this network has {len(self)} in {len(mine)} ({detail}). "
             "Use the network, include= and exclude= it was made with, or make it anew."
         )
+
+
+def _group_layers(model: nn.Module, layers: Sequence[str]) -> tuple[list[str], str]:
+    """Name the group of every layer, given by module paths in network order.
+
+    Returns:
+        ``[L]`` group names, and the scheme: ``"resnet"`` (stages ``layerN``), ``"vgg"`` (blocks
+        between the poolings of nested ``nn.Sequential``), or ``"depth"`` (fifths of the layers, for
+        networks of unknown shape).
+    """
+    stages = _residual_stages(layers)
+    if stages is not None:
+        return stages, "resnet"
+    blocks = _pooling_blocks(model, layers)
+    if blocks is not None:
+        return blocks, "vgg"
+    parts = min(_DEPTH_PARTS, len(layers))
+    names = [f"depth{i * parts // len(layers) + 1}of{parts}" for i in range(len(layers))]
+    return names, "depth"
+
+
+def _residual_stages(layers: Sequence[str]) -> list[str] | None:
+    """``conv1`` and then ``conv(N+1)_x`` for ``layerN``, None where fewer than two stages exist."""
+    numbers = [_STAGE.search(layer) for layer in layers]
+    if len({match[1] for match in numbers if match}) < 2:
+        return None
+    names = []
+    inside = False
+    for match in numbers:
+        if match:
+            inside = True
+            names.append(f"conv{int(match[1]) + 1}_x")
+        else:
+            names.append("head" if inside else "conv1")
+    return names
+
+
+def _pooling_blocks(model: nn.Module, layers: Sequence[str]) -> list[str] | None:
+    """Groups between poolings; only where every layer runs in the order of its Sequential."""
+    modules = {clean_name(path): module for path, module in model.named_modules()}
+
+    def in_sequential(path: str) -> bool:
+        parent = modules.get(path.rpartition(".")[0])
+        return isinstance(parent, nn.Sequential)
+
+    if not all(in_sequential(layer) for layer in layers):
+        return None
+    wanted = set(layers)
+    names: dict[str, str] = {}
+    block, filled = 1, False
+    for path, module in modules.items():
+        if isinstance(module, _MaxPoolNd | _AvgPoolNd) and in_sequential(path):
+            block, filled = block + filled, False
+        elif path in wanted:
+            names[path], filled = f"conv{block}_x", True
+    return [names[layer] for layer in layers] if len(set(names.values())) > 1 else None
 
 
 def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

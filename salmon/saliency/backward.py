@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from salmon.errors import UnsupportedError
-from salmon.saliency.catch import Caught, Layout, Use
+from salmon.filters import FilterLayer
+from salmon.saliency.catch import Catcher, Layout, Use
 from salmon.saliency.reduce import (
     GROUPED_ELEMENTS,
     channel_sums,
@@ -44,9 +45,8 @@ class Layouts:
 class IndexedWeight:
     """A parameter whose filters are measured."""
 
-    name: str
+    layer: FilterLayer
     parameter: Tensor
-    groups: int  # of a transposed convolution; 0 where the first dimension counts channels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +91,7 @@ class Backward:
     """The backward of one batch."""
 
     def __init__(
-        self, caught: Caught, weights: Sequence[IndexedWeight], samples: int, layouts: Layouts
+        self, caught: Catcher, weights: Sequence[IndexedWeight], samples: int, layouts: Layouts
     ) -> None:
         """Take ``[L]`` indexed weights, in index order, and the batch size."""
         self._caught = caught
@@ -103,8 +103,8 @@ class Backward:
         self.sums: dict[int, Tensor] = {}
         """By layer number, ``[N, R]`` sums of ``|per-sample weight gradient|`` over each output
         channel or row; a layer without an entry has no influence on the loss."""
-        self.methods: dict[int, str] = {}
-        """By layer number, how it was measured, and why so."""
+        self.methods = ["no influence on the loss"] * len(weights)
+        """How each layer was measured, and why so."""
 
     def run(self, losses: Tensor) -> None:
         """Measure every weight that the ``[N]`` losses depend on."""
@@ -150,7 +150,7 @@ class Backward:
     def _refuse_blind(self, seen: set[int]) -> None:
         blind = self._caught.blind - seen
         if blind:
-            names = ", ".join(self._weights[i].name for i in sorted(blind))
+            names = ", ".join(self._weights[i].layer.weight for i in sorted(blind))
             raise UnsupportedError(
                 f"{names} ran without gradients (torch.no_grad or a re-entrant checkpoint in "
                 "forward?), so its saliency is unknown; leave its layer out with exclude=, or "
@@ -167,7 +167,7 @@ class Backward:
         for number in sorted(numbers):
             use = self._caught.uses[number]
             calls[use.position] += 1
-            name = self._weights[use.position].name
+            name = self._weights[use.position].layer.weight
             key = (name, calls[use.position], tuple(use.inputs.shape), self._samples)
             if not use.layouts:
                 continue
@@ -221,9 +221,10 @@ class Backward:
         if position not in self._expected:
             return
         if use.inputs._version != use.version:
+            name = self._weights[position].layer.weight
             raise UnsupportedError(
-                f"the input of {self._weights[position].name} was changed in place after it was "
-                "read, so its gradient is lost; use an out-of-place operation."
+                f"the input of {name} was changed in place after it was read, so its gradient is "
+                "lost; use an out-of-place operation."
             )
         arrival = Arrival.of(use, grad, layouts[number], self._samples)
         if self._expected[position] == 1 and use.whole and not arrival.folded:
@@ -235,6 +236,7 @@ class Backward:
     def _in_pieces(self, arrivals: list[Arrival]) -> Tensor:
         """Per-sample gradients of a few samples at a time, of all uses together."""
         use = arrivals[0].use
+        groups = self._weights[use.position].layer.transposed_groups
         parts = []
         step = max(1, GROUPED_ELEMENTS // use.parameter.numel())
         for start in range(0, self._samples, step):
@@ -242,7 +244,7 @@ class Backward:
             first, *others = (arrival.gradients(part) for arrival in arrivals)
             for other in others:
                 first = first + other
-            parts.append(channel_sums(first.abs(), self._weights[use.position].groups))
+            parts.append(channel_sums(first.abs(), groups))
         why = [f"{len(arrivals)} uses"] if len(arrivals) > 1 else []
         why += ["computed from the weight"] if use.derived is not None else []
         why += ["some of its rows"] if use.rows is not None else []
@@ -265,12 +267,13 @@ class Backward:
             grads = iter(torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True))
             for position in slow:
                 weight, own = self._weights[position], next(grads)
+                groups = weight.layer.transposed_groups
                 total = torch.zeros_like(weight.parameter) if own is None else own
                 for use in uses[position]:
                     through = next(grads)
                     if through is not None:
                         total = total + use.lift(through.detach().unsqueeze(0))[0]
-                rows[position].append(channel_sums(total.abs().unsqueeze(0), weight.groups))
+                rows[position].append(channel_sums(total.abs().unsqueeze(0), groups))
         for position, why in slow.items():
             self.sums[position] = torch.cat(rows[position]).detach()
             self.methods[position] = f"one by one ({why})"

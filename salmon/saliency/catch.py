@@ -84,17 +84,22 @@ class Use:
         return whole
 
 
-class Caught:
-    """The uses of one forward."""
+class Catcher(TorchFunctionMode):
+    """Context of one forward, and what was caught in it."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, weights: Sequence[Tensor], samples: int) -> None:
+        """Take ``[L]`` indexed parameters, in index order, and the batch size."""
+        super().__init__()
         self.uses: dict[int, Use] = {}  # by number, in order; whoever is done with one drops it
         self.edges: dict[Node, GradientEdge] = {}
         self.nodes: dict[Node, list[int]] = {}  # the numbers of the uses that a node serves
         self.blind: set[int] = set()  # layer numbers that ran without gradients
         self.listener: Callable[[int, Tensor], None] | None = None
         """Gets the number of a use and the gradient at its output, when it arrives."""
+        self._weights = weights
+        self._positions = {id(weight): i for i, weight in enumerate(weights)}
+        self._samples = samples
+        self._attention = watched_attention(self._linear)
 
     def release(self) -> None:
         """Let go of the graph; its nodes would otherwise keep each other alive."""
@@ -103,8 +108,7 @@ class Caught:
         self.edges.clear()
         self.nodes.clear()
 
-    def hook(self, numbers: list[int], output: Tensor) -> None:
-        """Wait for the gradient of an output."""
+    def _hook(self, numbers: list[int], output: Tensor) -> None:
         # A linear operation on more than two dimensions gives a view. An in-place operation on it
         # takes the view's node out of the graph, but not that of its base.
         base = output._base
@@ -119,19 +123,6 @@ class Caught:
         if self.listener is not None:
             for number in numbers:
                 self.listener(number, grad.reshape(shape))
-
-
-class Catcher(TorchFunctionMode):
-    """Context of one forward."""
-
-    def __init__(self, weights: Sequence[Tensor], samples: int) -> None:
-        """Take ``[L]`` indexed parameters, in index order, and the batch size."""
-        super().__init__()
-        self.caught = Caught()
-        self._weights = weights
-        self._positions = {id(weight): i for i, weight in enumerate(weights)}
-        self._samples = samples
-        self._attention = watched_attention(self._linear)
 
     def __torch_function__(
         self,
@@ -162,7 +153,7 @@ class Catcher(TorchFunctionMode):
             return [position]
         found: dict[int, None] = {}
         for node in behind([weight.grad_fn]):
-            if node in self.caught.nodes:  # then it depends on the data, too
+            if node in self.nodes:  # then it depends on the data, too
                 return []
             position = self._positions.get(id(leaf_of(node)))
             if position is not None:
@@ -204,7 +195,7 @@ class Catcher(TorchFunctionMode):
     ) -> Tensor:
         """Run an operation on an alias of the weight, keep its input and hook its output."""
         if not torch.is_grad_enabled():
-            self.caught.blind.update(positions)
+            self.blind.update(positions)
             return operation(weight)
         # An alias takes the weight's place in the graph: whatever of the weight itself is found
         # in the graph of the loss was not used by a caught operation.
@@ -215,8 +206,8 @@ class Catcher(TorchFunctionMode):
         for position in positions:
             parameter = self._weights[position]
             rows = _rows(weight, parameter)
-            numbers.append(len(self.caught.uses))
-            self.caught.uses[numbers[-1]] = Use(
+            numbers.append(len(self.uses))
+            self.uses[numbers[-1]] = Use(
                 position=position,
                 parameter=parameter,
                 alias=alias,
@@ -228,7 +219,7 @@ class Catcher(TorchFunctionMode):
                 dtype=output.dtype,
                 layouts=layouts,
             )
-        self.caught.hook(numbers, output)
+        self._hook(numbers, output)
         return output
 
 

@@ -219,5 +219,5 @@ def _one_by_one(
             one, target = take_rows((inputs, targets), slice(i, i + 1), len(targets))
             value = sample_losses(call_network(model, one), target, loss).sum()
             grads = torch.autograd.grad(value, parameters, allow_unused=True)
-            rows.append(profile_row(grads, weights, index))
+            rows.append(profile_row(grads, weights))
     return torch.stack(rows)

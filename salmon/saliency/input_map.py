@@ -109,7 +109,7 @@ def input_saliency(
                 one[i] = root
             given = pytree.tree_unflatten(one, structure)
             gradients = _pull_back(
-                _profile(model, given, target, weights, index, loss, forward_context),
+                _profile(model, given, target, weights, loss, forward_context),
                 roots,
                 partial(_slope, fit=fit, chosen=chosen, boost=boost),
             )
@@ -165,7 +165,6 @@ def _check_filters(index: FilterIndex, fit: TailFit, filters: Tensor, samples: i
 
 
 def _is_mapped(leaf: object, samples: int) -> bool:
-    """Whether a leaf of the inputs is a floating-point tensor with one row per sample."""
     return (
         isinstance(leaf, Tensor)
         and leaf.is_floating_point()
@@ -184,7 +183,6 @@ def _profile(
     inputs: Any,
     target: Tensor,
     weights: list[IndexedWeight],
-    index: FilterIndex,
     loss: Loss | None,
     forward_context: Callable[[], AbstractContextManager[object]],
 ) -> Tensor:
@@ -201,7 +199,7 @@ def _profile(
         gradients = torch.autograd.grad(
             losses.sum(), parameters, create_graph=True, allow_unused=True
         )
-        profile = profile_row(gradients, weights, index)
+        profile = profile_row(gradients, weights)
     # The gradient of a NaN loss can be finite; such a sample has no saliency.
     return profile if bool(torch.isfinite(losses).all()) else profile * torch.nan
 
@@ -249,7 +247,6 @@ def _refusals() -> Iterator[None]:
 
 
 def _refusal(operation: str) -> str:
-    """The message."""
     return (
         f"the network uses an operation that cannot be differentiated twice ({operation}), which "
         "input-space saliency needs; replace it by one written with ordinary torch operations "

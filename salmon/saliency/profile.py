@@ -165,29 +165,25 @@ def _measure(
     loss: Loss | None,
     forward_context: Callable[[], AbstractContextManager[object]],
 ) -> Measurement:
-    samples = len(targets)
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
-    catcher = Catcher(parameters, samples)
+    catcher = Catcher(parameters, len(targets))
     with torch.inference_mode(mode=False), no_trace(model), gradients_on(parameters):
         try:
             with torch.enable_grad(), eagerly(), forward_context(), catcher:
                 output = call_network(model, inputs)
                 losses = sample_losses(output, targets, loss)
-            backward = Backward(
-                catcher.caught, weights, samples, _layouts.setdefault(model, Layouts())
-            )
+            layouts = _layouts.setdefault(model, Layouts())
+            backward = Backward(catcher, weights, len(targets), layouts)
             backward.run(losses)
         finally:
-            catcher.caught.release()
+            catcher.release()
         losses = losses.detach()
         return Measurement(
             profile=_assemble(backward.sums, losses, index),
             output=pytree.tree_map_only(Tensor, lambda t: t.detach().as_subclass(Tensor), output),
             losses=losses,
-            methods=[
-                backward.methods.get(i, "no influence on the loss") for i in range(len(weights))
-            ],
+            methods=backward.methods,
         )
 
 
@@ -235,13 +231,11 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]
                 f"{layer.weight} but {type(model).__name__} has {found} there; build the index "
                 "from this network with FilterIndex.from_model."
             )
-        weights.append(IndexedWeight(layer.weight, weight, layer.transposed_groups))
+        weights.append(IndexedWeight(layer, weight))
     return weights
 
 
-def profile_row(
-    gradients: Sequence[Tensor | None], weights: Sequence[IndexedWeight], index: FilterIndex
-) -> Tensor:
+def profile_row(gradients: Sequence[Tensor | None], weights: Sequence[IndexedWeight]) -> Tensor:
     """The profile of one sample by its definition, from whole gradients.
 
     Args:
@@ -251,8 +245,8 @@ def profile_row(
         ``[F]`` mean ``|gradient|``, at least float32; differentiable where the gradients are.
     """
     parts = []
-    for layer, weight, gradient in zip(index.layers, weights, gradients, strict=True):
+    for weight, gradient in zip(weights, gradients, strict=True):
         full = torch.zeros_like(weight.parameter) if gradient is None else gradient
-        sizes = filter_rows(full, layer).abs()
+        sizes = filter_rows(full, weight.layer).abs()
         parts.append(sizes.mean(1, dtype=torch.promote_types(sizes.dtype, torch.float32)))
     return torch.cat(parts)

@@ -89,9 +89,9 @@ def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     return total
 
 
-def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry, step: int = 0) -> Tensor:
     """Any convolution: the library's own weight gradient, with samples as groups."""
-    step = max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
+    step = step or max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
     sums = []
     for start in range(0, inputs.shape[0], step):
         part = slice(start, start + step)
@@ -103,11 +103,7 @@ def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
 
 def singly(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     """Any ungrouped convolution: the library's weight gradient, one sample at a time."""
-    rows = [
-        weight_gradients(inputs[i : i + 1], grad[i : i + 1], geometry).abs_().flatten(2).sum(2)
-        for i in range(inputs.shape[0])
-    ]
-    return torch.cat(rows)
+    return grouped(inputs, grad, geometry, step=1)
 
 
 def channel_sums(gradients: Tensor, transposed_groups: int) -> Tensor:
