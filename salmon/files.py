@@ -31,7 +31,6 @@ def read_lines(path: Path) -> Iterator[str]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Trouble with a file as one of the package's own errors."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:

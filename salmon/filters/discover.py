@@ -16,6 +16,7 @@ weight norm ``weight_v``.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ _SEPARATE = (("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("query", "key", "
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
-_PARAMETRISED = re.compile(r"(?P<path>.*?)parametrizations\.(?P<name>[^.]+)\.original(?P<part>\d*)")
+_PARAMETRISED = re.compile(r"(?P<path>.*?)parametrizations\.(?P<name>[^.]+)\.original\d*")
 
 _TOGETHER = {"orig": ("mask", "u"), "v": ("g",)}
 """Ends of names that stand for a weight where another tensor has one of these ends."""
@@ -98,10 +99,10 @@ def discover(model: nn.Module, units: tuple[str, ...], inputs: Any = None) -> li
 def _layer(
     weight: str,
     parameter: Tensor,
-    *,
     layer: str,
     unit: str,
     filters: int,
+    *,
     parts: tuple[str, ...] = ("",),
     transposed: bool = False,
 ) -> FilterLayer:
@@ -136,14 +137,9 @@ def _of_modules(model: nn.Module, names: Mapping[int, str]) -> Iterator[FilterLa
                 f"{path} is lazy and has no shape yet; run one batch through the network before "
                 "indexing its filters."
             )
-        yield _layer(
-            names[id(parameter)],
-            parameter,
-            layer=clean_name(path),
-            unit=unit,
-            filters=int(filters),
-            transposed=isinstance(module, _ConvTransposeNd) or "Transpose" in kind,
-        )
+        transposed = isinstance(module, _ConvTransposeNd) or "Transpose" in kind
+        weight = names[id(parameter)]
+        yield _layer(weight, parameter, clean_name(path), unit, int(filters), transposed=transposed)
 
 
 def _used(model: nn.Module, names: Mapping[int, str], inputs: Any) -> Iterator[FilterLayer]:
@@ -161,14 +157,8 @@ def _used(model: nn.Module, names: Mapping[int, str], inputs: Any) -> Iterator[F
             for parameter, unit, outputs, transposed in weights_read(node):
                 if id(parameter) in names and outputs:
                     weight = names[id(parameter)]
-                    yield _layer(
-                        weight,
-                        parameter,
-                        layer=weight.removesuffix(".weight"),  # a module may have several
-                        unit=unit,
-                        filters=outputs,
-                        transposed=transposed,
-                    )
+                    layer = weight.removesuffix(".weight")  # a module may have several
+                    yield _layer(weight, parameter, layer, unit, outputs, transposed=transposed)
 
 
 def _source(module: nn.Module) -> Tensor | None:
@@ -189,22 +179,14 @@ def _source(module: nn.Module) -> Tensor | None:
 def _heads(model: nn.Module, names: Mapping[int, str]) -> Iterator[FilterLayer]:
     """Query, key and value weights of attention modules, cut into heads."""
     for path, module in model.named_modules():
-        cuts = (
-            _torch_heads(module)
-            if isinstance(module, nn.MultiheadAttention)
-            else _other_heads(module)
-        )
+        cuts = _other_heads(module)
+        if isinstance(module, nn.MultiheadAttention):
+            cuts = _torch_heads(module)
         for weight, child, parts, count in cuts:
             if weight is None or id(weight) not in names or weight.shape[0] % count:
                 continue
-            yield _layer(
-                names[id(weight)],
-                weight,
-                layer=".".join(filter(None, [clean_name(path), child])),
-                unit="heads",
-                filters=count,
-                parts=parts,
-            )
+            layer = ".".join(filter(None, [clean_name(path), child]))
+            yield _layer(names[id(weight)], weight, layer, "heads", count, parts=parts)
 
 
 def _torch_heads(module: nn.MultiheadAttention) -> Iterator[_Cut]:
@@ -256,28 +238,24 @@ def by_clean_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         largest has its name, which is the one of its shape.
     """
     plain = {clean_name(name): tensor for name, tensor in tensors.items()}
-    found: dict[str, Tensor] = {}
-    largest = {
-        name: max(theirs, key=lambda each: plain[each].numel())
-        for name, theirs in _parts_by_weight(plain).items()
+    weight_of = {
+        max(parts, key=lambda each: plain[each].numel()): name
+        for name, parts in _parts_by_weight(plain).items()
         if name not in plain
     }
-    weight_of = {part: name for name, part in largest.items()}
-    for name, tensor in plain.items():
-        found[weight_of.get(name, name)] = tensor
-    return found
+    return {weight_of.get(name, name): tensor for name, tensor in plain.items()}
 
 
 def _parts_by_weight(names: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """By name of a weight, the names of what it is computed from."""
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = defaultdict(list)
     for name in names:
         match = _PARAMETRISED.fullmatch(name)
         stem, _, end = name.rpartition("_")
         if match is not None:
-            parts.setdefault(match["path"] + match["name"], []).append(name)
+            parts[match["path"] + match["name"]].append(name)
         elif any(f"{stem}_{other}" in names for other in _TOGETHER.get(end, ())):
-            parts.setdefault(stem, []).append(name)
+            parts[stem].append(name)
     return parts
 
 

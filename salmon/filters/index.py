@@ -110,12 +110,8 @@ class FilterIndex:
                 type(model).__name__,
                 ", ".join(dict.fromkeys(names)),
             )
-        return cls(
-            layers=tuple(
-                replace(layer, group=group) for layer, group in zip(chosen, names, strict=True)
-            ),
-            scheme=scheme,
-        )
+        pairs = zip(chosen, names, strict=True)
+        return cls(tuple(replace(layer, group=group) for layer, group in pairs), scheme)
 
     def __len__(self) -> int:
         """Number of filters, F."""
@@ -149,13 +145,7 @@ class FilterIndex:
         return torch.bincount(self.group_of, minlength=len(self.groups))
 
     def locate(self, filter_number: int) -> tuple[FilterLayer, int]:
-        """Find the layer and output channel of a filter.
-
-        Args:
-            filter_number: In ``0..F-1``.
-
-        Returns:
-            The layer, and the channel inside it.
+        """Find the layer of a filter ``0..F-1``, and its output channel inside the layer.
 
         Raises:
             InputError: If ``filter_number`` is out of range.
@@ -168,23 +158,12 @@ class FilterIndex:
         return self.layers[position], filter_number - self.starts[position]
 
     def label(self, filter_number: int) -> str:
-        """Name a filter, such as ``layer4.1.conv2[37]``.
-
-        Args:
-            filter_number: In ``0..F-1``.
-
-        Returns:
-            Module path and output channel.
-        """
+        """Name a filter ``0..F-1`` by module path and output channel: ``layer4.1.conv2[37]``."""
         layer, channel = self.locate(filter_number)
         return f"{layer.layer}[{layer.channel_label(channel)}]"
 
     def labels(self) -> list[str]:
-        """Name all filters.
-
-        Returns:
-            ``[F]`` labels as of :meth:`label`.
-        """
+        """``[F]`` names of all filters, as of :meth:`label`."""
         return [self.label(number) for number in range(len(self))]
 
     def fingerprint(self) -> Fingerprint:
@@ -278,7 +257,6 @@ def _pooling_blocks(model: nn.Module, layers: Sequence[str]) -> list[str] | None
 
 
 def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Whether a module path passes the patterns."""
     if include is not None and not any(fnmatchcase(layer, pattern) for pattern in include):
         return False
     return not any(fnmatchcase(layer, pattern) for pattern in exclude)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import InputError
-from salmon.gpd.distribution import log_survival
+from salmon.gpd.distribution import check_rows, log_survival
 
 BLOCK_ELEMENTS = 1 << 17  # 1 MB a table: about ten of them are alive at once
 
@@ -65,11 +65,7 @@ def anderson_darling(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
         out an excess: at or past the end point, as the largest one of a boundary fit is, or at or
         below zero.
     """
-    if excess.ndim != 2 or not excess.is_floating_point():
-        raise InputError(
-            f"excess is {excess.dtype} of shape {tuple(excess.shape)}; a floating tensor "
-            "[filters, excesses] is needed. Pad shorter rows with NaN."
-        )
+    check_rows(excess)
     rows, length = excess.shape
     if xi.shape != (rows,) or sigma.shape != (rows,):
         raise InputError(
