@@ -260,14 +260,21 @@ def _geometry(call: Mapping[str, Any], dims: int, *, transposed: bool) -> tuple[
     Returns:
         The input, padded by hand where "same" padding is not symmetric, and the geometry.
     """
-    weight = call["weight"]
+    weight, inputs, padding = call["weight"], call["input"], call.get("padding", 0)
     kernel = tuple(weight.shape[2:])
     dilation = _spread(call.get("dilation", 1), dims)
-    inputs, padding = _resolve_padding(call["input"], kernel, dilation, call.get("padding", 0))
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if any(t % 2 for t in total):
+            extra = [size for t in reversed(total) for size in (0, t % 2)]
+            inputs = nn.functional.pad(inputs, extra)
+        padding = [t // 2 for t in total]
     return inputs, Geometry(
         kernel=kernel,
         stride=_spread(call.get("stride", 1), dims),
-        padding=padding,
+        padding=_spread(padding, dims),
         dilation=dilation,
         output_padding=_spread(call.get("output_padding", 0), dims),
         groups=call.get("groups", 1),
@@ -280,22 +287,3 @@ def _spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """Repeat a single number for every spatial dimension."""
     numbers = (value,) if isinstance(value, int) else tuple(value)
     return numbers * dims if len(numbers) == 1 else numbers
-
-
-def _resolve_padding(
-    inputs: Tensor,
-    kernel: tuple[int, ...],
-    dilation: tuple[int, ...],
-    padding: str | int | Sequence[int],
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Turn ``padding="same"`` and ``"valid"`` into numbers, as :func:`_geometry` needs them."""
-    dims = len(kernel)
-    if not isinstance(padding, str):
-        return inputs, _spread(padding, dims)
-    if padding == "valid":
-        return inputs, (0,) * dims
-    total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    if any(t % 2 for t in total):
-        extra = [size for t in reversed(total) for size in (0, t % 2)]
-        inputs = torch.nn.functional.pad(inputs, extra)
-    return inputs, tuple(t // 2 for t in total)

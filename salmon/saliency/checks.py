@@ -105,8 +105,7 @@ def coverage(
         loss: Per-sample loss; None takes the cross-entropy.
 
     Raises:
-        InputError: As of :func:`salmon.filter_saliency`.
-        UnsupportedError: As of :func:`salmon.filter_saliency`.
+        InputError, UnsupportedError: As of :func:`salmon.filter_saliency`.
     """
     index = index or index_of(model, inputs, targets)
     methods = measure(model, inputs, targets, index=index, loss=loss).methods

@@ -60,11 +60,8 @@ def input_saliency(
 
     Args:
         inputs: A batch, as of :func:`salmon.filter_saliency`.
-        targets: ``[N]`` its labels.
-        index: The F filters.
         filters: ``[N, K]`` int64 numbers of the filters to boost for each sample, -1 for none; such
             as ``Ranking.filters``.
-        loss: Per-sample loss; None takes the cross-entropy.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
 
     Returns:

@@ -88,8 +88,6 @@ def measure(
     batches of this network; the numbers are the same.
 
     Args:
-        index: The filters to measure; None takes all convolutions.
-        loss: Per-sample loss; None takes the cross-entropy of the logits.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
     """
     index = index or index_of(model, inputs, targets)
