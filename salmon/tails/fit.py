@@ -17,11 +17,7 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 def fit_tails(
-    tails: Tails,
-    level: float = 0.90,
-    *,
-    min_exceedances: int = gpd.MIN_COUNT,
-    warn: bool = True,
+    tails: Tails, level: float = 0.90, *, min_exceedances: int = gpd.MIN_COUNT
 ) -> TailFit:
     """Fit a generalized Pareto tail to every filter of a stream.
 
@@ -33,7 +29,6 @@ def fit_tails(
         tails: The stream; it stays as it is.
         level: Quantile level q of the threshold, in (0, 1).
         min_exceedances: Filters with fewer excesses get no fit.
-        warn: Whether to log that the level is a higher one.
 
     Returns:
         The fits, on the CPU.
@@ -61,7 +56,7 @@ def fit_tails(
         top=k,
         **columns,
     )
-    if warn and k < exceedance_count(n, level, n + 2):
+    if k < exceedance_count(n, level, n + 2):
         logger.warning(
             "%d samples at level %g have more exceedances than the %d values kept per filter; the "
             "tails were fitted at level %.6g instead. Raise max_exceedances to keep %g.",
