@@ -18,28 +18,19 @@ from salmon.errors import InputError, StateError
 
 
 def read_text(path: Path) -> str:
-    """Read a text.
-
-    Args:
-        path: In UTF-8.
-    """
+    """Read a text in UTF-8."""
     with _readable(path):
         return path.read_text(encoding="utf-8")
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Read a text, holding one line at a time.
-
-    Args:
-        path: In UTF-8.
-    """
+    """Read a text in UTF-8, holding one line at a time."""
     with _readable(path), path.open(encoding="utf-8", newline="\n") as file:
         yield from file
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Trouble with a file as one of the package's own errors."""
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
@@ -86,11 +77,7 @@ def check_new_folder(folder: Path, *, force: bool) -> None:
 
 
 def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool = False) -> None:
-    """Make a folder of files appear under its name in one step; a crash leaves nothing there.
-
-    Args:
-        folder: The final name; missing parents are made.
-    """
+    """Make a folder of files appear under its name in one step; a crash leaves nothing there."""
     check_new_folder(folder, force=force)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,18 +106,13 @@ def publish_folder(folder: Path, fill: Callable[[Path], object], *, force: bool 
 
 
 def _umask() -> int:
-    """The user's."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Create or replace a file in one step; a crash leaves the old file or none.
-
-    Args:
-        path: The final name; missing folders are made.
-    """
+    """Create or replace a file in one step, folders too; a crash leaves the old one or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
@@ -148,11 +130,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """Hash type, shape and bits of a tensor, the same on every device.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
+    """SHA-256 of type, shape and bits of a tensor in hexadecimal, the same on every device."""
     plain = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -7,10 +7,11 @@ Compiled networks run uncompiled.
 
 import inspect
 import logging
+import operator
 import random
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
@@ -20,10 +21,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from salmon.errors import UnsupportedError
+from salmon.torch_internals import SingleBatchNorm
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ _NOT_STATE = (type, ModuleType, FunctionType, MethodType)
 _DEEP = 8  # attributes of attributes
 _MANY = 1000  # entries of a container that are looked into
 _MOST_BYTES = 2**26  # of an array or a tensor that is no buffer: data sets are on modules, too
-
-_Container = list[Any] | deque[Any] | set[Any]
 
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
@@ -62,21 +61,9 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
     inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
-    with _SingleBatchNorm() if single else nullcontext(), _inference_tensors_named():
-        if isinstance(inputs, Call):
-            return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
-            return model(*inputs)
-        return model(inputs)
-
-
-@contextmanager
-def _inference_tensors_named() -> Iterator[None]:
-    """Say what can be done about tensors that no gradient can pass."""
     try:
-        yield
+        with SingleBatchNorm() if single else nullcontext():
+            return _called(model, inputs)
     except RuntimeError as error:
         if "Inference tensors" not in str(error):
             raise
@@ -87,30 +74,14 @@ def _inference_tensors_named() -> Iterator[None]:
         ) from error
 
 
-class _SingleBatchNorm(TorchFunctionMode):
-    """Works around torch's gradient of BatchNorm in eval mode, which is wrong for one sample.
-
-    On a CPU (torch 2.14) it is where the gradient comes in another memory format than the input,
-    as from ``x.flatten(2).transpose(1, 2)`` behind a convolutional stem.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Pass every call on; let the gradient of a batch norm come in the usual format.
-
-        Args:
-            types: Types of its overriding arguments; unused.
-        """
-        output = func(*args, **(kwargs or {}))
-        known = func is torch.batch_norm or func is nn.functional.batch_norm
-        if known and output.requires_grad and len(output) == 1:
-            output.register_hook(Tensor.contiguous)
-        return output
+def _called(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Call):
+        return model.get_submodule(inputs.path)(*inputs.args, **inputs.kwargs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple) or (isinstance(inputs, list) and _takes(model, len(inputs))):
+        return model(*inputs)
+    return model(inputs)
 
 
 def _takes(model: nn.Module, count: int) -> bool:
@@ -145,10 +116,8 @@ class _Kept:
     """The state of a network at one moment."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Look at everything once."""
         self._model = model
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any], list[int]]] = []
-        self._containers: list[tuple[_Container, list[Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []  # each with its entries
         self._tensors: list[tuple[Tensor, Tensor]] = []  # each with its copy
         self._watched: list[tuple[Tensor, int]] = []  # each with its version
         self._others: list[Callable[[], object]] = []  # that put something back
@@ -157,7 +126,6 @@ class _Kept:
             self._modules(model)
 
     def put_back(self) -> None:
-        """Restore everything that is not as it was."""
         # In inference mode tensors of both kinds may be written to.
         with torch.inference_mode():
             for tensor, copy in self._tensors:
@@ -166,15 +134,11 @@ class _Kept:
             if self._tensors:
                 tensors, copies = map(list, zip(*self._tensors, strict=True))
                 torch._foreach_copy_(tensors, copies)
-        for live, old, ids in self._dicts:
-            if [*map(id, live.values())] != ids or live.keys() != old.keys():
+        for live, old in self._containers:
+            if not _same_entries(live, old):
                 live.clear()
-                live.update(old)
-        for container, values in self._containers:
-            if [*map(id, container)] != [*map(id, values)]:
-                container.clear()
-                add = container.update if isinstance(container, set) else container.extend
-                add(values)
+                fill = live.update if isinstance(live, dict | set) else live.extend
+                fill(old)
         for put_back in self._others:
             put_back()
         self._tell({id(tensor) for tensor, version in self._watched if tensor._version != version})
@@ -194,7 +158,6 @@ class _Kept:
             )  # fmt: skip
 
     def _modules(self, module: nn.Module) -> None:
-        """Keep a module and all in it."""
         for parameter in module.parameters():
             self._tensor(parameter, most=None)
         for each in module.modules():
@@ -205,48 +168,24 @@ class _Kept:
                     if buffer is not None:
                         self._tensor(buffer, most=None)
                 if _keeps_nothing(each):
-                    self._shallow(vars(each))
+                    self._containers.append((vars(each), dict(vars(each))))
                 elif not script:
-                    self._mapping(vars(each), _DEEP)
+                    self._entries(vars(each), _DEEP)
 
-    def _shallow(self, live: dict[Any, Any]) -> None:
-        """Keep which entries a dictionary has."""
-        self._dicts.append((live, dict(live), [*map(id, live.values())]))
-
-    def _mapping(self, live: dict[Any, Any], deep: int) -> None:
-        """Keep the entries of a dictionary, of attributes for example."""
-        self._shallow(live)
-        if len(live) > _MANY:
+    def _entries(self, live: Any, deep: int) -> None:
+        """Keep the entries of a container, and what they hold."""
+        old = dict(live) if isinstance(live, dict) else list(live)
+        if not isinstance(live, tuple):
+            self._containers.append((live, old))
+        if len(old) > _MANY:
             return
-        for key, value in live.items():
-            kind = type(value)
-            if kind in _PLAIN:
-                continue
-            if (kind is dict or kind is OrderedDict) and not value:  # as those of hooks are
-                self._dicts.append((value, {}, []))
-                continue
-            if isinstance(value, Tensor) and value.is_inference():
+        for key, value in old.items() if isinstance(old, dict) else enumerate(old):
+            inference = isinstance(value, Tensor) and value.is_inference()
+            if inference and not isinstance(live, set | tuple):
                 live[key] = value.clone()
             self._value(value, deep - 1)
 
-    def _container(self, live: "_Container", deep: int) -> None:
-        """Keep the entries of a container."""
-        old = list(live)
-        self._containers.append((live, old))
-        if not isinstance(live, set) and len(old) <= _MANY:
-            for place, value in enumerate(old):
-                if isinstance(value, Tensor) and value.is_inference():
-                    live[place] = value.clone()
-        self._inside(old, deep)
-
-    def _inside(self, values: Sequence[Any], deep: int) -> None:
-        """Keep what a container holds."""
-        if len(values) <= _MANY:
-            for value in values:
-                self._value(value, deep - 1)
-
     def _value(self, value: Any, deep: int) -> None:
-        """Keep an attribute, and what it holds."""
         if type(value) in _PLAIN or deep == 0 or id(value) in self._seen:
             return
         if isinstance(value, nn.Module):
@@ -256,16 +195,12 @@ class _Kept:
             self._tensor(value, most=_MOST_BYTES)
             return
         self._seen[id(value)] = value
-        if isinstance(value, dict):
-            self._mapping(value, deep)
-        elif isinstance(value, list | deque | set):
-            self._container(value, deep)
-        elif isinstance(value, tuple):
-            self._inside(value, deep)
+        if isinstance(value, dict | list | deque | set | tuple):
+            self._entries(value, deep)
         elif (put_back := _way_back(value)) is not None:
             self._others.append(put_back)
         elif _is_state(value):
-            self._mapping(vars(value), deep)
+            self._entries(vars(value), deep)
 
     def _tensor(self, tensor: Tensor, most: int | None) -> None:
         """Copy a tensor, or watch it."""
@@ -280,17 +215,20 @@ class _Kept:
             self._watched.append((tensor, tensor._version))
 
 
+def _same_entries(live: Any, old: Any) -> bool:
+    if not isinstance(live, dict):
+        return len(live) == len(old) and all(map(operator.is_, live, old))
+    return live.keys() == old.keys() and all(map(operator.is_, live.values(), old.values()))
+
+
 def _keeps_nothing(module: nn.Module) -> bool:
     """Whether a module is one of torch's own, whose forward in eval mode touches no attribute."""
     own = type(module).__module__.startswith("torch.nn.modules.")
     state = vars(module)
     hooks = state.get("_forward_hooks") or state.get("_forward_pre_hooks")
-    return own and not hooks and "forward" not in state and not _made_in_inference(module)
-
-
-def _made_in_inference(module: nn.Module) -> bool:
-    """Whether a buffer is a tensor that no graph may keep."""
-    return any(b is not None and b.is_inference() for b in module._buffers.values())
+    if not own or hooks or "forward" in state:
+        return False
+    return not any(b is not None and b.is_inference() for b in module._buffers.values())
 
 
 def _is_state(value: Any) -> bool:
@@ -366,12 +304,9 @@ def eval_mode(model: nn.Module) -> Iterator[bool]:
 
 
 def eagerly() -> AbstractContextManager[object]:
-    """Run compiled networks uncompiled.
+    """A context in which compiled networks run uncompiled.
 
     Compiled code would pass by the catcher unseen, and cannot be differentiated twice.
-
-    Returns:
-        A context for the forward.
     """
     # Asking for the stance imports the compiler, which takes seconds; without it, no need.
     if "torch._dynamo" not in sys.modules:

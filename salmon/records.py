@@ -34,11 +34,7 @@ def record_of(kind: type[_Record], value: Any, where: str) -> _Record:
 
 
 def parsed(text: str | bytes, schema: str, where: str) -> dict[str, Any]:
-    """Parse one JSON object of a schema.
-
-    Args:
-        schema: That its entry ``"schema"`` must be.
-    """
+    """Parse one JSON object, whose entry ``"schema"`` must be the given one."""
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -56,11 +52,7 @@ def parsed(text: str | bytes, schema: str, where: str) -> dict[str, Any]:
 def tensor_of(
     value: Any, where: str, shape: tuple[int | None, ...], *dtypes: torch.dtype
 ) -> Tensor:
-    """Check a tensor of a state.
-
-    Args:
-        shape: Wanted; None stands for any length.
-    """
+    """Check a tensor of a state; None in the shape stands for any length."""
     if not isinstance(value, Tensor):
         found = type(value).__name__
     elif value.dtype in dtypes and len(shape) == value.ndim and all(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.saliency import reduce
-from salmon.saliency.geometry import Geometry
+from salmon.saliency.reduce import Geometry
 
 CONVOLUTIONS = [torch.conv1d, torch.conv2d, torch.conv3d]
 TRANSPOSED = [torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d]

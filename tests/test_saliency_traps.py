@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from salmon import FilterIndex, InputError, UnsupportedError
 from salmon.saliency import measure
+from salmon.saliency.profile import _layouts
 from tests.networks import PlainNet, batch, one_by_one
 from tests.traces import assert_identical, network_state
 
@@ -270,11 +271,12 @@ def test_linear_rows_are_opt_in() -> None:
 def test_layouts_are_found_out_once_where_they_cannot_change_unnoticed() -> None:
     network = PlainNet().eval()
     inputs, targets = batch()
-    layouts: dict[Any, Any] = {}
-    first = measure(network, inputs, targets, layouts=layouts).profile
-    assert len(layouts) == 3
-    assert torch.equal(measure(network, inputs, targets, layouts=layouts).profile, first)
-    assert len(layouts) == 3
+    first = measure(network, inputs, targets).profile
+    found = dict(_layouts[network].known)
+    assert len(found) == 3
+    assert torch.equal(measure(network, inputs, targets).profile, first)
+    assert _layouts[network].known == found
+    assert not _layouts[network].doubted
 
 
 class Sequence(nn.Module):

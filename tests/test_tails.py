@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from salmon import FitStatus, InputError, StateError, Tails, fit_tails, gpd
-from salmon.tails import exceedance_count
+from salmon.tails.fit import exceedance_count
 
 
 def offline_largest(profile: Tensor, capacity: int) -> Tensor:

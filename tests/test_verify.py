@@ -1,6 +1,5 @@
 """``verify`` finds every weight that is measured wrongly."""
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salmon import FilterIndex, VerificationError, verify
+from salmon.saliency import measure
 from tests.networks import PlainNet, batch
 
 
@@ -59,17 +59,15 @@ def test_each_weight_that_is_measured_wrongly_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str, weight: str, factor: float
 ) -> None:
     network, index, images, labels = checked(name)
-    module = sys.modules[verify.__module__]
     position = [layer.weight for layer in index.layers].index(weight)
     last = index.starts[position + 1] - 1
-    right = module.measure
 
     def wrong(*args: Any, **options: Any) -> Any:
-        measured = right(*args, **options)
+        measured = measure(*args, **options)
         profile = measured.profile.clone()
         profile[-1, last] *= factor  # one filter of one sample
         return replace(measured, profile=profile)
 
-    monkeypatch.setattr(module, "measure", wrong)
+    monkeypatch.setattr("salmon.saliency.checks.measure", wrong)
     with pytest.raises(VerificationError, match=weight.replace(".", r"\.")):
         verify(network, images, labels, index, tolerance=1e-7)

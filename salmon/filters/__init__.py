@@ -1,15 +1,21 @@
 """Filters of a network: which weights, in which layer, group and depth."""
 
-from salmon.filters.discover import CONVOLUTIONS, TRANSPOSED, UNITS, discover
+from salmon.filters.discover import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    UNITS,
+    FilterLayer,
+    by_clean_name,
+    discover,
+    parameters_by_name,
+)
 from salmon.filters.index import (
     SHORTCUTS,
     FilterIndex,
-    FilterLayer,
     Fingerprint,
-    checked_fingerprint,
+    filter_rows,
+    weight_of_rows,
 )
-from salmon.filters.names import by_clean_name, clean_name, parameters_by_name
-from salmon.filters.rows import filter_rows, weight_of_rows
 
 __all__ = [
     "CONVOLUTIONS",
@@ -20,8 +26,6 @@ __all__ = [
     "FilterLayer",
     "Fingerprint",
     "by_clean_name",
-    "checked_fingerprint",
-    "clean_name",
     "discover",
     "filter_rows",
     "parameters_by_name",

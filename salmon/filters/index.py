@@ -2,12 +2,14 @@
 
 A filter is one output channel of a convolution weight, of shape ``(C_in/groups, kH, kW)`` for two
 dimensions; or, if asked for, the rows of an attention head or one row of a linear layer. Filters
-are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside.
+are numbered ``0..F-1`` in the order of ``named_parameters()``, channels inside. Group names of
+residual networks follow He et al. (2016), table 1.
 """
 
 import logging
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import accumulate
@@ -15,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from salmon.errors import InputError, StateError
-from salmon.filters.discover import UNITS, Found, discover
-from salmon.filters.groups import group_layers
-from salmon.filters.names import parameters_by_name
+from salmon.filters.discover import UNITS, FilterLayer, clean_name, discover, parameters_by_name
 from salmon.records import record_of
 
 logger = logging.getLogger(__name__)
@@ -28,36 +29,11 @@ Fingerprint = list[tuple[str, int, int]]
 """Weight name, number of filters and filter size of every layer; plain Python values."""
 
 _NAMED = 8  # names in a message
+_DEPTH_PARTS = 5
+_STAGE = re.compile(r"(?:^|\.)layer(\d+)(?=\.|$)")
 
 SHORTCUTS = ("*.downsample.*", "*.shortcut.*")
 """Patterns of residual shortcut convolutions, for ``exclude=``: the paper's counts omit them."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilterLayer:
-    """One weight and the filters it holds."""
-
-    weight: str  # parameter name, such as "layer1.0.conv1.weight"
-    layer: str  # module path, such as "layer1.0.conv1"
-    group: str  # such as "conv2_x"
-    unit: str  # "conv", "heads" or "linear"
-    filters: int  # output channels, heads or rows
-    size: int  # weights of one filter, such as 64*3*3
-    rows: int  # output channels or rows of the weight in one filter; 1 but for heads
-    parts: tuple[str, ...]  # names of the equal parts that the filters come in, such as Q, K, V
-    transposed_groups: int  # groups of a transposed convolution, else 0
-
-    def channel_label(self, channel: int) -> str:
-        """Name a filter inside the layer.
-
-        Args:
-            channel: In ``0..filters-1``.
-
-        Returns:
-            Such as ``37``, or ``K3`` for the fourth head of the keys.
-        """
-        per_part = self.filters // len(self.parts)
-        return f"{self.parts[channel // per_part]}{channel % per_part}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +100,7 @@ class FilterIndex:
                 f"needed. Change the patterns (layers are {_some([f.layer for f in found])})."
             )
         if groups is None:
-            names, scheme = group_layers(model, [f.layer for f in chosen])
+            names, scheme = _group_layers(model, [f.layer for f in chosen])
         else:
             names, scheme = [groups(f.layer) for f in chosen], "custom"
         if scheme == "depth":
@@ -134,17 +110,11 @@ class FilterIndex:
                 type(model).__name__,
                 ", ".join(dict.fromkeys(names)),
             )
-        return cls(
-            layers=tuple(_layer(f, group) for f, group in zip(chosen, names, strict=True)),
-            scheme=scheme,
-        )
+        pairs = zip(chosen, names, strict=True)
+        return cls(tuple(replace(layer, group=group) for layer, group in pairs), scheme)
 
     def __len__(self) -> int:
-        """Number of filters, F.
-
-        Returns:
-            F.
-        """
+        """Number of filters, F."""
         return self.starts[-1]
 
     @cached_property
@@ -175,13 +145,7 @@ class FilterIndex:
         return torch.bincount(self.group_of, minlength=len(self.groups))
 
     def locate(self, filter_number: int) -> tuple[FilterLayer, int]:
-        """Find the layer and output channel of a filter.
-
-        Args:
-            filter_number: In ``0..F-1``.
-
-        Returns:
-            The layer, and the channel inside it.
+        """Find the layer of a filter ``0..F-1``, and its output channel inside the layer.
 
         Raises:
             InputError: If ``filter_number`` is out of range.
@@ -194,54 +158,35 @@ class FilterIndex:
         return self.layers[position], filter_number - self.starts[position]
 
     def label(self, filter_number: int) -> str:
-        """Name a filter, such as ``layer4.1.conv2[37]``.
-
-        Args:
-            filter_number: In ``0..F-1``.
-
-        Returns:
-            Module path and output channel.
-        """
+        """Name a filter ``0..F-1`` by module path and output channel: ``layer4.1.conv2[37]``."""
         layer, channel = self.locate(filter_number)
         return f"{layer.layer}[{layer.channel_label(channel)}]"
 
     def labels(self) -> list[str]:
-        """Name all filters.
-
-        Returns:
-            ``[F]`` labels as of :meth:`label`.
-        """
-        return [
-            f"{layer.layer}[{layer.channel_label(c)}]"
-            for layer in self.layers
-            for c in range(layer.filters)
-        ]
+        """``[F]`` names of all filters, as of :meth:`label`."""
+        return [self.label(number) for number in range(len(self))]
 
     def fingerprint(self) -> Fingerprint:
         """Describe what must agree for numbers of one network to be used with another."""
         return [(layer.weight, layer.filters, layer.size) for layer in self.layers]
 
     def fits(self, model: nn.Module) -> bool:
-        """Tell whether a network has all weights of this index.
-
-        Returns:
-            Whether it has, by name and size.
-        """
+        """Tell whether a network has all weights of this index, by name and size."""
         sizes = {name: value.numel() for name, value in parameters_by_name(model).items()}
         return all(sizes.get(each.weight) == each.filters * each.size for each in self.layers)
 
-    def check_fingerprint(self, other: Sequence[Sequence[Any]], *, source: str) -> None:
+    def check_fingerprint(self, other: Any, *, source: str) -> None:
         """Refuse numbers that were made for another network.
 
         Args:
-            other: What :meth:`fingerprint` gave when the numbers were made.
+            other: What :meth:`fingerprint` gave when the numbers were made, perhaps from a file.
             source: What the numbers are, for the message.
 
         Raises:
-            StateError: If the fingerprints differ.
+            StateError: If the fingerprints differ, or it is none.
         """
         mine = self.fingerprint()
-        theirs = [tuple(row) for row in other]
+        theirs = record_of(Fingerprint, other, f"{source}: filters")
         if mine == theirs:
             return
         odd = next((pair for pair in zip(mine, theirs, strict=False) if pair[0] != pair[1]), None)
@@ -255,8 +200,63 @@ class FilterIndex:
         )
 
 
+def _group_layers(model: nn.Module, layers: Sequence[str]) -> tuple[list[str], str]:
+    """Name the group of every layer, given by module paths in network order.
+
+    Returns:
+        ``[L]`` group names, and the scheme: ``"resnet"`` (stages ``layerN``), ``"vgg"`` (blocks
+        between the poolings of nested ``nn.Sequential``), or ``"depth"`` (fifths of the layers, for
+        networks of unknown shape).
+    """
+    stages = _residual_stages(layers)
+    if stages is not None:
+        return stages, "resnet"
+    blocks = _pooling_blocks(model, layers)
+    if blocks is not None:
+        return blocks, "vgg"
+    parts = min(_DEPTH_PARTS, len(layers))
+    names = [f"depth{i * parts // len(layers) + 1}of{parts}" for i in range(len(layers))]
+    return names, "depth"
+
+
+def _residual_stages(layers: Sequence[str]) -> list[str] | None:
+    """``conv1`` and then ``conv(N+1)_x`` for ``layerN``, None where fewer than two stages exist."""
+    numbers = [_STAGE.search(layer) for layer in layers]
+    if len({match[1] for match in numbers if match}) < 2:
+        return None
+    names = []
+    inside = False
+    for match in numbers:
+        if match:
+            inside = True
+            names.append(f"conv{int(match[1]) + 1}_x")
+        else:
+            names.append("head" if inside else "conv1")
+    return names
+
+
+def _pooling_blocks(model: nn.Module, layers: Sequence[str]) -> list[str] | None:
+    """Groups between poolings; only where every layer runs in the order of its Sequential."""
+    modules = {clean_name(path): module for path, module in model.named_modules()}
+
+    def in_sequential(path: str) -> bool:
+        parent = modules.get(path.rpartition(".")[0])
+        return isinstance(parent, nn.Sequential)
+
+    if not all(in_sequential(layer) for layer in layers):
+        return None
+    wanted = set(layers)
+    names: dict[str, str] = {}
+    block, filled = 1, False
+    for path, module in modules.items():
+        if isinstance(module, _MaxPoolNd | _AvgPoolNd) and in_sequential(path):
+            block, filled = block + filled, False
+        elif path in wanted:
+            names[path], filled = f"conv{block}_x", True
+    return [names[layer] for layer in layers] if len(set(names.values())) > 1 else None
+
+
 def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:
-    """Whether a module path passes the patterns."""
     if include is not None and not any(fnmatchcase(layer, pattern) for pattern in include):
         return False
     return not any(fnmatchcase(layer, pattern) for pattern in exclude)
@@ -285,23 +285,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more if names else "none"
 
 
-def _layer(found: Found, group: str) -> FilterLayer:
-    """Describe what was discovered."""
-    shape = found.parameter.shape
-    channels = found.filters if found.unit == "conv" or found.transposed else shape[0]
-    return FilterLayer(
-        weight=found.weight,
-        layer=found.layer,
-        group=group,
-        unit=found.unit,
-        filters=found.filters,
-        size=found.parameter.numel() // found.filters,
-        rows=channels // found.filters,
-        parts=found.parts,
-        transposed_groups=found.filters // shape[1] if found.transposed else 0,
-    )
+def filter_rows(weight: Tensor, layer: FilterLayer) -> Tensor:
+    """Lay a weight out as ``[filters, size]``, in a view where possible."""
+    if layer.transposed_groups:  # [groups * C_in, O per group, *kernel]
+        weight = weight.unflatten(0, (layer.transposed_groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.reshape(layer.filters, layer.size)
 
 
-def checked_fingerprint(value: Any, *, source: str) -> Fingerprint:
-    """Check what a file holds as a fingerprint."""
-    return record_of(Fingerprint, value, f"{source}: filters")
+def weight_of_rows(rows: Tensor, layer: FilterLayer, shape: torch.Size) -> Tensor:
+    """Turn ``[filters, size]`` back into a weight: the inverse of :func:`filter_rows`."""
+    if not layer.transposed_groups:
+        return rows.reshape(shape)
+    groups = layer.transposed_groups
+    by_group = rows.reshape(groups, shape[1], shape[0] // groups, *shape[2:])
+    return by_group.transpose(1, 2).reshape(shape)

@@ -1,9 +1,8 @@
 """The generalized Pareto distribution: its functions, its fit, and the record of fitted tails."""
 
 from salmon.gpd.distribution import log_likelihood, log_survival, quantile, survival
-from salmon.gpd.goodness import anderson_darling, goodness_p
+from salmon.gpd.goodness import anderson_darling, goodness_p, standard_errors
 from salmon.gpd.grimshaw import MIN_COUNT, GPDFit, fit
-from salmon.gpd.information import standard_errors
 from salmon.gpd.record import FitStatus, TailFit
 
 __all__ = [

@@ -11,6 +11,17 @@ Source: equations 4-5 of "Understanding Parameter Saliency via Extreme Value The
 import torch
 from torch import Tensor
 
+from salmon.errors import InputError
+
+
+def check_rows(excess: Tensor) -> None:
+    """Refuse anything but a floating tensor ``[F, N]``."""
+    if excess.ndim != 2 or not excess.is_floating_point():
+        raise InputError(
+            f"excess is {excess.dtype} of shape {tuple(excess.shape)}; a floating tensor "
+            "[filters, excesses] is needed. Pad shorter rows with NaN."
+        )
+
 
 def log_survival(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
     """Natural logarithm of ``P(Y > excess)``.

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import InputError
+from salmon.gpd.distribution import check_rows
 from salmon.gpd.record import FitStatus
 
 MIN_COUNT = 10
@@ -70,11 +71,7 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
         among which there are zeros (ties with the threshold; the likelihood is then unbounded),
         is ``DEGENERATE``.
     """
-    if excess.ndim != 2 or not excess.is_floating_point():
-        raise InputError(
-            f"excess is {excess.dtype} of shape {tuple(excess.shape)}; a floating tensor "
-            "[filters, excesses] is needed. Pad shorter rows with NaN."
-        )
+    check_rows(excess)
     rows, length = excess.shape
     nan = torch.full((rows,), torch.nan, dtype=torch.float64, device=excess.device)
     xi, sigma, likelihood = nan, nan.clone(), nan.clone()

@@ -5,7 +5,9 @@ indexed weight, some of its rows, or something computed from it, however they ar
 the input (the graph keeps it anyway) and hooks the output for the gradient that will arrive there.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -15,10 +17,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from salmon.filters import CONVOLUTIONS, TRANSPOSED
-from salmon.saliency.attention import attention, watched_attention
-from salmon.saliency.geometry import Geometry, conv_geometry
-from salmon.saliency.graph import sources
-from salmon.saliency.uses import Layout, Use, possible_layouts
+from salmon.saliency.reduce import Geometry
+from salmon.torch_internals import attention, behind, in_transform, leaf_of, watched_attention
 
 _DIMS = {**CONVOLUTIONS, **TRANSPOSED}
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -28,17 +28,78 @@ _TRANSPOSED_ARGUMENTS = (
 _linear = nn.functional.linear
 
 
-class Caught:
-    """The uses of one forward."""
+class Layout(Enum):
+    """Where the samples of the batch are in an input or output."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    FIRST = "one row per sample"
+    MAJOR = "m rows per sample, side by side"
+    MINOR = "m rows per sample, a batch apart"
+    SECOND = "one column per sample"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Use:
+    """One call of an operation with an indexed weight, or with a tensor made from it.
+
+    That is the weight itself, some of its rows, or something computed from it (weight
+    normalisation, standardisation). Tensors are detached but ``alias`` and ``derived``.
+    """
+
+    position: int  # layer number in the index
+    parameter: Tensor  # the indexed weight
+    alias: Tensor  # leaf in the graph of the loss that took the place of what was read
+    derived: Tensor | None  # what was read, with its graph back to the parameter
+    rows: slice | None  # of the parameter's first dimension; None where all or derived
+    inputs: Tensor
+    version: int  # of the input's memory when it was read
+    geometry: Geometry | None  # None for a linear operation
+    dtype: torch.dtype  # of the output
+    layouts: tuple[Layout, ...]  # that the shapes allow
+
+    @property
+    def whole(self) -> bool:
+        """Whether the parameter itself was read, all of it."""
+        return self.derived is None and self.rows is None
+
+    def lift(self, gradients: Tensor) -> Tensor:
+        """Turn gradients ``[n, *alias shape]`` into those of the parameter, ``[n, *its shape]``."""
+        if self.derived is not None:
+            shaped = gradients.reshape(len(gradients), *self.derived.shape).to(self.derived.dtype)
+            try:  # one small graph, backwards for all samples at once
+                (lifted,) = torch.autograd.grad(
+                    self.derived, self.parameter, shaped, retain_graph=True, is_grads_batched=True
+                )
+            except RuntimeError:  # some operation in it has no batched backward
+                lifted = torch.stack(
+                    [
+                        torch.autograd.grad(self.derived, self.parameter, one, retain_graph=True)[0]
+                        for one in shaped
+                    ]
+                )
+            return lifted.detach()
+        if self.rows is None:
+            return gradients
+        whole = gradients.new_zeros((len(gradients), *self.parameter.shape))
+        whole[:, self.rows] = gradients
+        return whole
+
+
+class Catcher(TorchFunctionMode):
+    """Context of one forward, and what was caught in it."""
+
+    def __init__(self, weights: Sequence[Tensor], samples: int) -> None:
+        """Take ``[L]`` indexed parameters, in index order, and the batch size."""
+        super().__init__()
         self.uses: dict[int, Use] = {}  # by number, in order; whoever is done with one drops it
         self.edges: dict[Node, GradientEdge] = {}
         self.nodes: dict[Node, list[int]] = {}  # the numbers of the uses that a node serves
         self.blind: set[int] = set()  # layer numbers that ran without gradients
         self.listener: Callable[[int, Tensor], None] | None = None
         """Gets the number of a use and the gradient at its output, when it arrives."""
+        self._weights = weights
+        self._positions = {id(weight): i for i, weight in enumerate(weights)}
+        self._samples = samples
+        self._attention = watched_attention(self._linear)
 
     def release(self) -> None:
         """Let go of the graph; its nodes would otherwise keep each other alive."""
@@ -47,8 +108,7 @@ class Caught:
         self.edges.clear()
         self.nodes.clear()
 
-    def hook(self, numbers: list[int], output: Tensor) -> None:
-        """Wait for the gradient of an output."""
+    def _hook(self, numbers: list[int], output: Tensor) -> None:
         # A linear operation on more than two dimensions gives a view. An in-place operation on it
         # takes the view's node out of the graph, but not that of its base.
         base = output._base
@@ -60,28 +120,9 @@ class Caught:
         hooked.register_hook(partial(self._arrived, numbers, output.shape))
 
     def _arrived(self, numbers: list[int], shape: torch.Size, grad: Tensor) -> None:
-        """Pass a gradient on to whoever listens."""
         if self.listener is not None:
             for number in numbers:
                 self.listener(number, grad.reshape(shape))
-
-
-class Catcher(TorchFunctionMode):
-    """Context of one forward."""
-
-    def __init__(self, weights: Sequence[Tensor], samples: int) -> None:
-        """Prepare to catch.
-
-        Args:
-            weights: ``[L]`` indexed parameters, in index order.
-            samples: N, the batch size.
-        """
-        super().__init__()
-        self.caught = Caught()
-        self._weights = weights
-        self._positions = {id(weight): i for i, weight in enumerate(weights)}
-        self._samples = samples
-        self._attention = watched_attention(self._linear)
 
     def __torch_function__(
         self,
@@ -90,11 +131,7 @@ class Catcher(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Pass every call on; watch those that read an indexed weight.
-
-        Args:
-            types: Types of its overriding arguments; unused.
-        """
+        """Pass every call on; watch those that read an indexed weight."""
         kwargs = kwargs or {}
         if func is _linear:
             return self._linear(*args, **kwargs)
@@ -114,33 +151,33 @@ class Catcher(TorchFunctionMode):
         position = self._positions.get(id(weight))
         if position is not None:
             return [position]
-        return sources(weight, self.caught.nodes, self._positions)
+        found: dict[int, None] = {}
+        for node in behind([weight.grad_fn]):
+            if node in self.nodes:  # then it depends on the data, too
+                return []
+            position = self._positions.get(id(leaf_of(node)))
+            if position is not None:
+                found[position] = None
+        return list(found)
 
-    def _linear(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """Run one linear operation, watched where it reads an indexed weight."""
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         positions = self._positions_of(weight)
-        if not positions or _transformed(input, weight):
+        if not positions or in_transform(input, weight):
             return _linear(input, weight, bias)
-        layouts = possible_layouts(input, self._samples, linear=True)
+        layouts = _possible_layouts(input, self._samples, linear=True)
         return self._watch(
             lambda alias: _linear(input, alias, bias),
             input, weight, positions, geometry=None, layouts=layouts,
         )  # fmt: skip
 
     def _convolve(self, func: Callable[..., Any], call: dict[str, Any]) -> Tensor:
-        """Run one convolution, watched where it reads an indexed weight."""
         positions = self._positions_of(call["weight"])
-        if not positions or _transformed(call["input"], call["weight"]):
+        if not positions or in_transform(call["input"], call["weight"]):
             return torch.as_tensor(func(**call))
         dims = _DIMS[func]
-        inputs, geometry = conv_geometry(call, dims, transposed=func in TRANSPOSED)
+        inputs, geometry = _geometry(call, dims, transposed=func in TRANSPOSED)
         batched = inputs.ndim == dims + 2
-        layouts = possible_layouts(inputs, self._samples, linear=False) if batched else ()
+        layouts = _possible_layouts(inputs, self._samples, linear=False) if batched else ()
         return self._watch(
             lambda alias: func(**(call | {"weight": alias})),
             inputs, call["weight"], positions, geometry=geometry, layouts=layouts,
@@ -158,7 +195,7 @@ class Catcher(TorchFunctionMode):
     ) -> Tensor:
         """Run an operation on an alias of the weight, keep its input and hook its output."""
         if not torch.is_grad_enabled():
-            self.caught.blind.update(positions)
+            self.blind.update(positions)
             return operation(weight)
         # An alias takes the weight's place in the graph: whatever of the weight itself is found
         # in the graph of the loss was not used by a caught operation.
@@ -169,8 +206,8 @@ class Catcher(TorchFunctionMode):
         for position in positions:
             parameter = self._weights[position]
             rows = _rows(weight, parameter)
-            numbers.append(len(self.caught.uses))
-            self.caught.uses[numbers[-1]] = Use(
+            numbers.append(len(self.uses))
+            self.uses[numbers[-1]] = Use(
                 position=position,
                 parameter=parameter,
                 alias=alias,
@@ -182,7 +219,7 @@ class Catcher(TorchFunctionMode):
                 dtype=output.dtype,
                 layouts=layouts,
             )
-        self.caught.hook(numbers, output)
+        self._hook(numbers, output)
         return output
 
 
@@ -196,6 +233,57 @@ def _rows(weight: Tensor, parameter: Tensor) -> slice | None:
     return slice(start, start + weight.shape[0])
 
 
-def _transformed(*tensors: Tensor) -> bool:
-    """Whether ``torch.func`` is at work, inside of which nothing can be kept or hooked."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+def _possible_layouts(inputs: Tensor, samples: int, *, linear: bool) -> tuple[Layout, ...]:
+    """Which layouts the shape of an input allows, the most usual one first.
+
+    Only the data can say whether one is right.
+
+    Args:
+        linear: Whether the last dimension is the only one that is not a position.
+    """
+    if samples == 0 or inputs.ndim < 2 or inputs.is_complex():
+        return ()
+    length = inputs.shape[0]
+    found = []
+    if length == samples:
+        found.append(Layout.FIRST)
+    elif length % samples == 0:
+        found += [Layout.MAJOR, Layout.MINOR]
+    if linear and inputs.ndim > 2 and inputs.shape[1] == samples:
+        found.append(Layout.SECOND)
+    return tuple(found)
+
+
+def _geometry(call: Mapping[str, Any], dims: int, *, transposed: bool) -> tuple[Tensor, Geometry]:
+    """Read the geometry off the named arguments of a convolution.
+
+    Returns:
+        The input, padded by hand where "same" padding is not symmetric, and the geometry.
+    """
+    weight, inputs, padding = call["weight"], call["input"], call.get("padding", 0)
+    kernel = tuple(weight.shape[2:])
+    dilation = _spread(call.get("dilation", 1), dims)
+    if padding == "valid":
+        padding = 0
+    elif padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if any(t % 2 for t in total):
+            extra = [size for t in reversed(total) for size in (0, t % 2)]
+            inputs = nn.functional.pad(inputs, extra)
+        padding = [t // 2 for t in total]
+    return inputs, Geometry(
+        kernel=kernel,
+        stride=_spread(call.get("stride", 1), dims),
+        padding=_spread(padding, dims),
+        dilation=dilation,
+        output_padding=_spread(call.get("output_padding", 0), dims),
+        groups=call.get("groups", 1),
+        transposed=transposed,
+        weight_shape=tuple(weight.shape),
+    )
+
+
+def _spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Repeat a single number for every spatial dimension."""
+    numbers = (value,) if isinstance(value, int) else tuple(value)
+    return numbers * dims if len(numbers) == 1 else numbers

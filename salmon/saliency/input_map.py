@@ -29,10 +29,9 @@ from salmon.filters import FilterIndex
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.gpd import TailFit
 from salmon.saliency.backward import IndexedWeight
-from salmon.saliency.graph import once_differentiable
-from salmon.saliency.halves import take_rows
-from salmon.saliency.losses import Loss, check_samples, sample_losses
+from salmon.saliency.losses import Loss, check_samples, sample_losses, take_rows
 from salmon.saliency.profile import check_eval_mode, indexed_weights, profile_row
+from salmon.torch_internals import once_differentiable
 
 PERCENTILES = (90.0, 99.0)
 """Values of a map up to the first are shown as 0, from the second on as 1."""
@@ -61,11 +60,8 @@ def input_saliency(
 
     Args:
         inputs: A batch, as of :func:`salmon.filter_saliency`.
-        targets: ``[N]`` its labels.
-        index: The F filters.
         filters: ``[N, K]`` int64 numbers of the filters to boost for each sample, -1 for none; such
             as ``Ranking.filters``.
-        loss: Per-sample loss; None takes the cross-entropy.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
 
     Returns:
@@ -110,7 +106,7 @@ def input_saliency(
                 one[i] = root
             given = pytree.tree_unflatten(one, structure)
             gradients = _pull_back(
-                _profile(model, given, target, weights, index, loss, forward_context),
+                _profile(model, given, target, weights, loss, forward_context),
                 roots,
                 partial(_slope, fit=fit, chosen=chosen, boost=boost),
             )
@@ -166,7 +162,6 @@ def _check_filters(index: FilterIndex, fit: TailFit, filters: Tensor, samples: i
 
 
 def _is_mapped(leaf: object, samples: int) -> bool:
-    """Whether a leaf of the inputs is a floating-point tensor with one row per sample."""
     return (
         isinstance(leaf, Tensor)
         and leaf.is_floating_point()
@@ -185,7 +180,6 @@ def _profile(
     inputs: Any,
     target: Tensor,
     weights: list[IndexedWeight],
-    index: FilterIndex,
     loss: Loss | None,
     forward_context: Callable[[], AbstractContextManager[object]],
 ) -> Tensor:
@@ -202,7 +196,7 @@ def _profile(
         gradients = torch.autograd.grad(
             losses.sum(), parameters, create_graph=True, allow_unused=True
         )
-        profile = profile_row(gradients, weights, index)
+        profile = profile_row(gradients, weights)
     # The gradient of a NaN loss can be finite; such a sample has no saliency.
     return profile if bool(torch.isfinite(losses).all()) else profile * torch.nan
 
@@ -250,7 +244,6 @@ def _refusals() -> Iterator[None]:
 
 
 def _refusal(operation: str) -> str:
-    """The message."""
     return (
         f"the network uses an operation that cannot be differentiated twice ({operation}), which "
         "input-space saliency needs; replace it by one written with ordinary torch operations "

@@ -1,4 +1,4 @@
-"""Losses and logits: what a network returned, checked against its labels."""
+"""Samples, logits and losses of a batch: N of them, with K classes, checked against its labels."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,11 +14,7 @@ Loss = Callable[[Any, Tensor], Tensor]
 
 
 def check_samples(inputs: Any, targets: Any) -> int:
-    """Count the samples of a batch.
-
-    Returns:
-        N.
-    """
+    """Count the samples of a batch, N."""
     if not isinstance(targets, Tensor) or targets.ndim == 0:
         raise InputError(
             f"targets are {type(targets).__name__} without a sample dimension; a tensor [N] or "
@@ -35,20 +31,28 @@ def check_samples(inputs: Any, targets: Any) -> int:
     return len(targets)
 
 
-def cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """Per-sample cross-entropy of the logits.
+def take_rows(values: Any, rows: Tensor | slice, samples: int) -> Any:
+    """Select samples of everything that has them.
 
     Args:
-        output: What the network returned; see :func:`logits_of`.
-        targets: ``[N]`` or ``[N, 1]`` class numbers or ``[N, K]`` class probabilities.
-
-    Returns:
-        ``[N]`` losses.
+        rows: ``[M]`` row numbers, or a slice.
+        samples: N; tensors whose first dimension is another pass unchanged.
     """
+
+    def take(tensor: Tensor) -> Tensor:
+        if tensor.ndim == 0 or tensor.shape[0] != samples:
+            return tensor
+        return tensor[rows if isinstance(rows, slice) else rows.to(tensor.device)]
+
+    return pytree.tree_map_only(Tensor, take, values)
+
+
+def _cross_entropy(output: Any, targets: Tensor) -> Tensor:
+    """``[N]`` losses of class numbers ``[N]`` or ``[N, 1]``, or of probabilities ``[N, K]``."""
     logits = logits_of(output)
     classes = class_numbers(targets)
     if classes is None:
-        check_probabilities(targets, logits)
+        _check_probabilities(targets, logits)
         classes = targets.to(logits.dtype)
     elif logits.device.type == "cpu":  # on a GPU the check would wait for the device
         check_labels(classes, logits.shape[1])
@@ -56,25 +60,30 @@ def cross_entropy(output: Any, targets: Tensor) -> Tensor:
 
 
 def sample_losses(output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-    """Losses of a batch, by a loss of the user's or the cross-entropy.
+    """``[N]`` losses with their graph, a plain tensor whatever type the network works with.
 
     Args:
         targets: ``[N, ...]`` labels; the loss gets a copy, which it may change.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
-
-    Returns:
-        ``[N]`` losses with their graph, a plain tensor whatever type the network works with.
     """
-    losses = (loss or cross_entropy)(output, targets.clone())
-    check_losses(losses, len(targets))
+    losses = (loss or _cross_entropy)(output, targets.clone())
+    samples = len(targets)
+    if not isinstance(losses, Tensor) or tuple(losses.shape) != (samples,):
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise InputError(
+            f"loss gave {found} but one loss per sample, [{samples}], is needed; use "
+            "reduction='none' and average over what is not the batch."
+        )
+    if not losses.requires_grad:
+        raise UnsupportedError(
+            "the loss has no gradient: forward or loss detach it, or run under torch.no_grad. "
+            "Remove that, or measure another network."
+        )
     return losses.as_subclass(Tensor)
 
 
 def class_numbers(targets: Tensor) -> Tensor | None:
-    """Read labels that are class numbers.
-
-    Args:
-        targets: ``[N]`` or ``[N, 1]``, of any integer type or bool.
+    """Read class numbers ``[N]`` or ``[N, 1]``, of any integer type or bool.
 
     Returns:
         ``[N]`` int64; None of anything else, such as probabilities.
@@ -99,7 +108,7 @@ def labels_of(targets: Tensor, logits: Tensor, loss: Loss | None) -> tuple[Tenso
     """
     classes = class_numbers(targets)
     if classes is None:
-        check_probabilities(targets, logits)
+        _check_probabilities(targets, logits)
         classes = targets.argmax(1).as_subclass(Tensor)
         return classes, torch.ones_like(classes, dtype=torch.bool)
     labelled = (classes >= 0) & (classes < logits.shape[1])
@@ -126,15 +135,12 @@ def nan_where_unlabelled(loss: Loss | None) -> Loss:
     return losses
 
 
-def check_probabilities(targets: Tensor, logits: Tensor) -> None:
-    """Refuse labels that are no probabilities of classes.
-
-    Args:
-        targets: ``[N, K]``.
-        logits: ``[N, K]``.
-    """
-    if targets.shape == logits.shape and _sums_to_one(targets):
-        return
+def _check_probabilities(targets: Tensor, logits: Tensor) -> None:
+    """Refuse labels that are no probabilities of classes, as far as half precision can tell."""
+    if targets.shape == logits.shape:
+        off = (targets.double().sum(1) - 1).abs()
+        if bool((off < 1e-2).all()) and not bool((targets < 0).any()):
+            return
     several = targets.shape == logits.shape and bool(((targets == 0) | (targets == 1)).all())
     advice = "For several labels per sample there is no rule yet for what a mistake is."
     raise InputError(
@@ -146,12 +152,7 @@ def check_probabilities(targets: Tensor, logits: Tensor) -> None:
 
 
 def check_labels(targets: Tensor, classes: int) -> None:
-    """Refuse class numbers out of range.
-
-    Args:
-        targets: ``[N]`` integers.
-        classes: K.
-    """
+    """Refuse class numbers out of range."""
     if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < classes):
         raise InputError(
             f"targets lie in {int(targets.min())}..{int(targets.max())} but the network has "
@@ -160,28 +161,18 @@ def check_labels(targets: Tensor, classes: int) -> None:
 
 
 def are_probabilities(logits: Tensor) -> Tensor:
-    """Tell which rows are probabilities where logits are needed.
-
-    Args:
-        logits: ``[N, K]``.
-
-    Returns:
-        ``[N]`` bool: nothing is negative, and the sum is 1 but for rounding.
-    """
+    """``[N]`` bool: in which rows nothing is negative, and the sum is 1 but for rounding."""
     rounding = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 1e-2
     wide = logits.double()
     return (wide >= 0).all(1) & ((wide.sum(1) - 1).abs() < rounding)
 
 
 def logits_of(output: Any) -> Tensor:
-    """Find the class logits in what a network returned.
+    """Find the ``[N, K]`` class logits in what a network returned.
 
     Args:
         output: The logits, a mapping or object with the entry ``logits``, or a tuple or list with
             one tensor in it that can be logits.
-
-    Returns:
-        ``[N, K]`` logits.
     """
     logits = output
     if isinstance(output, Mapping):
@@ -208,7 +199,6 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _could_be_logits(tensor: Tensor) -> bool:
-    """Whether it has the shape."""
     return tensor.ndim == 2 and tensor.shape[1] >= 2 and tensor.is_floating_point()
 
 
@@ -220,28 +210,3 @@ def _described(output: Any) -> str:
     if isinstance(output, Mapping):
         return f"a mapping with the keys {', '.join(map(str, output))}"
     return f"{type(output).__name__}"
-
-
-def check_losses(losses: Any, samples: int) -> None:
-    """Refuse losses that are not one number per sample with a graph.
-
-    Args:
-        samples: N.
-    """
-    if not isinstance(losses, Tensor) or tuple(losses.shape) != (samples,):
-        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        raise InputError(
-            f"loss gave {found} but one loss per sample, [{samples}], is needed; use "
-            "reduction='none' and average over what is not the batch."
-        )
-    if not losses.requires_grad:
-        raise UnsupportedError(
-            "the loss has no gradient: forward or loss detach it, or run under torch.no_grad. "
-            "Remove that, or measure another network."
-        )
-
-
-def _sums_to_one(targets: Tensor) -> bool:
-    """Whether rows are probabilities, as far as half precision can tell."""
-    off = (targets.double().sum(1) - 1).abs()
-    return bool((off < 1e-2).all()) and not bool((targets < 0).any())

@@ -7,9 +7,10 @@ so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes st
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,17 +23,15 @@ from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.saliency.backward import Backward, IndexedWeight, Layouts
 from salmon.saliency.catch import Catcher
-from salmon.saliency.halves import is_out_of_memory, join_outputs, take_rows
-from salmon.saliency.losses import Loss, check_samples, sample_losses
+from salmon.saliency.losses import Loss, check_samples, logits_of, sample_losses, take_rows
 
 logger = logging.getLogger(__name__)
 
 _layouts: WeakKeyDictionary[nn.Module, Layouts] = WeakKeyDictionary()
-_fitting: WeakKeyDictionary[nn.Module, int] = (
-    WeakKeyDictionary()
-)  # samples that memory is enough for
+_fitting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Numbers of samples that memory is enough for."""
 
-NO_INFLUENCE = "no influence on the loss"
+_SHORT = ("out of memory", "can't allocate memory", "could not create a memory object")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,7 +81,6 @@ def measure(
     index: FilterIndex | None = None,
     loss: Loss | None = None,
     forward_context: Callable[[], AbstractContextManager[object]] = nullcontext,
-    layouts: Layouts | None = None,
 ) -> Measurement:
     """Measure a batch, and hand out the network's output and losses with the profile.
 
@@ -90,14 +88,9 @@ def measure(
     batches of this network; the numbers are the same.
 
     Args:
-        index: The filters to measure; None takes all convolutions.
-        loss: Per-sample loss; None takes the cross-entropy of the logits.
         forward_context: Makes a context around forward and loss only, such as that of autocast.
-        layouts: What is known of where the samples are in the inputs of each layer; None keeps it
-            from call to call, by network.
     """
     index = index or index_of(model, inputs, targets)
-    layouts = _layouts.setdefault(model, {}) if layouts is None else layouts
     check_eval_mode(model)
     samples = check_samples(inputs, targets)
     step = max(1, min(samples, _fitting.get(model, samples)))
@@ -108,9 +101,9 @@ def measure(
             rows, labels = inputs, targets
             if step < samples:
                 rows, labels = take_rows((inputs, targets), part, samples)
-            parts.append(_measure(model, rows, labels, index, loss, forward_context, layouts))
+            parts.append(_measure(model, rows, labels, index, loss, forward_context))
         except RuntimeError as error:
-            if step == 1 or not is_out_of_memory(error):
+            if step == 1 or not _is_out_of_memory(error):
                 raise
             parts, step = [], -(-step // 2)
             _fitting[model] = step
@@ -122,25 +115,44 @@ def measure(
 
 
 def index_of(model: nn.Module, inputs: Any, targets: Tensor) -> FilterIndex:
-    """Index all convolutions, also those that only a forward shows.
-
-    Args:
-        inputs: A batch, of which one sample is run.
-        targets: ``[N]`` its labels.
-    """
+    """Index all convolutions, also those that only a forward of one sample shows."""
     samples = check_samples(inputs, targets)
     return FilterIndex.from_model(model, inputs=take_rows(inputs, slice(0, 1), samples))
 
 
 def _join(parts: list[Measurement]) -> Measurement:
-    """Put the parts of a batch together."""
     sizes = [len(part.losses) for part in parts]
     return replace(
         parts[0],
         profile=torch.cat([part.profile for part in parts]),
-        output=join_outputs([part.output for part in parts], sizes),
+        output=_join_outputs([part.output for part in parts], sizes),
         losses=torch.cat([part.losses for part in parts]),
     )
+
+
+def _join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Join tensors with a row per sample; other values are those of the first part.
+
+    Of an object that is no nesting of tensors comes an object with its joined ``logits``.
+    """
+
+    def join(*leaves: Any) -> Any:
+        rows = all(
+            isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
+            for leaf, size in zip(leaves, sizes, strict=True)
+        )
+        return torch.cat(leaves) if rows else leaves[0]
+
+    if isinstance(outputs[0], Tensor | Mapping | tuple | list):
+        return pytree.tree_map(join, *outputs)
+    return SimpleNamespace(logits=torch.cat([logits_of(output) for output in outputs]))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory is short, on a GPU or the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(message in str(error) for message in _SHORT)
 
 
 def _measure(
@@ -150,28 +162,26 @@ def _measure(
     index: FilterIndex,
     loss: Loss | None,
     forward_context: Callable[[], AbstractContextManager[object]],
-    layouts: Layouts,
 ) -> Measurement:
-    """Measure samples that fit into memory together."""
-    samples = len(targets)
     weights = indexed_weights(model, index)
     parameters = [weight.parameter for weight in weights]
-    catcher = Catcher(parameters, samples)
+    catcher = Catcher(parameters, len(targets))
     with torch.inference_mode(mode=False), no_trace(model), gradients_on(parameters):
         try:
             with torch.enable_grad(), eagerly(), forward_context(), catcher:
                 output = call_network(model, inputs)
                 losses = sample_losses(output, targets, loss)
-            backward = Backward(catcher.caught, weights, samples, layouts)
+            layouts = _layouts.setdefault(model, Layouts())
+            backward = Backward(catcher, weights, len(targets), layouts)
             backward.run(losses)
         finally:
-            catcher.caught.release()
+            catcher.release()
         losses = losses.detach()
         return Measurement(
             profile=_assemble(backward.sums, losses, index),
             output=pytree.tree_map_only(Tensor, lambda t: t.detach().as_subclass(Tensor), output),
             losses=losses,
-            methods=[backward.methods.get(i, NO_INFLUENCE) for i in range(len(weights))],
+            methods=backward.methods,
         )
 
 
@@ -207,11 +217,7 @@ def check_eval_mode(model: nn.Module) -> None:
 
 
 def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]:
-    """Find the parameters of an index in a network.
-
-    Returns:
-        ``[L]`` weights.
-    """
+    """Find the ``[L]`` weights of an index in a network."""
     parameters = parameters_by_name(model)
     weights = []
     for layer in index.layers:
@@ -223,25 +229,22 @@ def indexed_weights(model: nn.Module, index: FilterIndex) -> list[IndexedWeight]
                 f"{layer.weight} but {type(model).__name__} has {found} there; build the index "
                 "from this network with FilterIndex.from_model."
             )
-        weights.append(IndexedWeight(layer.weight, weight, layer.transposed_groups))
+        weights.append(IndexedWeight(layer, weight))
     return weights
 
 
-def profile_row(
-    gradients: Sequence[Tensor | None], weights: Sequence[IndexedWeight], index: FilterIndex
-) -> Tensor:
+def profile_row(gradients: Sequence[Tensor | None], weights: Sequence[IndexedWeight]) -> Tensor:
     """The profile of one sample by its definition, from whole gradients.
 
     Args:
-        gradients: ``[L]`` gradients of the sample's loss; None where a weight has no influence.
-        weights: ``[L]`` the weights, in index order.
+        gradients: ``[L]`` of the sample's loss; None where a weight has no influence.
 
     Returns:
         ``[F]`` mean ``|gradient|``, at least float32; differentiable where the gradients are.
     """
     parts = []
-    for layer, weight, gradient in zip(index.layers, weights, gradients, strict=True):
+    for weight, gradient in zip(weights, gradients, strict=True):
         full = torch.zeros_like(weight.parameter) if gradient is None else gradient
-        sizes = filter_rows(full, layer).abs()
+        sizes = filter_rows(full, weight.layer).abs()
         parts.append(sizes.mean(1, dtype=torch.promote_types(sizes.dtype, torch.float32)))
     return torch.cat(parts)

@@ -3,16 +3,16 @@
 Every strategy is a pure function ``(inputs [N, C, *S], grad [N, O, *P], geometry) -> [N, O]`` of
 sums of ``|dL_n/dW[o]|`` over the weights of filter o, for sample n alone. None holds more than
 ``BUFFER_ELEMENTS`` per-sample gradients at a time. :func:`strategy_for` picks one by shape.
+Linear operations have inputs ``[N, P, C]`` and gradients ``[N, P, O]`` at P positions.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 
 import torch
 from torch import Tensor
-
-from salmon.saliency.geometry import Geometry
 
 BUFFER_ELEMENTS = 1 << 19
 GROUPED_ELEMENTS = 1 << 21
@@ -20,19 +20,26 @@ SINGLY_MIN_POSITIONS = 1000
 TAPS_MAX_POSITIONS = 200
 TAPS_MIN_CHANNELS = 16
 
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A convolution as ``aten.convolution`` sees it; tuples have an entry per spatial dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    groups: int
+    transposed: bool
+    weight_shape: tuple[int, ...]
+
+
 Strategy = Callable[[Tensor, Tensor, Geometry], Tensor]
 
 
 def filter_sums(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Sum ``|per-sample weight gradient|`` over every filter.
-
-    Args:
-        inputs: ``[N, C, *S]`` what the convolution read.
-        grad: ``[N, O, *P]`` gradient of the summed loss at its output.
-
-    Returns:
-        ``[N, O]``.
-    """
+    """Sum ``|per-sample weight gradient|`` over every filter of a convolution."""
     return strategy_for(inputs, grad, geometry)(inputs, grad, geometry)
 
 
@@ -47,10 +54,6 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     ungrouped, at least 1000 positions                 :func:`singly`
     everything else                                    :func:`grouped`
     =================================================  ==================
-
-    Args:
-        inputs: ``[N, C, *S]``.
-        grad: ``[N, O, *P]``.
     """
     if geometry.groups > 1 or geometry.transposed:
         return grouped
@@ -63,32 +66,15 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
 
 
 def pointwise(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Kernel 1: one matrix product per sample over the positions.
-
-    Args:
-        inputs: ``[N, C, *S]``.
-        grad: ``[N, O, *P]``.
-        geometry: An ungrouped convolution with kernel 1 and no padding.
-
-    Returns:
-        ``[N, O]``.
-    """
+    """Kernel 1 without padding or groups: one matrix product per sample over the positions."""
     window = inputs
     for dim, (s, p) in enumerate(zip(geometry.stride, grad.shape[2:], strict=True), start=2):
         window = window[(slice(None),) * dim + (slice(0, s * (p - 1) + 1, s),)]
-    return _outer_sums(grad.flatten(2).transpose(1, 2), window.flatten(2).transpose(1, 2))
+    return linear_sums(window.flatten(2).transpose(1, 2), grad.flatten(2).transpose(1, 2))
 
 
 def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Kernel tap by kernel tap, each one a pointwise product over the positions inside the image.
-
-    Args:
-        inputs: ``[N, C, *S]``.
-        grad: ``[N, O, *P]``.
-
-    Returns:
-        ``[N, O]``.
-    """
+    """Kernel tap by kernel tap, each a pointwise product over the positions inside the image."""
     # Channels last once, so that every tap's window is a cheap copy of whole channel rows.
     a = inputs.movedim(1, -1).contiguous()
     g = grad.movedim(1, -1).contiguous()
@@ -97,23 +83,15 @@ def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
         windows = _windows(tap, a.shape[1:-1], g.shape[1:-1], geometry)
         if windows is not None:
             at, out = windows
-            total += _outer_sums(
-                g[(slice(None), *out)].flatten(1, -2), a[(slice(None), *at)].flatten(1, -2)
+            total += linear_sums(
+                a[(slice(None), *at)].flatten(1, -2), g[(slice(None), *out)].flatten(1, -2)
             )
     return total
 
 
-def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Any convolution: the library's own weight gradient, with samples as groups.
-
-    Args:
-        inputs: ``[N, C, *S]``.
-        grad: ``[N, O, *P]``.
-
-    Returns:
-        ``[N, O]``.
-    """
-    step = max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
+def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry, step: int = 0) -> Tensor:
+    """Any convolution: the library's own weight gradient, with samples as groups."""
+    step = step or max(1, GROUPED_ELEMENTS // prod(geometry.weight_shape))
     sums = []
     for start in range(0, inputs.shape[0], step):
         part = slice(start, start + step)
@@ -124,32 +102,16 @@ def grouped(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
 
 
 def singly(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Any ungrouped convolution: the library's weight gradient, one sample at a time.
-
-    Args:
-        inputs: ``[N, C, *S]``.
-        grad: ``[N, O, *P]``.
-
-    Returns:
-        ``[N, O]``.
-    """
-    rows = [
-        weight_gradients(inputs[i : i + 1], grad[i : i + 1], geometry).abs_().flatten(2).sum(2)
-        for i in range(inputs.shape[0])
-    ]
-    return torch.cat(rows)
+    """Any ungrouped convolution: the library's weight gradient, one sample at a time."""
+    return grouped(inputs, grad, geometry, step=1)
 
 
 def channel_sums(gradients: Tensor, transposed_groups: int) -> Tensor:
-    """Sum a weight over everything but its output channels.
+    """Sum ``[n, *weight_shape]`` over everything but the output channels, to ``[n, O]``.
 
     Args:
-        gradients: ``[n, *weight_shape]``.
         transposed_groups: Groups of a transposed convolution, whose weight is
             ``[groups * C_in, O per group, *kernel]``; 0 where the first dimension counts channels.
-
-    Returns:
-        ``[n, O]``.
     """
     if transposed_groups:
         by_group: Tensor = gradients.unflatten(1, (transposed_groups, -1)).transpose(2, 3)
@@ -157,29 +119,8 @@ def channel_sums(gradients: Tensor, transposed_groups: int) -> Tensor:
     return gradients.flatten(2).sum(2)
 
 
-def linear_sums(inputs: Tensor, grad: Tensor) -> Tensor:
-    """A linear operation: one matrix product per sample over the positions.
-
-    Args:
-        inputs: ``[N, P, C]``.
-        grad: ``[N, P, O]``.
-
-    Returns:
-        ``[N, O]``.
-    """
-    return _outer_sums(grad, inputs)
-
-
 def weight_gradients(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Per-sample weight gradients of a few samples, with samples as groups of one convolution.
-
-    Args:
-        inputs: ``[n, C, *S]``.
-        grad: ``[n, O, *P]``.
-
-    Returns:
-        ``[n, *weight_shape]``.
-    """
+    """``[n, *weight_shape]`` gradients of a few samples, which are groups of one convolution."""
     n = inputs.shape[0]
     shape = (n * geometry.weight_shape[0], *geometry.weight_shape[1:])
     _, weight, _ = torch.ops.aten.convolution_backward(
@@ -218,8 +159,8 @@ def _windows(
     return at, out
 
 
-def _outer_sums(g: Tensor, a: Tensor) -> Tensor:
-    """``[N, P, O]`` and ``[N, P, C]`` to ``[N, O]``: ``sum_c |sum_p g[p, o] a[p, c]|``."""
+def linear_sums(a: Tensor, g: Tensor) -> Tensor:
+    """``[N, P, C]`` and ``[N, P, O]`` to ``[N, O]``: ``sum_c |sum_p g[p, o] a[p, c]|``."""
     samples, positions, outputs = g.shape
     if positions == 1:
         return g[:, 0].abs() * a[:, 0].abs().sum(1, keepdim=True)

@@ -1,14 +1,13 @@
 """The exact bounded stream of saliency, the fit of its tails, and fits on disk."""
 
 from salmon.tails.files import fit_from_state, fit_state, load_fit, save_fit
-from salmon.tails.fit import example_excesses, example_filters, exceedance_count, fit_tails
+from salmon.tails.fit import example_excesses, example_filters, fit_tails
 from salmon.tails.stream import Tails
 
 __all__ = [
     "Tails",
     "example_excesses",
     "example_filters",
-    "exceedance_count",
     "fit_from_state",
     "fit_state",
     "fit_tails",

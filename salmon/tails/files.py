@@ -10,7 +10,7 @@ from torch import Tensor
 
 from salmon.errors import StateError
 from salmon.files import write_atomically
-from salmon.filters import FilterIndex, checked_fingerprint
+from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.records import parsed, record_of
 
@@ -18,25 +18,17 @@ FORMAT = "salmon.fit/3"
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
-    """Write fits to a file, whole or not at all.
-
-    Args:
-        path: The file; missing folders are made, an old file is replaced.
-    """
+    """Write fits to a file, whole or not at all; missing folders are made."""
     state = fit.state_dict()
-    tensors = {name: value.contiguous() for name, value in state.items() if _is_tensor(value)}
-    plain = {name: value for name, value in state.items() if not _is_tensor(value)}
+    tensors = {n: value.contiguous() for n, value in state.items() if isinstance(value, Tensor)}
+    plain = {name: value for name, value in state.items() if name not in tensors}
     header = {"schema": FORMAT, "filters": index.fingerprint(), "fit": plain}
     data = save(tensors, {"salmon": json.dumps(header)})
     write_atomically(Path(path), lambda file: file.write(data))
 
 
 def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
-    """Read fits back, for the same filters.
-
-    Args:
-        path: A file that :func:`save_fit` wrote.
-    """
+    """Read back what :func:`save_fit` wrote, for the same filters."""
     try:
         with safe_open(Path(path), framework="pt") as file:
             text = (file.metadata() or {}).get("salmon", "null")
@@ -54,17 +46,13 @@ def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
 
 
 def fit_state(fit: TailFit, index: FilterIndex) -> dict[str, Any]:
-    """Hand out fits and the filters they belong to as plain values and tensors.
-
-    Returns:
-        A dictionary that ``torch.load(weights_only=True)`` reads back.
-    """
+    """Plain values and tensors that ``torch.load(weights_only=True)`` reads back."""
     return {"filters": index.fingerprint(), "fit": fit.state_dict()}
 
 
 def fit_from_state(state: dict[str, Any], index: FilterIndex, *, source: str) -> TailFit:
     """Check and rebuild fits."""
-    index.check_fingerprint(checked_fingerprint(state.get("filters"), source=source), source=source)
+    index.check_fingerprint(state.get("filters"), source=source)
     fit = TailFit.from_state_dict(state.get("fit", {}))
     if fit.threshold.numel() != len(index):
         raise StateError(
@@ -72,8 +60,3 @@ def fit_from_state(state: dict[str, Any], index: FilterIndex, *, source: str) ->
             "Make the fit anew."
         )
     return fit
-
-
-def _is_tensor(value: Any) -> bool:
-    """Whether a field goes among the tensors."""
-    return isinstance(value, Tensor)

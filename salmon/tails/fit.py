@@ -17,11 +17,7 @@ _BLOCK_ELEMENTS = 1 << 22
 
 
 def fit_tails(
-    tails: Tails,
-    level: float = 0.90,
-    *,
-    min_exceedances: int = gpd.MIN_COUNT,
-    warn: bool = True,
+    tails: Tails, level: float = 0.90, *, min_exceedances: int = gpd.MIN_COUNT
 ) -> TailFit:
     """Fit a generalized Pareto tail to every filter of a stream.
 
@@ -33,7 +29,6 @@ def fit_tails(
         tails: The stream; it stays as it is.
         level: Quantile level q of the threshold, in (0, 1).
         min_exceedances: Filters with fewer excesses get no fit.
-        warn: Whether to log that the level is a higher one.
 
     Returns:
         The fits, on the CPU.
@@ -46,32 +41,22 @@ def fit_tails(
     n = tails.samples
     k = exceedance_count(n, level, tails.capacity)
     largest = tails.largest().cpu()
-    parts: list[tuple[Tensor, ...]] = [
+    parts = [
         _fit_block(rows, k, min_exceedances)
         for rows in largest.split(max(1, _BLOCK_ELEMENTS // max(1, largest.shape[1])))
     ]
-    threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status, ad_p = (
-        torch.cat(column) for column in zip(*parts, strict=True)
-    )
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     fit = TailFit(
         samples=n,
         dropped=tails.dropped,
         level=float(level),
-        threshold=threshold,
-        rate=count.double() / max(n, 1),
-        exceedances=count,
-        xi=xi,
-        sigma=sigma,
-        xi_se=xi_se,
-        sigma_se=sigma_se,
-        log_likelihood=likelihood,
-        status=status,
-        ad_p=ad_p,
+        rate=columns["exceedances"].double() / max(n, 1),
         mean=tails.mean.cpu(),
         std=tails.std.cpu(),
         top=k,
+        **columns,
     )
-    if warn and k < exceedance_count(n, level, n + 2):
+    if k < exceedance_count(n, level, n + 2):
         logger.warning(
             "%d samples at level %g have more exceedances than the %d values kept per filter; the "
             "tails were fitted at level %.6g instead. Raise max_exceedances to keep %g.",
@@ -124,8 +109,8 @@ def exceedance_count(samples: int, level: float, capacity: int) -> int:
     )
 
 
-def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> tuple[Tensor, ...]:
-    """Fit some rows of descending values."""
+def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> dict[str, Tensor]:
+    """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
     if largest.shape[1] == 0:
         threshold = torch.full((largest.shape[0],), torch.nan, dtype=torch.float64)
         excess = torch.empty((largest.shape[0], 0), dtype=torch.float64)
@@ -138,6 +123,14 @@ def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> tuple[Tensor, .
     tied = (fit.status == gpd.FitStatus.TOO_FEW) & (k >= min_exceedances)
     status = torch.where(tied, int(gpd.FitStatus.DEGENERATE), fit.status).to(torch.int8)
     xi_se, sigma_se = gpd.standard_errors(excess, fit.xi, fit.sigma)
-    count, xi, sigma, likelihood = fit.count, fit.xi, fit.sigma, fit.log_likelihood
-    ad_p = gpd.goodness_p(gpd.anderson_darling(excess, xi, sigma), xi)
-    return threshold, count, xi, sigma, xi_se, sigma_se, likelihood, status, ad_p
+    return {
+        "threshold": threshold,
+        "exceedances": fit.count,
+        "xi": fit.xi,
+        "sigma": fit.sigma,
+        "xi_se": xi_se,
+        "sigma_se": sigma_se,
+        "log_likelihood": fit.log_likelihood,
+        "status": status,
+        "ad_p": gpd.goodness_p(gpd.anderson_darling(excess, fit.xi, fit.sigma), fit.xi),
+    }

@@ -131,11 +131,7 @@ class Tails:
         device = self._buffer.device
         for part in theirs.t().to(self._buffer).split(self._spare):
             self._append(part)
-        self._combine(
-            other._count.to(device),
-            other._mean.to(device),
-            other._m2.to(device),
-        )
+        self._combine(other._count.to(device), other._mean.to(device), other._m2.to(device))
         self._dropped += other._dropped.to(device)
 
     def largest(self, filters: Tensor | None = None) -> Tensor:
@@ -230,7 +226,6 @@ class Tails:
         return min(max(self.capacity // 2, 64), 1 << 14)
 
     def _reset(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Empty the stream."""
         # Filled from the right; the first column takes what is thrown away.
         width = 1 + self._spare + self.capacity
         self._buffer = torch.full((self.num_filters, width), -torch.inf, device=device, dtype=dtype)
