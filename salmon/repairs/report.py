@@ -14,8 +14,9 @@ import torch
 
 from salmon.files import json_text, write_atomically
 from salmon.markdown import cell, markdown_table
-from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, Verdict
+from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.figure import tradeoff_svg
+from salmon.repairs.judge import Verdict
 from salmon.repairs.search import Trial
 
 SCHEMA = "salmon.repair/1"
