@@ -10,7 +10,6 @@ weight as it is, and then the output channels that an edit changes are computed 
 of that edit's row. So the cost of an edit is that of one more image in a batch.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from salmon.errors import InputError
 from salmon.filters import CONVOLUTIONS, FilterIndex, parameters_by_name
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.ranking import Ranking
-from salmon.repairs.edit import Change, Edit, by_layer, check_kind, edited, step_edit
+from salmon.repairs.edit import Change, Edit, by_layer, edited, step_edit
 from salmon.repairs.evidence import loss_gradients
 from salmon.repairs.predictions import predict, to_device
 from salmon.repairs.samples import Samples
@@ -121,8 +120,6 @@ def many_edit_curves(
     Raises:
         InputError: As of :func:`edit_curves`.
     """
-    for step in steps:
-        check_kind(step.kind)
     for ranking in rankings.values():
         if len(samples) != len(ranking.filters) or len(samples) == 0:
             raise InputError(
@@ -214,17 +211,10 @@ def _joined_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Ten
     """The same in one forward; None where a weight is read otherwise than that needs."""
     repeated = one.take(torch.zeros(len(edits), dtype=torch.int64))
     with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
-        inputs, rows = to_device(repeated.inputs, model), _EditedRows(model, edits)
-        try:
-            with rows:
-                output = call_network(model, inputs)
-        except _ReadOtherwiseError:
-            return None
+        inputs = to_device(repeated.inputs, model)
+        with _EditedRows(model, edits) as rows:
+            output = call_network(model, inputs)
         return logits_of(output).double().cpu() if rows.complete else None
-
-
-class _ReadOtherwiseError(Exception):
-    """An edited weight is read by something else than a plain convolution of the whole batch."""
 
 
 class _EditedRows(TorchFunctionMode):
@@ -240,12 +230,13 @@ class _EditedRows(TorchFunctionMode):
             for change in edit.changes:
                 weight = parameters[change.layer.weight]
                 self._changes.setdefault(id(weight), []).append((row, change))
-        self._reads: Counter[int] = Counter()
+        self._reads: list[int] = []  # of edited weights, by plain convolutions
+        self._fits = True
 
     @property
     def complete(self) -> bool:
         """Whether every change took effect, once."""
-        return self._reads == Counter(dict.fromkeys(self._changes, 1))
+        return self._fits and sorted(self._reads) == sorted(self._changes)
 
     def __torch_function__(
         self,
@@ -273,8 +264,9 @@ class _EditedRows(TorchFunctionMode):
         """Compute the edited channels of a convolution anew, in place."""
         plain = func in CONVOLUTIONS and call["weight"] is weight and call.get("groups", 1) == 1
         if not plain or call["input"].ndim != CONVOLUTIONS[func] + 2 or len(output) != self._rows:
-            raise _ReadOtherwiseError
-        self._reads[id(weight)] += 1
+            self._fits = False
+            return
+        self._reads.append(id(weight))
         for row, change in self._changes[id(weight)]:
             channels = change.channels.to(weight.device)
             own = {

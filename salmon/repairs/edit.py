@@ -14,13 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError
-from salmon.filters import (
-    FilterIndex,
-    FilterLayer,
-    filter_rows,
-    parameters_by_name,
-    weight_of_rows,
-)
+from salmon.filters import FilterIndex, FilterLayer, filter_rows, parameters_by_name, weight_of_rows
 
 KINDS = ("plain", "normalised", "prune")
 
@@ -82,7 +76,8 @@ def step_edit(
         kind: One of :data:`KINDS`.
         rate: Learning rate; of a normalised step the relative change of each filter.
     """
-    check_kind(kind)
+    if kind not in KINDS:
+        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
     parameters = parameters_by_name(model)
     changes = []
     for layer, channels in by_layer(index, filters):
@@ -93,12 +88,6 @@ def step_edit(
             new = _stepped(old, gradient, rate, normalised=kind == "normalised")
         changes.append(Change(layer, channels, old, new))
     return Edit(tuple(changes))
-
-
-def check_kind(kind: str) -> None:
-    """Refuse unknown kinds of edits."""
-    if kind not in KINDS:
-        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
 
 
 def _rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from salmon.repairs.edit import Edit, edited
+from salmon.repairs.edit import edited
 from salmon.repairs.evidence import Part
 from salmon.repairs.predictions import compare
 from salmon.repairs.remedies import Proposal
@@ -48,41 +48,36 @@ def search(
         guard: Of the new and of the reference data.
         say: Gets ``"search"`` and the numbers of finished and of all proposals.
     """
-    trials = []
+    trials, confidence = [], settings.reference_confidence
     for number, proposal in enumerate(proposals):
         for rate in proposal.rates:
             edit = proposal.edit(rate)
-            trial = _try(model, proposal, rate, edit, guard, settings, batch_size)
+            with edited(model, edit):
+                new, reference = (
+                    compare(*part.before_and_now(model, batch_size)) for part in guard
+                )
+            most_lost, change = reference.loss_bound(confidence), edit.relative_change
+            trial = Trial(
+                ranking=proposal.ranking,
+                filters=proposal.filters,
+                step=proposal.step,
+                rate=rate,
+                gain=new.gain,
+                lost=-reference.gain,
+                fixed=new.fixed,
+                broken=new.broken,
+                relative_change=change,
+                allowed=most_lost <= settings.margin + ROUNDING
+                and new.broken_per_fixed <= settings.max_broken
+                and change <= settings.max_relative_change
+                and edit.finite,
+            )
             trials.append((trial, proposal))
             # Larger steps lose more, so that the rest of these rates cannot win.
             if trial.lost > 2 * max(settings.margin, 0.01):
                 break
         say("search", number + 1, len(proposals))
     return trials
-
-
-def _try(
-    model: nn.Module, proposal: Proposal, rate: float, edit: Edit, guard: tuple[Part, Part],
-    settings: RepairSettings, batch_size: int,
-) -> Trial:  # fmt: skip
-    with edited(model, edit):
-        new, reference = (compare(*part.before_and_now(model, batch_size)) for part in guard)
-    change = edit.relative_change
-    return Trial(
-        ranking=proposal.ranking,
-        filters=proposal.filters,
-        step=proposal.step,
-        rate=rate,
-        gain=new.gain,
-        lost=-reference.gain,
-        fixed=new.fixed,
-        broken=new.broken,
-        relative_change=change,
-        allowed=reference.loss_bound(settings.reference_confidence) <= settings.margin + ROUNDING
-        and new.broken_per_fixed <= settings.max_broken
-        and change <= settings.max_relative_change
-        and edit.finite,
-    )
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
