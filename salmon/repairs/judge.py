@@ -42,12 +42,7 @@ def judge(
     reference: tuple[Predictions, Predictions],
     settings: RepairSettings,
 ) -> Verdict:
-    """Apply every rule.
-
-    Args:
-        new: Before and after the edit.
-        reference: Before and after the edit.
-    """
+    """Apply every rule to what the network said of both sets before and after the edit."""
     on_new, on_reference = compare(*new), compare(*reference)
     rules = [
         _simple("finite weights", 0.0 if edit.finite else 1.0, 0.0, "weights that are not finite"),

@@ -202,37 +202,35 @@ def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     if header.pop("content", None) != _content_hash(tensors, header):
         raise InputError("its content does not match its checksum")
     layers = record_of(dict[str, FilterLayer], header.get("layers"), "layers")
-    base, patched = (
-        record_of(dict[str, str], header.get(name), name) for name in ("base", "patched")
-    )
+    base = record_of(dict[str, str], header.get("base"), "base")
+    patched = record_of(dict[str, str], header.get("patched"), "patched")
     info = record_of(dict[str, Any], header.get("info"), "info")
-    changes = [_change(name, layer, tensors) for name, layer in layers.items()]
-    if tensors:
-        raise InputError(f"it holds tensors that nothing describes, such as {next(iter(tensors))}")
+    if set(tensors) != {f"{name}/{part}" for name in layers for part in _PARTS}:
+        raise InputError("its tensors are not those that it describes")
+    changes = []
+    for name, layer in layers.items():
+        changes.append(Change(layer, *(tensors[f"{name}/{part}"] for part in _PARTS)))
+        _check_change(changes[-1])
     if not {change.layer.weight for change in changes} <= set(patched) <= set(base):
         raise InputError("its checksums do not belong to its tensors")
     return Patch(Edit(tuple(changes)), base, patched, info)
 
 
-def _change(name: str, layer: FilterLayer, tensors: dict[str, Tensor]) -> Change:
-    """Take the tensors of a weight out of those of a file, if they fit its description."""
-    if name != layer.weight or not all(f"{name}/{part}" in tensors for part in _PARTS):
-        raise InputError(f"the tensors of {name} are missing")
-    channels, old, new = (tensors.pop(f"{name}/{part}") for part in _PARTS)
-    least = {"filters": 1, "size": 1, "rows": 1, "transposed_groups": 0}
-    odd = [field for field, low in least.items() if getattr(layer, field) < low]
-    if odd or not layer.parts or layer.filters % len(layer.parts):
-        raise InputError(f"the description of {name} holds numbers that no layer has")
+def _check_change(change: Change) -> None:
+    """Refuse tensors that do not fit the description of their weight."""
+    layer, channels, old, new = change.layer, change.channels, change.old, change.new
+    if min(layer.filters, layer.size, layer.rows, layer.transposed_groups + 1) < 1 or (
+        not layer.parts or layer.filters % len(layer.parts)
+    ):
+        raise InputError(f"the description of {layer.weight} holds numbers that no layer has")
     if channels.dtype != torch.int64 or channels.ndim != 1 or len(channels) == 0:
-        raise InputError(f"the filters of {name} are no list of numbers")
-    shape = (len(channels), layer.size)
-    if tuple(old.shape) != shape or tuple(new.shape) != shape:
-        raise InputError(f"the tensors of {name} do not fit its description")
+        raise InputError(f"the filters of {layer.weight} are no list of numbers")
+    if not old.shape == new.shape == (len(channels), layer.size):
+        raise InputError(f"the tensors of {layer.weight} do not fit its description")
     rising = bool((channels[1:] > channels[:-1]).all())
     inside = int(channels[0]) >= 0 and int(channels[-1]) < layer.filters
     if not rising or not inside or old.dtype != new.dtype or not old.is_floating_point():
-        raise InputError(f"the filters of {name} are not in order, or out of range")
-    return Change(layer, channels, old, new)
+        raise InputError(f"the filters of {layer.weight} are not in order, or out of range")
 
 
 def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

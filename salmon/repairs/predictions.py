@@ -128,9 +128,7 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
 def mcnemar(fixed: int, broken: int) -> float:
     """Exact one-sided McNemar test (McNemar 1947, Psychometrika 12; binomial form).
 
-    Returns:
-        Probability of at least so many fixed among the changed ones if either were as likely; 1
-        where nothing changed.
+    The probability of at least so many fixed among the changed ones if either were as likely.
     """
     if fixed + broken == 0:
         return 1.0
