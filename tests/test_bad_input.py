@@ -18,7 +18,7 @@ from salmon import (
     filter_saliency,
 )
 from salmon.diagnosis import NO_CLASS
-from salmon.repairs.evaluate import Predictions
+from salmon.repairs.predictions import Predictions
 from salmon.views import gather
 from salmon.views.report.page import render
 from tests.networks import PlainNet, batch, layer_relative_error, one_by_one

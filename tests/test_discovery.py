@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import salmon
 from salmon import FilterIndex, InputError, Patch, SaliencyMonitor
 from salmon.filters import parameters_by_name
-from salmon.repairs.edit import Directions
+from salmon.repairs.edit import step_edit
 from tests.networks import PlainNet, batch
 from tests.trainers import Module, loader, trainer
 
@@ -183,8 +183,7 @@ def test_a_patch_of_a_parametrised_network_goes_on_and_off_its_state() -> None:
     index = FilterIndex.from_model(network)
     weights = {layer.weight for layer in index.layers}
     assert "features.0.weight" in weights
-    gradients = {name: torch.ones_like(parameters_by_name(network)[name]) for name in weights}
-    patch = Patch.make(network, Directions(network, index, gradients).prune([0, 1]), {})
+    patch = Patch.make(network, step_edit(network, index, [0, 1], {}, "prune"))
     state = {name: value.clone() for name, value in network.state_dict().items()}
     assert patch.apply(state)
     assert not state["features.0.parametrizations.weight.original"][:2].any()

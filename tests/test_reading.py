@@ -23,7 +23,7 @@ from salmon.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, wr
 from salmon.cli.project import read_config
 from salmon.diagnosis import SCHEMA
 from salmon.records import Number, record_of, tensor_of
-from salmon.repairs.edit import Directions
+from salmon.repairs.edit import step_edit
 from salmon.tails import load_fit, save_fit
 from salmon.views import History, gather
 from salmon.views.files import read_flags, read_pass, read_pictures, write_pass
@@ -94,9 +94,7 @@ def test_tensors_of_another_kind_are_refused(value: Any, message: str) -> None:
 def patch_of(network: nn.Module) -> Patch:
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    return Patch.make(
-        network, Directions(network, index, gradients).step([1], 0.1, normalised=True)
-    )
+    return Patch.make(network, step_edit(network, index, [1], gradients, "normalised", 0.1))
 
 
 def with_change(patch: Patch, **changes: Any) -> Patch:

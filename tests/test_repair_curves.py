@@ -18,8 +18,8 @@ from salmon import (
     fit_tails,
     rank_filters,
 )
-from salmon.repairs import Edit, Step, curves, edited, many_edit_curves, variants
-from salmon.repairs.evaluate import predict
+from salmon.repairs import Edit, Step, curves, edited, many_edit_curves
+from salmon.repairs.predictions import predict
 from tests.shifts import some, trained
 
 
@@ -153,10 +153,10 @@ def test_edited_networks_in_one_forward_are_those_written_one_by_one(
         writes.append(1)
         return edited(model, edit)
 
-    monkeypatch.setattr(variants, "edited", noted)
+    monkeypatch.setattr(curves, "edited", noted)
     found = many_edit_curves(network, samples, rankings, index, steps, counts=(1, 3), batch_size=5)
     assert bool(writes) == (way != "plain")  # weights are written only where they have to be
-    monkeypatch.setattr(curves, "can_join", lambda *_: False)
+    monkeypatch.setattr(curves, "_joined_logits", lambda *_: None)
     expected = many_edit_curves(network, samples, rankings, index, steps, counts=(1, 3))
     assert list(found) == [(name, step) for name in rankings for step in steps]
     for key, curve in found.items():

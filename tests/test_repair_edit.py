@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from salmon import FilterIndex, InputError
 from salmon.filters import filter_rows, weight_of_rows
 from salmon.repairs import Edit, edited
-from salmon.repairs.edit import Directions
-from salmon.repairs.gradient import mean_gradients, without_conflict
+from salmon.repairs.edit import step_edit
+from salmon.repairs.evidence import mean_gradients, without_conflict
 from tests.shifts import some, trained
 
 WEIGHTS = {
@@ -39,8 +39,7 @@ def test_rows_of_a_transposed_convolution_are_its_output_channels(groups: int) -
     index = FilterIndex.from_model(network)
     inputs = torch.randn(1, 4, 5, 5)
     whole = network(inputs)
-    zeros = {"0.weight": torch.zeros(network.get_parameter("0.weight").shape)}
-    with edited(network, Directions(network, index, zeros).prune([3])):
+    with edited(network, step_edit(network, index, [3], {}, "prune")):
         pruned = network(inputs)
     assert not pruned[:, 3].any()
     others = [0, 1, 2, 4, 5]
@@ -55,28 +54,28 @@ def network_and_gradients() -> tuple[nn.Sequential, FilterIndex, dict[str, Tenso
     return network, index, gradients
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_steps_follow_their_formulas(normalised: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "normalised"])
+def test_steps_follow_their_formulas(kind: str) -> None:
     network, index, gradients = network_and_gradients()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    edit = Directions(network, index, gradients).step([5, 1], 0.1, normalised=normalised)
+    edit = step_edit(network, index, [5, 1], gradients, kind, 0.1)
     assert (edit.filters, edit.parameters) == (2, 5)
     with edited(network, edit):
         after = {name: p.detach().clone() for name, p in network.named_parameters()}
     for name, touched in (("0.weight", 1), ("1.weight", 2)):
         w, g = before[name][touched].double(), gradients[name][touched].double()
-        rate = 0.1 * w.norm() / g.norm() if normalised else 0.1
+        rate = 0.1 * w.norm() / g.norm() if kind == "normalised" else 0.1
         torch.testing.assert_close(after[name][touched].double(), w - rate * g, rtol=1e-6, atol=0)
         others = [i for i in range(len(before[name])) if i != touched]
         assert torch.equal(after[name][others], before[name][others])
-    if normalised:
+    if kind == "normalised":
         assert edit.relative_change == pytest.approx(0.1, rel=1e-5)
 
 
 def test_a_filter_without_a_gradient_stays_as_it_is() -> None:
     network, index, gradients = network_and_gradients()
     gradients["0.weight"][1] = 0
-    edit = Directions(network, index, gradients).step([1], 0.5, normalised=True)
+    edit = step_edit(network, index, [1], gradients, "normalised", 0.5)
     assert torch.equal(edit.changes[0].old, edit.changes[0].new)
     assert edit.relative_change == 0
 
@@ -87,7 +86,7 @@ def test_weights_get_their_bits_back(dtype: torch.dtype, fails: bool) -> None:
     network, index, gradients = network_and_gradients()
     network.to(dtype)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    edit = Directions(network, index, gradients).step(range(7), 0.3, normalised=False)
+    edit = step_edit(network, index, range(7), gradients, "plain", 0.3)
     assert {change.new.dtype for change in edit.changes} == {dtype}
     try:
         with edited(network, edit):
@@ -103,12 +102,11 @@ def test_weights_get_their_bits_back(dtype: torch.dtype, fails: bool) -> None:
 def test_edits_know_what_they_change() -> None:
     network, index, gradients = network_and_gradients()
     gradients["0.weight"][0] = torch.nan
-    directions = Directions(network, index, gradients)
-    assert not directions.step([0], 0.1, normalised=False).finite
-    assert directions.step([1], 0.1, normalised=False).finite
+    assert not step_edit(network, index, [0], gradients, "plain", 0.1).finite
+    assert step_edit(network, index, [1], gradients, "plain", 0.1).finite
     assert Edit(()).relative_change == 0
     with pytest.raises(InputError, match=r"filters lie in 3\.\.7 but the index holds 0\.\.6"):
-        directions.step([7, 3], 0.1, normalised=False)
+        step_edit(network, index, [7, 3], gradients, "plain", 0.1)
 
 
 def test_mean_gradients_are_those_of_a_loop_over_samples() -> None:

@@ -21,7 +21,7 @@ from salmon import (
 )
 from salmon.repairs import write_outcome
 from salmon.repairs.engine import ACCEPTED, NOT_ACCEPTED, NOTHING_TO_REPAIR, Outcome
-from salmon.repairs.evaluate import predict
+from salmon.repairs.predictions import predict
 from salmon.repairs.report import MAX_MARKDOWN
 from tests.shifts import some, trained
 from tests.traces import assert_identical, network_state, random_states

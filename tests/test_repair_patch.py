@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salmon import FilterIndex, InputError, Patch, StateError
-from salmon.repairs.edit import Directions
+from salmon.repairs.edit import step_edit
 from salmon.repairs.patch import FORMAT
 from tests.shifts import trained
 
@@ -28,7 +28,7 @@ def patch_of(network: nn.Module, rate: float = 0.1) -> Patch:
     index = FilterIndex.from_model(network)
     torch.manual_seed(1)
     gradients = {name: torch.randn_like(p) for name, p in network.named_parameters()}
-    edit = Directions(network, index, gradients).step([1, 3, 20], rate, normalised=True)
+    edit = step_edit(network, index, [1, 3, 20], gradients, "normalised", rate)
     return Patch.make(network, edit, {"seed": 0, "gain": 0.25})
 
 
@@ -76,9 +76,7 @@ def test_tied_weights_stay_tied() -> None:
     network[1].weight = network[0].weight
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    patch = Patch.make(
-        network, Directions(network, index, gradients).step([0], 0.1, normalised=False)
-    )
+    patch = Patch.make(network, step_edit(network, index, [0], gradients, "plain", 0.1))
     assert patch.apply(network)
     assert not patch.apply(network)
     assert network[1].weight is network[0].weight
@@ -223,6 +221,5 @@ def test_a_patch_survives_a_checkpoint_on_disk() -> None:
 def test_filters_out_of_range_make_no_edit() -> None:
     network = trained()
     index = FilterIndex.from_model(network)
-    gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
     with pytest.raises(InputError, match="the index holds"):
-        Directions(network, index, gradients).prune([-1])
+        step_edit(network, index, [-1], {}, "prune")

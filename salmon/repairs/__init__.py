@@ -3,8 +3,8 @@
 from salmon.repairs.curves import Curves, Step, edit_curves, many_edit_curves
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
-from salmon.repairs.evaluate import to_device
 from salmon.repairs.patch import Patch
+from salmon.repairs.predictions import to_device
 from salmon.repairs.report import COLUMNS, comparison_rows, write_outcome
 from salmon.repairs.samples import Gathering, Samples
 from salmon.repairs.settings import RepairSettings

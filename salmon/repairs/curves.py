@@ -4,24 +4,30 @@ For each misclassified image by itself: its filters are ranked, then edited one 
 first k of them for k = 1, 2, ...; the gradient is that of this image at the original weights; the
 weights are put back after each image. Reported are means over the images.
 
-Gradient and first prediction of an image serve all rankings and kinds of edits, and its edited
-networks run in one forward where they can (``salmon.repairs.variants``).
+Gradient and first prediction of an image serve all rankings and kinds of edits. Its edited networks
+run in one forward where they can: the image is repeated once per edit, a convolution runs with its
+weight as it is, and then the output channels that an edit changes are computed anew from the input
+of that edit's row. So the cost of an edit is that of one more image in a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, FilterLayer, filter_rows, parameters_by_name
+from salmon.filters import CONVOLUTIONS, FilterIndex, parameters_by_name
+from salmon.forward import call_network, eval_mode, no_trace
 from salmon.ranking import Ranking
-from salmon.repairs.edit import Change, Edit, by_layer, check_kind, stepped
-from salmon.repairs.evaluate import predict
-from salmon.repairs.gradient import sample_gradients
+from salmon.repairs.edit import Change, Edit, by_layer, edited, step_edit
+from salmon.repairs.evidence import loss_gradients
+from salmon.repairs.predictions import predict, to_device
 from salmon.repairs.samples import Samples
-from salmon.repairs.variants import can_join, variant_logits
+from salmon.saliency import logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +40,27 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Curves:
-    """Means over M misclassified images after 0, 1, ... edited filters."""
+    """M misclassified images after 0, 1, ... edited filters, and the means over them."""
 
     filters: tuple[int, ...]  # [S] numbers of edited filters, from 0
-    predicted_change: Tensor  # [S] change of the confidence of the class predicted at first
-    target_change: Tensor  # [S] change of the confidence of the true class
-    corrected: Tensor  # [S] share of images now classified right
-    each_predicted: Tensor  # [M, S] the same for every image
-    each_target: Tensor
-    each_corrected: Tensor  # bool
+    each_predicted: Tensor  # [M, S] change of the confidence of the class predicted at first
+    each_target: Tensor  # [M, S] change of the confidence of the true class
+    each_corrected: Tensor  # [M, S] bool: now classified right
+
+    @property
+    def predicted_change(self) -> Tensor:
+        """``[S]`` mean change of the confidence of the class predicted at first."""
+        return self.each_predicted.mean(0)
+
+    @property
+    def target_change(self) -> Tensor:
+        """``[S]`` mean change of the confidence of the true class."""
+        return self.each_target.mean(0)
+
+    @property
+    def corrected(self) -> Tensor:
+        """``[S]`` share of images now classified right."""
+        return self.each_corrected.double().mean(0)
 
 
 def edit_curves(
@@ -93,11 +111,8 @@ def many_edit_curves(
     """Follow the paper's protocol for several rankings and kinds of edits at once.
 
     Args:
-        model: The network; as before when this returns.
-        samples: M misclassified samples.
         rankings: Of the same samples, with K filters each, by name.
         batch_size: Edited networks that run in one forward.
-        progress: Gets the numbers of finished and of all samples.
 
     Returns:
         Curves by name of the ranking and step.
@@ -105,8 +120,6 @@ def many_edit_curves(
     Raises:
         InputError: As of :func:`edit_curves`.
     """
-    for step in steps:
-        check_kind(step.kind)
     for ranking in rankings.values():
         if len(samples) != len(ranking.filters) or len(samples) == 0:
             raise InputError(
@@ -118,17 +131,23 @@ def many_edit_curves(
     keys = [(name, step) for name in rankings for step in steps]
     confidence = torch.zeros(len(samples), len(keys), len(counts), 2, dtype=torch.float64)
     corrected = torch.zeros(len(samples), len(keys), len(counts), dtype=torch.bool)
-    join = can_join(model, samples.take(torch.tensor([0])), index)
+    join = True
     for row in range(len(samples)):
         one = samples.take(torch.tensor([row]))
-        chosen = {
-            name: _prefixes(ranking.filters[row], counts) for name, ranking in rankings.items()
+        ranked = {
+            name: r.filters[row][r.filters[row] >= 0].tolist() for name, r in rankings.items()
         }
-        cells = [(step, filters) for name, step in keys for filters in chosen[name]]
-        order = {cell: place for place, cell in enumerate(dict.fromkeys(cells))}
-        edits = list(_edits(model, one, index, list(order)))
-        logits = variant_logits(model, one, edits, join=join, batch_size=batch_size)
-        logits = logits[[order[cell] for cell in cells]].unflatten(0, (len(keys), len(counts)))
+        cells = [(step, tuple(ranked[name][:count])) for name, step in keys for count in counts]
+        edits = _edits(model, one, index, cells)
+        parts = []
+        for start in range(0, len(edits), batch_size):
+            part = list(edits.values())[start : start + batch_size]
+            joined = _joined_logits(model, one, part) if join else None
+            join = joined is not None
+            parts.append(_single_logits(model, one, part) if joined is None else joined)
+        logits_of_cell = dict(zip(edits, torch.cat(parts), strict=True))
+        logits = torch.stack([logits_of_cell[cell] for cell in cells])
+        logits = logits.unflatten(0, (len(keys), len(counts)))
         before = predict(model, one, 1)
         target = int(one.targets)
         pair = [int(before.logits.argmax()), target]
@@ -142,9 +161,6 @@ def many_edit_curves(
     return {
         key: Curves(
             filters=counts,
-            predicted_change=change[:, place, :, 0].mean(0),
-            target_change=change[:, place, :, 1].mean(0),
-            corrected=corrected[:, place].double().mean(0),
             each_predicted=change[:, place, :, 0],
             each_target=change[:, place, :, 1],
             each_corrected=corrected[:, place],
@@ -153,51 +169,109 @@ def many_edit_curves(
     }
 
 
-def _prefixes(order: Tensor, counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """The first filters of a ranking, by count."""
-    ranked = order[order >= 0].tolist()
-    return [tuple(ranked[:count]) for count in counts]
+_Cell = tuple[Step, tuple[int, ...]]
+"""A kind of edit and the filters that it touches."""
 
 
 def _edits(
-    model: nn.Module,
-    one: Samples,
-    index: FilterIndex,
-    cells: Sequence[tuple[Step, tuple[int, ...]]],
-) -> Iterator[Edit]:
-    """Edits of one sample, all from one gradient, with rows of the ranked filters only."""
+    model: nn.Module, one: Samples, index: FilterIndex, cells: Sequence[_Cell]
+) -> dict[_Cell, Edit]:
+    """Edits of one sample, each once, cut out of an edit of all the ranked filters by each step."""
     wanted = sorted({number for _, filters in cells for number in filters})
-    layers = list(by_layer(index, wanted))
-    names = (
-        [layer.weight for _, layer, _ in layers] if any(s.kind != "prune" for s, _ in cells) else []
-    )
-    gradients = sample_gradients(model, one, names) if names else {}
-    parameters = parameters_by_name(model)
-    news: dict[tuple[int, Step], Tensor] = {}
-    olds, channels_of = {}, {}
-    for position, layer, channels in layers:
-        olds[position] = _rows(parameters[layer.weight], layer, channels)
-        gradient = gradients.get(layer.weight)
-        slope = (
-            torch.zeros(olds[position].shape, dtype=torch.float64)
-            if gradient is None
-            else _rows(gradient, layer, channels).double()
-        )
-        channels_of[position] = channels
-        for step in dict.fromkeys(step for step, _ in cells):
-            news[position, step] = (
-                torch.zeros_like(olds[position])
-                if step.kind == "prune"
-                else stepped(olds[position], slope, step.rate, normalised=step.kind == "normalised")
-            )
-    for step, filters in cells:
+    names = [layer.weight for layer, _ in by_layer(index, wanted)]
+    gradients: dict[str, Tensor] = {}
+    if names and any(step.kind != "prune" for step, _ in cells):
+        with loss_gradients(model, names) as measure:
+            gradients = measure((one.inputs, one.targets))
+    whole = {}
+    for step in {step for step, _ in cells}:
+        edit = step_edit(model, index, wanted, gradients, step.kind, step.rate)
+        whole[step] = {change.layer: change for change in edit.changes}
+    found = {}
+    for step, filters in dict.fromkeys(cells):
         changes = []
-        for position, layer, channels in by_layer(index, filters):
-            at = torch.searchsorted(channels_of[position], channels)
-            changes.append(Change(layer, channels, olds[position][at], news[position, step][at]))
-        yield Edit(tuple(changes))
+        for layer, channels in by_layer(index, filters):
+            change = whole[step][layer]
+            at = torch.searchsorted(change.channels, channels)
+            changes.append(Change(layer, channels, change.old[at], change.new[at]))
+        found[step, filters] = Edit(tuple(changes))
+    return found
 
 
-def _rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:
-    """``[m, size]`` rows of some channels of a weight or gradient, on the CPU."""
-    return filter_rows(values.detach(), layer)[channels.to(values.device)].cpu()
+def _single_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor:
+    """``[E, K]`` logits of edited networks: each edit is written, run, and undone."""
+    found = []
+    for edit in edits:
+        with edited(model, edit):
+            found.append(predict(model, one, 1).logits)
+    return torch.cat(found)
+
+
+def _joined_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor | None:
+    """The same in one forward; None where a weight is read otherwise than that needs."""
+    repeated = one.take(torch.zeros(len(edits), dtype=torch.int64))
+    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
+        inputs = to_device(repeated.inputs, model)
+        with _EditedRows(model, edits) as rows:
+            output = call_network(model, inputs)
+        return logits_of(output).double().cpu() if rows.complete else None
+
+
+class _EditedRows(TorchFunctionMode):
+    """Context of one forward, in which row i of the batch sees the weights of edit i."""
+
+    def __init__(self, model: nn.Module, edits: Sequence[Edit]) -> None:
+        """Sort the changes by weight."""
+        super().__init__()
+        self._rows = len(edits)
+        self._changes: dict[int, list[tuple[int, Change]]] = {}
+        parameters = parameters_by_name(model)
+        for row, edit in enumerate(edits):
+            for change in edit.changes:
+                weight = parameters[change.layer.weight]
+                self._changes.setdefault(id(weight), []).append((row, change))
+        self._reads: list[int] = []  # of edited weights, by plain convolutions
+        self._fits = True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every change took effect, once."""
+        return self._fits and sorted(self._reads) == sorted(self._changes)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Pass every call on; redo the edited channels of convolutions.
+
+        Args:
+            types: Of the arguments that override; unused.
+        """
+        read = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if id(leaf) in self._changes]
+        output = func(*args, **(kwargs or {}))
+        for weight in read:
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            call = dict(zip(names, args, strict=False)) | (kwargs or {})
+            self._redo(func, call, weight, output)
+        return output
+
+    def _redo(
+        self, func: Callable[..., Any], call: dict[str, Any], weight: Tensor, output: Any
+    ) -> None:
+        """Compute the edited channels of a convolution anew, in place."""
+        plain = func in CONVOLUTIONS and call["weight"] is weight and call.get("groups", 1) == 1
+        if not plain or call["input"].ndim != CONVOLUTIONS[func] + 2 or len(output) != self._rows:
+            self._fits = False
+            return
+        self._reads.append(id(weight))
+        for row, change in self._changes[id(weight)]:
+            channels = change.channels.to(weight.device)
+            own = {
+                "input": call["input"][row : row + 1],
+                "weight": change.new.to(weight).reshape(len(channels), *weight.shape[1:]),
+                "bias": None if call.get("bias") is None else call["bias"][channels],
+            }
+            output[row, channels] = func(**(call | own))[0]

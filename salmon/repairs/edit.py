@@ -14,13 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError
-from salmon.filters import (
-    FilterIndex,
-    FilterLayer,
-    filter_rows,
-    parameters_by_name,
-    weight_of_rows,
-)
+from salmon.filters import FilterIndex, FilterLayer, filter_rows, parameters_by_name, weight_of_rows
 
 KINDS = ("plain", "normalised", "prune")
 
@@ -67,79 +61,42 @@ class Edit:
         return worst
 
 
-class Directions:
-    """Old values and steps of every filter of an index, from which edits are cut."""
-
-    def __init__(
-        self, model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor]
-    ) -> None:
-        """Lay weights and gradients out by filters."""
-        parameters = parameters_by_name(model)
-        self.index = index
-        self._old = [
-            filter_rows(parameters[layer.weight].detach().cpu(), layer).clone()
-            for layer in index.layers
-        ]
-        self._gradients = [
-            filter_rows(gradients[layer.weight].detach().cpu(), layer).double()
-            for layer in index.layers
-        ]
-
-    def step(self, filters: Sequence[int] | Tensor, rate: float, *, normalised: bool) -> Edit:
-        """One gradient step on some filters.
-
-        Args:
-            rate: Learning rate; of a normalised step the relative change of each filter.
-
-        Returns:
-            The edit. A filter without a gradient is left as it is.
-        """
-        changes = []
-        for position, layer, channels in by_layer(self.index, filters):
-            old, gradient = self._old[position][channels], self._gradients[position][channels]
-            new = stepped(old, gradient, rate, normalised=normalised)
-            changes.append(Change(layer, channels, old, new))
-        return Edit(tuple(changes))
-
-    def edit(self, filters: Sequence[int] | Tensor, kind: str, rate: float) -> Edit:
-        """Make an edit of a named kind.
-
-        Args:
-            rate: Learning rate of a step; pruning has none.
-        """
-        check_kind(kind)
-        if kind == "prune":
-            return self.prune(filters)
-        return self.step(filters, rate, normalised=kind == "normalised")
-
-    def prune(self, filters: Sequence[int] | Tensor) -> Edit:
-        """Set some filters to zero."""
-        return Edit(
-            tuple(
-                Change(layer, channels, self._old[position][channels],
-                       torch.zeros_like(self._old[position][channels]))
-                for position, layer, channels in by_layer(self.index, filters)
-            )
-        )  # fmt: skip
-
-
-def check_kind(kind: str) -> None:
-    """Refuse unknown kinds of edits."""
-    if kind not in KINDS:
-        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
-
-
-def stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> Tensor:
-    """One gradient step on the rows of some filters.
+def step_edit(
+    model: nn.Module,
+    index: FilterIndex,
+    filters: Sequence[int] | Tensor,
+    gradients: Mapping[str, Tensor],
+    kind: str,
+    rate: float = 0.0,
+) -> Edit:
+    """Make an edit by one step on some filters; a filter without a gradient stays as it is.
 
     Args:
-        old: ``[m, size]`` weights.
-        gradient: ``[m, size]`` float64.
+        gradients: By weight; none is needed to prune.
+        kind: One of :data:`KINDS`.
         rate: Learning rate; of a normalised step the relative change of each filter.
-
-    Returns:
-        ``[m, size]`` new weights, in the type of the old ones; a row without a gradient stays.
     """
+    if kind not in KINDS:
+        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
+    parameters = parameters_by_name(model)
+    changes = []
+    for layer, channels in by_layer(index, filters):
+        old = _rows(parameters[layer.weight], layer, channels)
+        new = torch.zeros_like(old)
+        if kind != "prune":
+            gradient = _rows(gradients[layer.weight], layer, channels).double()
+            new = _stepped(old, gradient, rate, normalised=kind == "normalised")
+        changes.append(Change(layer, channels, old, new))
+    return Edit(tuple(changes))
+
+
+def _rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:
+    """``[m, size]`` rows of some channels of a weight or gradient, on the CPU."""
+    return filter_rows(values.detach(), layer)[channels.to(values.device)].cpu()
+
+
+def _stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> Tensor:
+    """``[m, size]`` rows after a step, in the type of the old ones."""
     wide = old.double()
     scale = torch.ones(len(old), 1, dtype=torch.float64)
     if normalised:
@@ -150,8 +107,8 @@ def stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> 
 
 def by_layer(
     index: FilterIndex, filters: Sequence[int] | Tensor
-) -> Iterator[tuple[int, FilterLayer, Tensor]]:
-    """Sort some filters by layer."""
+) -> Iterator[tuple[FilterLayer, Tensor]]:
+    """Sort some filters by layer; ``[m]`` channels of each, ascending."""
     numbers = torch.as_tensor(filters, dtype=torch.int64).sort().values
     if numbers.numel() and not 0 <= int(numbers[0]) <= int(numbers[-1]) < len(index):
         raise InputError(
@@ -160,7 +117,7 @@ def by_layer(
         )
     layers = index.layer_of[numbers]
     for position in layers.unique_consecutive().tolist():
-        yield position, index.layers[position], numbers[layers == position] - index.starts[position]
+        yield index.layers[position], numbers[layers == position] - index.starts[position]
 
 
 def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool) -> None:

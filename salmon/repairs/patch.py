@@ -26,7 +26,7 @@ from salmon.records import record_of
 from salmon.repairs.edit import Change, Edit, write
 
 FORMAT = "salmon.patch/1"
-_ORIGINAL, _PATCHED = "base", "patched"
+_PARTS = ("channels", "old", "new")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,21 +63,27 @@ class Patch:
     def save(self, path: str | Path) -> None:
         """Write a file, whole or not at all; the same patch gives the same bytes.
 
-        Args:
-            path: The file; missing folders are made, an old file is replaced.
-
         Raises:
             OSError: If it cannot be written.
         """
-        data = _packed(self)
+        tensors: dict[str, Tensor] = {}
+        for change in self.edit.changes:
+            for part in _PARTS:
+                tensors[f"{change.layer.weight}/{part}"] = getattr(change, part).contiguous()
+        header = {
+            "format": FORMAT,
+            "layers": {change.layer.weight: asdict(change.layer) for change in self.edit.changes},
+            "base": self.base,
+            "patched": self.patched,
+            "info": self.info,
+        }
+        header["content"] = _content_hash(tensors, header)
+        data = save(tensors, {"salmon": json.dumps(header, sort_keys=True, allow_nan=False)})
         write_atomically(Path(path), lambda file: file.write(data))
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
-        """Read a file back. Nothing in it is executed.
-
-        Args:
-            path: A file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote. Nothing in it is executed.
 
         Raises:
             StateError: If the file is missing, no patch, truncated, changed, or of another
@@ -135,25 +141,38 @@ class Patch:
     def _write(self, target: nn.Module | Mapping[str, Tensor], *, new: bool) -> bool:
         """Write one side of the edit where the other one is."""
         state = _state(target)
-        found = self._side(state)
-        if found == (_PATCHED if new else _ORIGINAL):
+        self._check_tensors(state)
+        here = {name: tensor_hash(state[name]) for name in self.base}
+        sides = {False: self.base, True: self.base | self.patched}
+        differing = {
+            side: [name for name in known if here[name] != known[name]]
+            for side, known in sides.items()
+        }
+        if not differing[new]:
             return False
-        before = {c.layer.weight: state[c.layer.weight].detach().clone() for c in self.edit.changes}
-        write(state, self.edit.changes, new=new)
-        wanted = self.patched if new else self.base
-        wrong = [name for name in before if tensor_hash(state[name]) != wanted[name]]
-        if wrong:  # values that are not those of the checksums: somebody made the patch by hand
-            with torch.no_grad():
-                for name, old in before.items():
-                    state[name].detach().copy_(old)
+        if differing[not new]:
+            odd = min(differing.values(), key=len)
+            raise StateError(
+                f"the weights are not those the patch was made for: {len(odd)} of "
+                f"{len(self.base)} tensors differ, such as {odd[0]}; apply it to the checkpoint it "
+                "was made from (or make a new one for this one)."
+            )
+        weights = [change.layer.weight for change in self.edit.changes]
+        values = {name: state[name].detach().clone() for name in weights}
+        write(values, self.edit.changes, new=new)
+        wrong = [name for name in weights if tensor_hash(values[name]) != sides[new][name]]
+        if wrong:  # somebody made the patch by hand
             raise StateError(
                 f"the values of the patch for {wrong[0]} are not those of its checksums; get it "
                 "anew, or make it anew. Nothing was changed."
             )
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for name, value in values.items():
+                state[name].detach().copy_(value)
         return True
 
-    def _side(self, state: Mapping[str, Tensor]) -> str:
-        """Whether weights are those before or after the patch; an error where they are neither."""
+    def _check_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse tensors of another network."""
         missing = sorted(set(self.base) - set(state))
         if missing:
             raise StateError(
@@ -162,59 +181,20 @@ class Patch:
                 "it was made for."
             )
         for change in self.edit.changes:
-            weight = state[change.layer.weight]
-            size = change.layer.filters * change.layer.size
+            weight, layer = state[change.layer.weight], change.layer
+            size, groups = layer.filters * layer.size, layer.transposed_groups
             if weight.numel() != size or weight.dtype != change.old.dtype:
                 raise StateError(
-                    f"the patch needs {change.layer.weight} with {size} weights of "
-                    f"{change.old.dtype}, but here it has {weight.numel()} of {weight.dtype}; "
-                    "apply it to the network it was made for, in the same precision."
+                    f"the patch needs {layer.weight} with {size} weights of {change.old.dtype}, "
+                    f"but here it has {weight.numel()} of {weight.dtype}; apply it to the network "
+                    "it was made for, in the same precision."
                 )
-            groups = change.layer.transposed_groups
-            if groups and (weight.ndim < 2 or groups * weight.shape[1] != change.layer.filters):
+            if groups and (weight.ndim < 2 or groups * weight.shape[1] != layer.filters):
                 raise StateError(
-                    f"the patch takes {change.layer.weight} for the weight of a transposed "
-                    f"convolution of {groups} groups, but it is of shape {tuple(weight.shape)}; "
-                    "apply it to the network it was made for."
+                    f"the patch takes {layer.weight} for the weight of a transposed convolution of "
+                    f"{groups} groups, but it is of shape {tuple(weight.shape)}; apply it to the "
+                    "network it was made for."
                 )
-        here = {name: tensor_hash(state[name]) for name in self.base}
-        others = [n for n in self.base if n not in self.patched and here[n] != self.base[n]]
-        sides = {
-            side: [name for name in self.patched if here[name] != known[name]]
-            for side, known in ((_ORIGINAL, self.base), (_PATCHED, self.patched))
-        }
-        for side, differing in sides.items():
-            if not others and not differing:
-                return side
-        odd = others or min(sides.values(), key=len)
-        raise StateError(
-            f"the weights are not those the patch was made for: {len(odd)} of {len(self.base)} "
-            f"tensors differ, such as {odd[0]}; apply it to the checkpoint it was made from (or "
-            "make a new one for this one)."
-        )
-
-
-def _packed(patch: Patch) -> bytes:
-    """The content of a file."""
-    tensors: dict[str, Tensor] = {}
-    layers: dict[str, Any] = {}
-    for change in patch.edit.changes:
-        name = change.layer.weight
-        layers[name] = asdict(change.layer)
-        tensors |= {
-            f"{name}/channels": change.channels.contiguous(),
-            f"{name}/old": change.old.contiguous(),
-            f"{name}/new": change.new.contiguous(),
-        }
-    header = {
-        "format": FORMAT,
-        "layers": layers,
-        "base": patch.base,
-        "patched": patch.patched,
-        "info": patch.info,
-    }
-    header["content"] = _content_hash(tensors, header)
-    return save(tensors, {"salmon": json.dumps(header, sort_keys=True, allow_nan=False)})
 
 
 def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
@@ -222,38 +202,35 @@ def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     if header.pop("content", None) != _content_hash(tensors, header):
         raise InputError("its content does not match its checksum")
     layers = record_of(dict[str, FilterLayer], header.get("layers"), "layers")
-    base, patched = (
-        record_of(dict[str, str], header.get(name), name) for name in ("base", "patched")
-    )
+    base = record_of(dict[str, str], header.get("base"), "base")
+    patched = record_of(dict[str, str], header.get("patched"), "patched")
     info = record_of(dict[str, Any], header.get("info"), "info")
-    changes = [_change(name, layer, tensors) for name, layer in layers.items()]
-    if tensors:
-        raise InputError(f"it holds tensors that nothing describes, such as {next(iter(tensors))}")
+    if set(tensors) != {f"{name}/{part}" for name in layers for part in _PARTS}:
+        raise InputError("its tensors are not those that it describes")
+    changes = []
+    for name, layer in layers.items():
+        changes.append(Change(layer, *(tensors[f"{name}/{part}"] for part in _PARTS)))
+        _check_change(changes[-1])
     if not {change.layer.weight for change in changes} <= set(patched) <= set(base):
         raise InputError("its checksums do not belong to its tensors")
     return Patch(Edit(tuple(changes)), base, patched, info)
 
 
-def _change(name: str, layer: FilterLayer, tensors: dict[str, Tensor]) -> Change:
-    """Take the tensors of a weight out of those of a file, if they fit its description."""
-    parts = ("channels", "old", "new")
-    if name != layer.weight or not all(f"{name}/{part}" in tensors for part in parts):
-        raise InputError(f"the tensors of {name} are missing")
-    channels, old, new = (tensors.pop(f"{name}/{part}") for part in parts)
-    least = {"filters": 1, "size": 1, "rows": 1, "transposed_groups": 0}
-    odd = [field for field, low in least.items() if getattr(layer, field) < low]
-    if odd or not layer.parts or layer.filters % len(layer.parts):
-        raise InputError(f"the description of {name} holds numbers that no layer has")
+def _check_change(change: Change) -> None:
+    """Refuse tensors that do not fit the description of their weight."""
+    layer, channels, old, new = change.layer, change.channels, change.old, change.new
+    if min(layer.filters, layer.size, layer.rows, layer.transposed_groups + 1) < 1 or (
+        not layer.parts or layer.filters % len(layer.parts)
+    ):
+        raise InputError(f"the description of {layer.weight} holds numbers that no layer has")
     if channels.dtype != torch.int64 or channels.ndim != 1 or len(channels) == 0:
-        raise InputError(f"the filters of {name} are no list of numbers")
-    shape = (len(channels), layer.size)
-    if tuple(old.shape) != shape or tuple(new.shape) != shape:
-        raise InputError(f"the tensors of {name} do not fit its description")
+        raise InputError(f"the filters of {layer.weight} are no list of numbers")
+    if not old.shape == new.shape == (len(channels), layer.size):
+        raise InputError(f"the tensors of {layer.weight} do not fit its description")
     rising = bool((channels[1:] > channels[:-1]).all())
     inside = int(channels[0]) >= 0 and int(channels[-1]) < layer.filters
     if not rising or not inside or old.dtype != new.dtype or not old.is_floating_point():
-        raise InputError(f"the filters of {name} are not in order, or out of range")
-    return Change(layer, channels, old, new)
+        raise InputError(f"the filters of {layer.weight} are not in order, or out of range")
 
 
 def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:

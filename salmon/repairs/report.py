@@ -14,8 +14,9 @@ import torch
 
 from salmon.files import json_text, write_atomically
 from salmon.markdown import cell, markdown_table
-from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, Verdict
+from salmon.repairs.engine import NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.figure import tradeoff_svg
+from salmon.repairs.judge import Verdict
 from salmon.repairs.search import Trial
 
 SCHEMA = "salmon.repair/1"
@@ -25,11 +26,7 @@ _TRIAL_ROWS = 60
 
 
 def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | None = None) -> None:
-    """Write the reports, and the patch where the repair was accepted.
-
-    Args:
-        folder: Where to; it is made if missing.
-    """
+    """Write the reports, and the patch where the repair was accepted; makes the folder."""
     texts = {
         "report.json": json_text(report(outcome, context), indent=1) + "\n",
         "report.md": markdown(outcome, context),
@@ -44,11 +41,7 @@ def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | N
 
 
 def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Everything as plain values.
-
-    Returns:
-        The content of report.json; numbers that are not finite become null there.
-    """
+    """The content of report.json; numbers that are not finite become null there."""
     return {
         "schema": SCHEMA,
         "status": outcome.status,
@@ -70,7 +63,6 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
 
 
 def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
-    """A verdict as plain values."""
     if verdict is None:
         return None
     return {
@@ -84,11 +76,7 @@ def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
 
 
 def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
-    """The report for people, fit for a job summary or a comment.
-
-    Returns:
-        Markdown of less than 60 kB.
-    """
+    """The report for people, fit for a job summary or a comment: less than 60 kB."""
     parts = [
         f"# Repair: {outcome.status}",
         f"{outcome.reason[:1].upper()}{outcome.reason[1:]}.",
@@ -104,7 +92,11 @@ def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
                  for r in outcome.verdict.rules],
             ),
             "## The repair and its rivals at equal budget",
-            comparison_text(outcome),
+            markdown_table(COLUMNS, comparison_rows(outcome)),
+            "Accuracy on the accept splits; p is McNemar's exact one-sided test of fixed against "
+            "broken new samples. Each rival is its best trial on the guard splits with as many "
+            f"filters (of {outcome.filters}), or with any number where it was not tried with as "
+            'many; "all" and "last_linear" have sizes of their own.',
         ]  # fmt: skip
     if outcome.trials:
         parts += [
@@ -143,34 +135,18 @@ def comparison_rows(outcome: Outcome) -> list[list[str]]:
     ]
 
 
-def comparison_text(outcome: Outcome) -> str:
-    """The table of :func:`comparison_rows`, with a note."""
-    note = (
-        "Accuracy on the accept splits; p is McNemar's exact one-sided test of fixed against "
-        "broken new samples. Each rival is its best trial on the guard splits with as many filters "
-        f"(of {outcome.filters}), or with any number where it was not tried with as many; "
-        '"all" and "last_linear" have sizes of their own.'
-    )  # fmt: skip
-    return f"{markdown_table(COLUMNS, comparison_rows(outcome))}\n\n{note}"
-
-
 def junit(outcome: Outcome) -> str:
     """A test case per rule of acceptance, for CI systems."""
     suite = ElementTree.Element("testsuite", name="salmon repair")
-    failures = 0
-    cases = [] if outcome.verdict is None else list(outcome.verdict.rules)
-    for rule in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname="repair", name=rule.name)
-        if not rule.passed:
-            failures += 1
-            ElementTree.SubElement(case, "failure", message=rule.text)
-    if not cases:
-        case = ElementTree.SubElement(suite, "testcase", classname="repair", name="search")
-        if outcome.status not in (ACCEPTED, NOTHING_TO_REPAIR):
-            failures += 1
-            ElementTree.SubElement(case, "failure", message=outcome.reason)
-    suite.set("tests", str(max(1, len(cases))))
-    suite.set("failures", str(failures))
+    cases = [("search", outcome.status == NOTHING_TO_REPAIR, outcome.reason)]
+    if outcome.verdict is not None:
+        cases = [(rule.name, rule.passed, rule.text) for rule in outcome.verdict.rules]
+    for name, passed, text in cases:
+        case = ElementTree.SubElement(suite, "testcase", classname="repair", name=name)
+        if not passed:
+            ElementTree.SubElement(case, "failure", message=text)
+    suite.set("tests", str(len(cases)))
+    suite.set("failures", str(sum(not passed for _, passed, _ in cases)))
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -192,9 +168,8 @@ def _data_text(outcome: Outcome) -> str:
     if outcome.given_fit:
         notes.append("The tails were given, not fitted to the repair split of the reference data.")
     table = markdown_table(["samples", *parts, "right before"], rows)
-    return "\n\n".join(
-        [table, " ".join(notes) + f" Splits by id, stratified, seed {outcome.settings.seed}."]
-    )
+    notes.append(f"Splits by id, stratified, seed {outcome.settings.seed}.")
+    return f"{table}\n\n{' '.join(notes)}"
 
 
 def _trials_text(trials: tuple[Trial, ...]) -> str:

@@ -28,22 +28,11 @@ class Samples:
     ids: tuple[int | str, ...]  # [N]; equal ids are the same sample
 
     def __len__(self) -> int:
-        """Number of samples.
-
-        Returns:
-            N.
-        """
+        """Number of samples."""
         return len(self.targets)
 
     def take(self, rows: Tensor) -> "Samples":
-        """Select some.
-
-        Args:
-            rows: ``[M]`` numbers.
-
-        Returns:
-            Those samples, in that order.
-        """
+        """The samples of ``[M]`` row numbers, in that order."""
         return Samples(
             take_rows(self.inputs, rows, len(self)),
             self.targets[rows],
@@ -51,11 +40,7 @@ class Samples:
         )
 
     def fingerprint(self) -> str:
-        """Hash the samples, to tell later which data a patch was made with.
-
-        Returns:
-            SHA-256 of ids, classes and inputs, in hexadecimal.
-        """
+        """SHA-256 of ids, classes and inputs, which tells what data a patch was made with."""
         digest = hashlib.sha256(repr(self.ids).encode())
         for leaf in pytree.tree_leaves((self.targets, self.inputs)):
             digest.update((tensor_hash(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())
@@ -96,30 +81,20 @@ class Samples:
         return found.samples()
 
     def split(self, shares: Sequence[float], seed: int) -> dict[str, "Samples"]:
-        """Split by id, with the same shares of every class in all parts.
+        """Split by id into :data:`PARTS`, with the same shares of every class in all of them.
 
-        Args:
-            seed: Of the split; the part of a sample depends on the seed, its id and the ids of its
-                class.
-
-        Returns:
-            By part; no id is in two of them.
+        No id is in two parts. The part of a sample depends on the seed and on the ids and classes.
         """
-        first: dict[int | str, int] = {}
-        for row, name in enumerate(self.ids):
-            first.setdefault(name, row)
-        by_class: dict[int, list[int | str]] = {}
-        for name, row in first.items():
-            by_class.setdefault(int(self.targets[row]), []).append(name)
+        class_of: dict[int | str, int] = {}
+        for name, label in zip(self.ids, self.targets.tolist(), strict=True):
+            class_of.setdefault(name, label)
+        wanted = torch.tensor(list(shares), dtype=torch.float64)
+        owed = torch.zeros_like(wanted)  # over all classes, so that small ones add up, too
         part_of: dict[int | str, int] = {}
-        owed = torch.zeros(len(shares), dtype=torch.float64)  # so that small classes add up, too
-        for label in sorted(by_class):
-            names = sorted(by_class[label], key=lambda name: _hash(seed, name))
-            for name in names:
-                owed += torch.tensor(list(shares), dtype=torch.float64)
-                part = int(owed.argmax())
-                owed[part] -= 1
-                part_of[name] = part
+        for name in sorted(class_of, key=lambda name: (class_of[name], _hash(seed, name))):
+            owed += wanted
+            part_of[name] = int(owed.argmax())
+            owed[part_of[name]] -= 1
         parts = torch.tensor([part_of[name] for name in self.ids])
         return {
             name: self.take((parts == number).nonzero().squeeze(1))
@@ -131,11 +106,7 @@ class Gathering:
     """Samples that come in batches, of which at most so many are kept."""
 
     def __init__(self, *, most: int | None = None, seed: int = 0) -> None:
-        """Start empty.
-
-        Args:
-            most: Those with the smallest hashes of id and seed are kept; None keeps all.
-        """
+        """Start empty; ``most`` keeps those with the smallest hashes of id and seed."""
         self._most, self._seed = most, seed
         self._rows: list[tuple[bytes, Any, Tensor, int | str]] = []
         self._seen = 0
@@ -143,12 +114,10 @@ class Gathering:
     def add(
         self, inputs: Any, targets: Tensor, ids: Sequence[int | str] | Tensor | None = None
     ) -> None:
-        """Take a batch of N samples up.
+        """Take up a batch; arguments as of :class:`Samples`, on any device.
 
         Args:
-            inputs: With N rows, on any device.
-            targets: ``[N]`` class numbers.
-            ids: ``[N]`` numbers or names; None numbers the samples by position.
+            ids: None numbers the samples by position.
         """
         count = check_samples(inputs, targets)
         classes = class_numbers(targets)
@@ -173,15 +142,14 @@ class Gathering:
         if not self._rows:
             raise InputError("the loader gave no samples; at least a few hundred are needed.")
         self._thin_out()
+        inputs = [row[1] for row in self._rows]
         joined = pytree.tree_map(
-            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0],
-            *(row[1] for row in self._rows),
+            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0], *inputs
         )
         targets = torch.cat([row[2] for row in self._rows]).long()
         return Samples(joined, targets, tuple(row[3] for row in self._rows))
 
     def _thin_out(self) -> None:
-        """Drop what is beyond the most."""
         if self._most is not None:
             self._rows = sorted(self._rows, key=lambda row: row[0])[: self._most]
 

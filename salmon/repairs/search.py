@@ -1,20 +1,21 @@
-"""Search on the guard splits: ranking, number of filters, step and rate.
+"""Search on the guard splits: which proposal, at which rate.
 
 Every trial is one forward over both guard splits. The winner is the trial with the largest gain on
 the new data whose loss on the reference data lies within the margin.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from salmon.repairs.accept import broken_per_fixed, compare, loss_bound
-from salmon.repairs.edit import Directions, Edit, edited
-from salmon.repairs.evaluate import Predictions, predict
-from salmon.repairs.plans import Plan, prefixes
-from salmon.repairs.samples import Samples
+from salmon.repairs.edit import edited
+from salmon.repairs.evidence import Part
+from salmon.repairs.predictions import compare
+from salmon.repairs.remedies import Proposal
 from salmon.repairs.settings import RepairSettings
+
+ROUNDING = 1e-12  # 3 of 300 is 1 %, in floats too
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,46 +34,49 @@ class Trial:
     allowed: bool  # within the margin and the caps on broken samples and relative change
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Guard:
-    """The guard splits with the predictions of the original network."""
-
-    new: Samples
-    reference: Samples
-    new_before: Predictions
-    reference_before: Predictions
-
-
 def search(
     model: nn.Module,
-    plans: Sequence[Plan],
-    directions: Mapping[str, Directions],
-    guard: Guard,
+    proposals: Sequence[Proposal],
+    guard: tuple[Part, Part],
     settings: RepairSettings,
     batch_size: int,
-    progress: Callable[[int, int], None],
-) -> list[Trial]:
-    """Try every combination; a rate is not raised further once it loses twice the margin.
+    say: Callable[[str, int, int], None],
+) -> list[tuple[Trial, Proposal]]:
+    """Try every proposal; a rate is not raised further once it loses twice the margin.
 
     Args:
-        model: The network; as before when this returns.
-        progress: Gets the numbers of finished and of all combinations of plan, prefix and step.
+        guard: Of the new and of the reference data.
+        say: Gets ``"search"`` and the numbers of finished and of all proposals.
     """
-    lines = [
-        (plan, filters, step)
-        for plan in plans
-        for filters in prefixes(plan, settings.shares)
-        for step in settings.steps
-    ]
-    trials = []
-    for number, (plan, filters, step) in enumerate(lines):
-        for rate in sorted(settings.rates_of(step)):
-            edit = directions[plan.ranking].edit(filters, step, rate)
-            trials.append(_trial(model, plan, step, rate, edit, guard, settings, batch_size))
-            # Larger steps lose more, so that the rest of this line cannot win.
-            if trials[-1].lost > 2 * max(settings.margin, 0.01):
+    trials, confidence = [], settings.reference_confidence
+    for number, proposal in enumerate(proposals):
+        for rate in proposal.rates:
+            edit = proposal.edit(rate)
+            with edited(model, edit):
+                new, reference = (
+                    compare(*part.before_and_now(model, batch_size)) for part in guard
+                )
+            most_lost, change = reference.loss_bound(confidence), edit.relative_change
+            trial = Trial(
+                ranking=proposal.ranking,
+                filters=proposal.filters,
+                step=proposal.step,
+                rate=rate,
+                gain=new.gain,
+                lost=-reference.gain,
+                fixed=new.fixed,
+                broken=new.broken,
+                relative_change=change,
+                allowed=most_lost <= settings.margin + ROUNDING
+                and new.broken_per_fixed <= settings.max_broken
+                and change <= settings.max_relative_change
+                and edit.finite,
+            )
+            trials.append((trial, proposal))
+            # Larger steps lose more, so that the rest of these rates cannot win.
+            if trial.lost > 2 * max(settings.margin, 0.01):
                 break
-        progress(number + 1, len(lines))
+        say("search", number + 1, len(proposals))
     return trials
 
 
@@ -84,43 +88,21 @@ def best_trial(trials: Sequence[Trial]) -> Trial | None:
         then the smallest change; None where none gains.
     """
     winners = [trial for trial in trials if trial.allowed and trial.gain > 0]
-    return min(
-        winners,
-        key=lambda t: (-t.gain, t.lost, t.filters, t.relative_change),
-        default=None,
-    )
+    return min(winners, key=lambda t: (-t.gain, t.lost, t.filters, t.relative_change), default=None)
 
 
-def _trial(
-    model: nn.Module,
-    plan: Plan,
-    step: str,
-    rate: float,
-    edit: Edit,
-    guard: Guard,
-    settings: RepairSettings,
-    batch_size: int,
-) -> Trial:
-    """Try one edit."""
-    with edited(model, edit):
-        new = compare(guard.new_before, predict(model, guard.new, batch_size))
-        reference = compare(guard.reference_before, predict(model, guard.reference, batch_size))
-    bound = loss_bound(
-        reference.fixed, reference.broken, reference.samples, settings.reference_confidence
-    )
-    change = edit.relative_change
-    return Trial(
-        ranking=plan.ranking,
-        filters=edit.filters,
-        step=step,
-        rate=rate,
-        gain=new.gain,
-        lost=-reference.gain,
-        fixed=new.fixed,
-        broken=new.broken,
-        relative_change=change,
-        allowed=bound <= settings.margin + 1e-12
-        and broken_per_fixed(new) <= settings.max_broken
-        and change <= settings.max_relative_change
-        and edit.finite,
-    )
+def rival_trials(trials: Sequence[Trial], winner: Trial) -> list[Trial]:
+    """Of every other ranking the best trial with the winner's number of filters."""
+    rivals = []
+    for ranking in dict.fromkeys(trial.ranking for trial in trials):
+        if ranking == winner.ranking:
+            continue
+        own = [trial for trial in trials if trial.ranking == ranking]
+        equal = [trial for trial in own if trial.filters == winner.filters] or own
+        allowed = [trial for trial in equal if trial.allowed]
+        rivals.append(
+            min(allowed, key=lambda t: (-t.gain, t.lost))
+            if allowed
+            else min(equal, key=lambda t: (t.lost, -t.gain))
+        )
+    return rivals

@@ -1,12 +1,13 @@
 """All settings of a repair, checked once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from math import inf
 
 from salmon.errors import InputError
 from salmon.repairs.edit import KINDS
 
-RANKINGS = ("pot", "zscore", "magnitude", "random", "all", "last_linear")
+LAST_LINEAR = "last_linear"
+RANKINGS = ("pot", "zscore", "magnitude", "random", "all", LAST_LINEAR)
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
@@ -70,65 +71,58 @@ class RepairSettings:
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         self._check_choices()
-        self._check_numbers()
-
-    def rates_of(self, step: str) -> tuple[float, ...]:
-        """Rates to try.
-
-        Returns:
-            Those of the step; a single 0 for "prune".
-        """
-        return {"normalised": self.rates, "plain": self.plain_rates, "prune": (0.0,)}[step]
+        if len(self.split) != 3 or abs(sum(self.split) - 1) > 1e-9:
+            self._refuse("split", _SPLIT)
+        for name, (low, high, wanted) in _BOUNDS.items():
+            found = getattr(self, name)
+            values = found if isinstance(found, tuple) else (found,)
+            if not all(low <= value <= high for value in values):
+                self._refuse(name, wanted)
 
     def _check_choices(self) -> None:
-        """Refuse unknown names."""
         for name in ("rankings", "steps", "shares"):
             if not getattr(self, name) or isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}; a list of some is needed.")
-        unknown = [r for r in self.rankings if r not in RANKINGS and not r.startswith("group:")]
-        if unknown:
-            raise InputError(
-                f"rankings holds {unknown}; some of {', '.join(RANKINGS)} or group:<name> are "
-                "needed."
-            )
+                self._refuse(name, "a list of some")
+        for ranking in self.rankings:
+            if ranking not in RANKINGS and not ranking.startswith("group:"):
+                self._refuse("rankings", f"some of {', '.join(RANKINGS)} or group:<name>")
         if set(self.steps) - set(KINDS):
-            raise InputError(f"steps is {self.steps}; some of {', '.join(KINDS)} are needed.")
+            self._refuse("steps", f"some of {', '.join(KINDS)}")
         if self.gradient not in ("wrong", "all"):
-            raise InputError(f"gradient is {self.gradient!r}; 'wrong' or 'all' is needed.")
+            self._refuse("gradient", "'wrong' or 'all'")
 
-    def _check_numbers(self) -> None:
-        """Refuse numbers out of range."""
-        if len(self.split) != 3 or min(self.split) <= 0 or abs(sum(self.split) - 1) > 1e-9:
-            raise InputError(
-                f"split is {self.split}; three shares above 0 that add up to 1 are needed (40 % is "
-                "0.4)."
-            )
-        for name in ("shares", "rates", "plain_rates"):
-            values = getattr(self, name)
-            if min(values, default=1) <= 0 or (name == "shares" and max(values) > 1):
-                raise InputError(
-                    f"{name} is {values}; numbers above 0 are needed (shares: to 1; 5 % is 0.05)."
-                )
-        for name, (holds, wanted) in _RANGES.items():
-            if not holds(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)!r}; {wanted} is needed.")
+    def _refuse(self, name: str, wanted: str) -> None:
+        raise InputError(f"{name} is {getattr(self, name)!r}; needed: {wanted}.")
+
+    def rates_of(self, step: str) -> tuple[float, ...]:
+        """Rates to try, rising; a single 0 for "prune"."""
+        rates = {"normalised": self.rates, "plain": self.plain_rates, "prune": (0.0,)}
+        return tuple(sorted(rates[step]))
 
 
-_INSIDE = (lambda x: 0 < x < 1, "a number in (0, 1) (5 % is 0.05)")
-_SHARE = (lambda x: 0 <= x <= 1, "a share in [0, 1] (5 % is 0.05)")
-_COUNT = (lambda x: x >= 1, "at least 1")
-_POSITIVE = (lambda x: x >= 0, "at least 0")
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+_TINY = 5e-324  # the smallest float above 0
+_BELOW_1 = 1 - 2**-53  # the largest one below 1
+_SHARE = (0, 1, "a share in [0, 1] (5 % is 0.05)")
+_INSIDE = (_TINY, _BELOW_1, "a number in (0, 1) (5 % is 0.05)")
+_RATES = (_TINY, inf, "numbers above 0")
+_AT_LEAST_0 = (0, inf, "at least 0")
+_AT_LEAST_1 = (1, inf, "at least 1")
+_SPLIT = "three shares above 0 that add up to 1 (40 % is 0.4)"
+_BOUNDS: dict[str, tuple[float, float, str]] = {
+    "shares": (_TINY, 1, "shares in (0, 1] (5 % is 0.05)"),
+    "split": (_TINY, 1, _SPLIT),
+    "rates": _RATES,
+    "plain_rates": _RATES,
     "level": _INSIDE,
     "alpha": _INSIDE,
-    "reference_confidence": (lambda x: 0.5 <= x < 1, "a number in [0.5, 1) (95 % is 0.95)"),
+    "reference_confidence": (0.5, _BELOW_1, "a number in [0.5, 1) (95 % is 0.95)"),
     "margin": _SHARE,
     "class_margin": _SHARE,
     "max_broken_reference": _SHARE,
     "max_ece_increase": _SHARE,
-    "max_broken": _POSITIVE,
-    "max_relative_change": _POSITIVE,
-    "min_split": _COUNT,
-    "max_samples": _COUNT,
-    "min_class": _COUNT,
+    "max_broken": _AT_LEAST_0,
+    "max_relative_change": _AT_LEAST_0,
+    "min_split": _AT_LEAST_1,
+    "max_samples": _AT_LEAST_1,
+    "min_class": _AT_LEAST_1,
 }

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from salmon import FilterIndex, InputError, RepairSettings
-from salmon.repairs.accept import compare, judge, loss_bound, mcnemar
-from salmon.repairs.edit import Directions, Edit
-from salmon.repairs.evaluate import Predictions
+from salmon.repairs.edit import Edit, step_edit
+from salmon.repairs.judge import judge
+from salmon.repairs.predictions import Comparison, Predictions, compare, mcnemar
+from salmon.repairs.search import Trial
 from tests.shifts import trained
 
 
@@ -23,10 +24,12 @@ def test_mcnemar_counts_all_outcomes(fixed: int, broken: int) -> None:
 
 
 def test_the_loss_bound_grows_with_confidence() -> None:
-    assert loss_bound(2, 5, 300, 0.5) == pytest.approx(0.01)
+    found = Comparison(300, 0.9, 0.89, 2, 5, 0.9, 0.1, 0.1)
+    assert found.loss_bound(0.5) == pytest.approx(0.01)
     # Wald: 0.01 + 1.6449 * sqrt(7 - 9/300) / 300
-    assert loss_bound(2, 5, 300, 0.95) == pytest.approx(0.01 + 1.644854 * 6.97**0.5 / 300, rel=1e-6)
-    assert loss_bound(0, 0, 300, 0.95) > 0
+    expected = 0.01 + 1.644854 * 6.97**0.5 / 300
+    assert found.loss_bound(0.95) == pytest.approx(expected, rel=1e-6)
+    assert replace(found, fixed=0, broken=0).loss_bound(0.95) > 0
 
 
 def predictions(right: list[int], targets: Tensor, sharp: float = 0.5) -> Predictions:
@@ -45,7 +48,10 @@ def edit(rate: float = 0.1) -> Edit:
     network = trained()
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    return Directions(network, index, gradients).step([0], rate, normalised=True)
+    return step_edit(network, index, [0], gradients, "normalised", rate)
+
+
+TRIAL = Trial("pot", 1, "normalised", 0.1, 0.1, 0.0, 1, 0, 0.1, allowed=True)
 
 
 def failed(
@@ -55,13 +61,16 @@ def failed(
     change: Edit | None = None,
     sharp: float = 0.5,
 ) -> set[str]:
-    rules = judge(
+    verdict = judge(
+        TRIAL,
         change or edit(),
         (predictions(BEFORE_NEW, TARGETS), predictions(new, TARGETS, sharp)),
         (predictions(BEFORE_REFERENCE, TARGETS), predictions(reference, TARGETS)),
         settings,
     )
-    return {rule.name for rule in rules if not rule.passed}
+    names = {rule.name for rule in verdict.rules if not rule.passed}
+    assert verdict.accepted == (not names)
+    return names
 
 
 def test_a_clean_gain_passes_every_rule() -> None:

@@ -1,0 +1,203 @@
+"""What remedies are made from: the network, its filters, and the repair splits of the data."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from salmon.errors import InputError
+from salmon.filters import FilterIndex, filter_rows, parameters_by_name, weight_of_rows
+from salmon.forward import call_network, eval_mode, gradients_on, no_trace
+from salmon.gpd import MIN_COUNT, TailFit
+from salmon.repairs.predictions import Predictions, predict, to_device
+from salmon.repairs.samples import Batch, Samples, check_sizes
+from salmon.repairs.settings import LAST_LINEAR, RepairSettings
+from salmon.saliency import are_probabilities, filter_saliency, sample_losses
+from salmon.tails import Tails, fit_tails
+
+Say = Callable[[str, int, int], None]
+"""Gets the name of a stage and the numbers of finished and of all its steps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One part of a set, with what the original network says of it."""
+
+    samples: Samples
+    before: Predictions
+
+    def before_and_now(self, model: nn.Module, batch_size: int) -> tuple[Predictions, Predictions]:
+        """What the original network says, and what the network says as it is now."""
+        return self.before, predict(model, self.samples, batch_size)
+
+
+def split_set(
+    model: nn.Module, samples: Samples, settings: RepairSettings, what: str, batch_size: int
+) -> dict[str, Part]:
+    """Split a set into repair, guard and accept, and run the network on it."""
+    parts = samples.split(settings.split, settings.seed)
+    check_sizes(parts, settings.min_split, what)
+    found = {name: Part(part, predict(model, part, batch_size)) for name, part in parts.items()}
+    if all(bool(are_probabilities(part.before.logits).all()) for part in found.values()):
+        raise InputError(
+            "the network gives probabilities where logits are needed, so that its gradients would "
+            "be those of a softmax of a softmax; let forward return logits."
+        )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # without slots, which cached properties need
+class Evidence:
+    """The repair splits, and what several remedies ask of them, computed when it is asked for."""
+
+    model: nn.Module
+    index: FilterIndex
+    given_fit: TailFit | None
+    new: Part
+    reference: Part
+    settings: RepairSettings
+    batch_size: int
+    say: Say
+
+    @cached_property
+    def mistakes(self) -> Samples:
+        """New samples that the network gets wrong."""
+        return self.new.samples.take((~self.new.before.right).nonzero().squeeze(1))
+
+    @cached_property
+    def fit(self) -> TailFit:
+        """Tails of the reference samples."""
+        if self.given_fit is not None:
+            return self.given_fit
+        tails, level = Tails(len(self.index)), self.settings.level
+        for profile in self._profiles(self.reference.samples, "fit"):
+            tails.update(profile)
+        fit = fit_tails(tails, level)
+        if "pot" in self.settings.rankings and not bool(fit.usable.any()):
+            need = math.ceil(MIN_COUNT / (1 - level) - 1e-9)  # 100 at level 0.9
+            raise InputError(
+                f"no filter could be fitted to {len(self.reference.samples)} reference samples in "
+                f"the repair split; at least about {need} are needed there. Bring more, or give "
+                "fit=."
+            )
+        return fit
+
+    @cached_property
+    def profile(self) -> Tensor:
+        """``[M, F]`` float64 saliency of the mistakes, without those where it is not finite."""
+        found = torch.cat(list(self._profiles(self.mistakes, "rank"))).double()
+        return found[torch.isfinite(found).all(1)]
+
+    def _profiles(self, samples: Samples, stage: str) -> Iterator[Tensor]:
+        """Saliency, batch by batch."""
+        done = 0
+        for batch in samples.batches(self.batch_size):
+            inputs, targets = to_device(batch, self.model)
+            with eval_mode(self.model):
+                profile = filter_saliency(self.model, inputs, targets, self.index).cpu()
+            done += len(targets)
+            self.say(stage, done, len(samples))
+            yield profile
+
+    @cached_property
+    def indices(self) -> dict[str, FilterIndex]:
+        """By ranking the filters that it orders; ``last_linear`` has its own, or is left out."""
+        found = dict.fromkeys(self.settings.rankings, self.index)
+        if LAST_LINEAR in found:
+            last = _last_linear(self.model)
+            if last is None:
+                del found[LAST_LINEAR]
+            else:
+                found[LAST_LINEAR] = last
+        return found
+
+    @cached_property
+    def directions(self) -> dict[FilterIndex, dict[str, Tensor]]:
+        """Mean gradients to follow by weight, for each of the indices."""
+        indices = set(self.indices.values())
+        names = sorted({layer.weight for index in indices for layer in index.layers})
+        followed = self.mistakes if self.settings.gradient == "wrong" else self.new.samples
+        step = mean_gradients(self.model, followed, names, self.batch_size)
+        if not self.settings.keep_reference:
+            return dict.fromkeys(indices, step)
+        keep = mean_gradients(self.model, self.reference.samples, names, self.batch_size)
+        return {index: without_conflict(index, step, keep) for index in indices}
+
+
+def _last_linear(model: nn.Module) -> FilterIndex | None:
+    """The rows of the last linear layer, as filters; None where there is no such layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        return None
+    clean = names[-1].replace("_orig_mod.", "")
+    try:
+        return FilterIndex.from_model(model, units=("linear",), include=[clean])
+    except InputError:  # such as the output projection of an attention
+        return None
+
+
+@contextmanager
+def loss_gradients(
+    model: nn.Module, names: Sequence[str]
+) -> Iterator[Callable[[Batch], dict[str, Tensor]]]:
+    """Measure gradients of the summed cross-entropy of batches, in eval mode, leaving no trace.
+
+    Yields a function that gives them by name, zero where the loss does not depend on a weight.
+    """
+    known = parameters_by_name(model)
+    parameters = {name: known[name] for name in names}
+
+    def measure(batch: Batch) -> dict[str, Tensor]:
+        inputs, targets = to_device(batch, model)
+        with torch.enable_grad():
+            loss = sample_losses(call_network(model, inputs), targets, None).sum()
+            found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        return dict(zip(parameters, found, strict=True))
+
+    with (
+        torch.inference_mode(mode=False),
+        no_trace(model),
+        eval_mode(model),
+        gradients_on(list(parameters.values())),
+    ):
+        yield measure
+
+
+def mean_gradients(
+    model: nn.Module, samples: Samples, names: Sequence[str], batch_size: int
+) -> dict[str, Tensor]:
+    """Gradients of the mean cross-entropy by name; float64 on the CPU, shaped as the weights."""
+    known = parameters_by_name(model)
+    sums = {name: torch.zeros(known[name].shape, dtype=torch.float64) for name in names}
+    with loss_gradients(model, names) as gradients:
+        for batch in samples.batches(batch_size):
+            for name, gradient in gradients(batch).items():
+                sums[name].add_(gradient.double().cpu())
+    return {name: total / len(samples) for name, total in sums.items()}
+
+
+def without_conflict(
+    index: FilterIndex, step: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Take out of every filter's gradient what points against another one.
+
+    The projection of A-GEM (Chaudhry et al. 2019, ICLR), filter by filter: a small step along the
+    result lowers the reference loss, or leaves it, whichever filters are chosen.
+
+    Returns:
+        By weight of the index; ``step`` for filters where the two agree, else its part orthogonal
+        to ``reference``.
+    """
+    found = {}
+    for layer in index.layers:
+        own, other = (filter_rows(g[layer.weight], layer) for g in (step, reference))
+        inner = (own * other).sum(1, keepdim=True)
+        square = other.square().sum(1, keepdim=True)
+        against = (inner < 0) & (square > 0)
+        kept = torch.where(against, own - inner / square * other, own)
+        found[layer.weight] = weight_of_rows(kept, layer, step[layer.weight].shape)
+    return found

@@ -1,0 +1,140 @@
+"""The verdict on a repair: rules to pass on the accept splits, by which nothing was chosen."""
+
+from dataclasses import dataclass
+
+from salmon.repairs.edit import Edit
+from salmon.repairs.predictions import Comparison, Predictions, compare
+from salmon.repairs.search import ROUNDING, Trial
+from salmon.repairs.settings import RepairSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule and how it went."""
+
+    name: str
+    passed: bool
+    value: float  # what was found
+    bound: float  # what was allowed
+    text: str  # in a sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Verdict:
+    """A trial on the accept splits."""
+
+    trial: Trial
+    new: Comparison
+    reference: Comparison
+    rules: tuple[Rule, ...]
+    parameters: int  # touched weights
+
+    @property
+    def accepted(self) -> bool:
+        """Whether every rule passed."""
+        return all(rule.passed for rule in self.rules)
+
+
+def judge(
+    trial: Trial,
+    edit: Edit,
+    new: tuple[Predictions, Predictions],
+    reference: tuple[Predictions, Predictions],
+    settings: RepairSettings,
+) -> Verdict:
+    """Apply every rule to what the network said of both sets before and after the edit."""
+    on_new, on_reference = compare(*new), compare(*reference)
+    rules = [
+        _simple("finite weights", 0.0 if edit.finite else 1.0, 0.0, "weights that are not finite"),
+        _simple(
+            "relative change", edit.relative_change, settings.max_relative_change,
+            "largest relative change of a filter",
+        ),
+        _gain_rule(on_new, settings.alpha),
+        _loss_rule(on_reference, settings),
+        _class_rule(*reference, settings),
+        _broken_rule(on_new, settings.max_broken),
+        _broken_reference_rule(on_reference, settings.max_broken_reference),
+        *(
+            _simple(
+                f"calibration on {name} data", found.ece_after - found.ece_before,
+                settings.max_ece_increase, "increase of the expected calibration error",
+            )
+            for name, found in (("new", on_new), ("reference", on_reference))
+        ),
+    ]  # fmt: skip
+    return Verdict(
+        trial=trial,
+        new=on_new,
+        reference=on_reference,
+        rules=tuple(rules),
+        parameters=edit.parameters,
+    )
+
+
+def _simple(name: str, value: float, bound: float, what: str) -> Rule:
+    """A value that must not exceed a bound; NaN does."""
+    text = f"{what}: {value:.3g}, at most {bound:g} allowed"
+    return Rule(name, value <= bound, value, bound, text)
+
+
+def _gain_rule(found: Comparison, alpha: float) -> Rule:
+    passed = found.p <= alpha and found.fixed > found.broken
+    text = (
+        f"{found.fixed} new samples fixed and {found.broken} broken: p = {found.p:.3g} by "
+        f"McNemar's exact test, at most {alpha:g} allowed"
+    )
+    return Rule("fixes more than it breaks", passed, found.p, alpha, text)
+
+
+def _loss_rule(found: Comparison, settings: RepairSettings) -> Rule:
+    """Non-inferiority on the reference data."""
+    confidence, margin = settings.reference_confidence, settings.margin
+    bound = found.loss_bound(confidence)
+    kind = "observed" if confidence == 0.5 else f"upper bound at {confidence:.0%} confidence"
+    text = (
+        f"reference accuracy lost ({kind}): {100 * bound:.2f} points, at most "
+        f"{100 * margin:g} allowed ({found.fixed} fixed, {found.broken} broken of "
+        f"{found.samples}; upper bound at 95 % confidence {100 * found.loss_bound(0.95):.2f})"
+    )
+    return Rule("reference accuracy", bound <= margin + ROUNDING, bound, margin, text)
+
+
+def _class_rule(before: Predictions, after: Predictions, settings: RepairSettings) -> Rule:
+    """No class of the reference data loses much."""
+    worst, worst_class, judged = 0.0, "none", 0
+    for label in before.targets.unique().tolist():
+        of_class = before.targets == label
+        if int(of_class.sum()) < settings.min_class:
+            continue
+        judged += 1
+        lost = float((before.right[of_class].double() - after.right[of_class].double()).mean())
+        if lost > worst:
+            worst, worst_class = lost, str(label)
+    margin = settings.class_margin
+    text = (
+        f"largest loss of a class of the reference data: {100 * worst:.1f} points (class "
+        f"{worst_class}; {judged} classes with {settings.min_class} samples or more judged), at "
+        f"most {100 * margin:g} allowed"
+    )
+    return Rule("every class", worst <= margin + ROUNDING, worst, margin, text)
+
+
+def _broken_rule(found: Comparison, bound: float) -> Rule:
+    ratio = found.broken_per_fixed
+    text = (
+        f"{found.broken} new samples turned wrong and {found.fixed} right: {ratio:.2f} broken per "
+        f"fixed one, at most {bound:g} allowed"
+    )
+    return Rule("broken new samples", ratio <= bound, ratio, bound, text)
+
+
+def _broken_reference_rule(found: Comparison, bound: float) -> Rule:
+    """Few right reference samples turn wrong, even where as many others turn right."""
+    right = round(found.before * found.samples)
+    share = found.broken / right if right else 0.0
+    text = (
+        f"{found.broken} of {right} right reference samples turned wrong: {100 * share:.1f} %, at "
+        f"most {100 * bound:g} % allowed"
+    )
+    return Rule("broken reference samples", share <= bound, share, bound, text)
