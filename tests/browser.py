@@ -17,7 +17,9 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-SCREENSHOTS = Path(__file__).parent.parent / "build" / "screenshots"
+from tests import ROOT
+
+SCREENSHOTS = ROOT / "build" / "screenshots"
 
 _ALONE = (  # a browser that keeps to the pages it is given
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -9,8 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import salmon
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def test_imports_point_down_the_layers() -> None:

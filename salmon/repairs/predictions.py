@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -94,7 +95,7 @@ class Comparison:
             return lost
         changed = max(self.fixed + self.broken, 1)
         error = math.sqrt(max(changed - more**2 / self.samples, 0.0)) / self.samples
-        return lost + float(stats.norm.ppf(confidence)) * error
+        return lost + NormalDist().inv_cdf(confidence) * error
 
 
 def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
@@ -132,7 +133,7 @@ def mcnemar(fixed: int, broken: int) -> float:
     """
     if fixed + broken == 0:
         return 1.0
-    return float(stats.binomtest(fixed, fixed + broken, 0.5, alternative="greater").pvalue)
+    return float(special.bdtrc(fixed - 1, fixed + broken, 0.5))
 
 
 def to_device(values: Any, model: nn.Module) -> Any:

@@ -15,7 +15,6 @@ import torch
 from salmon.files import json_text, write_atomically
 from salmon.markdown import cell, markdown_table
 from salmon.repairs.engine import NOTHING_TO_REPAIR, Outcome
-from salmon.repairs.figure import tradeoff_svg
 from salmon.repairs.judge import Verdict
 from salmon.repairs.search import Trial
 
@@ -27,6 +26,8 @@ _TRIAL_ROWS = 60
 
 def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | None = None) -> None:
     """Write the reports, and the patch where the repair was accepted; makes the folder."""
+    from salmon.repairs.figure import tradeoff_svg  # matplotlib takes a second to load
+
     texts = {
         "report.json": json_text(report(outcome, context), indent=1) + "\n",
         "report.md": markdown(outcome, context),

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash_run import PASSES, Findings, differences, results, run
+from tests import ROOT
+from tests.tools.crash_run import PASSES, Findings, differences, results, run
 
-ROOT = Path(__file__).parent.parent
 KILLS = 8
 
 
 @pytest.mark.slow
 def test_a_killed_training_leaves_whole_files_and_ends_as_an_unbroken_one() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.crashes", "--kills", str(KILLS), "--seed", "1"],
+        [sys.executable, "-m", "tests.tools.crashes", "--kills", str(KILLS), "--seed", "1"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip

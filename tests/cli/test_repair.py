@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from salmon import Patch
 from salmon.cli import main
+from tests import ROOT
 from tests.project_of_a_user import CONFIG, Net
 from tests.shifts import trained
 
-ROOT = Path(__file__).parent.parent
 SALMON = Path(sys.executable).parent / "salmon"
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 SALMON = Path(sys.executable).parent / "salmon"
 
 PROJECT = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]

@@ -12,10 +12,10 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer, see
 
 from salmon import SaliencyMonitor
 from salmon.cli import main
+from tests import ROOT
 from tests.projects import Bytes, Data, Halved, LateNet, Net, Split, plain
 from tests.shifts import dataset
 
-ROOT = Path(__file__).parent.parent
 TOP_K = 6
 
 Built = tuple[LightningModule, LightningDataModule]

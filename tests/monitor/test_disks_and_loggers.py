@@ -21,8 +21,8 @@ from torch.utils.tensorboard.writer import FileWriter
 from salmon import FilterIndex, SaliencyMonitor, ViewSettings
 from salmon.tails import load_fit
 from salmon.views import gather
-from tests.test_views_board import events
 from tests.trainers import Module, digits, loader, trainer
+from tests.views.test_board import events
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Pictures for the docs: ``salmon demo && python -m tests.screenshots salmon-demo docs/images``.
+"""Pictures for the docs.
+
+``salmon demo && python -m tests.tools.screenshots salmon-demo docs/images``
 
 Opens TensorBoard and the report of a run of the demo in headless Chromium.
 """

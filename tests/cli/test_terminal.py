@@ -15,8 +15,7 @@ import pytest
 
 from salmon.cli.table import print_table
 from salmon.progress import Progress
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 class Terminal:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from salmon.views import gather
-from tests.test_views_board import events
+from tests import ROOT
+from tests.views.test_board import events
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 LIMIT = 240  # seconds; ranks that wait for each other for ever are an error
 SAME = ["uneven", "few", "loaders", "chosen", "spoilt", "given", "full_disk"]
 """Cases in which all ranks have to hold what one process holds."""

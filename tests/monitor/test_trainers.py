@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from salmon import FilterIndex, SaliencyMonitor, UnsupportedError, filter_saliency
-from tests.test_monitor import DictModule, as_mappings, flagged
+from tests.monitor.test_monitor import DictModule, as_mappings, flagged
 from tests.traces import assert_identical, network_state, random_states
 from tests.trainers import Module, digits, loader, trainer
 

@@ -18,8 +18,9 @@ from salmon.cli import main
 from salmon.saliency import input_saliency, map_of_image
 from salmon.views import gather
 from salmon.views.files import read_pass, read_pictures
-from tests.test_views_board import Collector, events
+from tests import ROOT
 from tests.trainers import Module, digits, loader, trainer
+from tests.views.test_board import Collector, events
 
 
 def trained(folder: Path, monitor: SaliencyMonitor, **options: Any) -> Module:
@@ -258,7 +259,7 @@ def test_the_command_line_of_lightning_can_set_views() -> None:
 def test_a_diagnosis_has_a_report(
     tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(ROOT)
     out = tmp_path / "diagnosis"
     names = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]
     assert main(["diagnose", *names, "--out", str(out)]) == 0

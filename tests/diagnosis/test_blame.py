@@ -10,7 +10,7 @@ from torch import Tensor
 from salmon import rank_filters
 from salmon.diagnosis import Mistakes, confusions, most_blamed
 from salmon.ranking import Ranking
-from tests.test_ranking import doubles, hand_fit
+from tests.ranking.test_ranking import doubles, hand_fit
 
 
 def random_ranking(mistakes: int = 60, filters: int = 12, top_k: int = 4) -> Ranking:

@@ -10,6 +10,7 @@ import pytest
 
 from salmon.cli import main
 from salmon.cli.table import plain_table, print_table
+from tests import ROOT
 
 SALMON = Path(sys.executable).parent / "salmon"
 
@@ -37,7 +38,7 @@ def test_a_short_demo_trains_diagnoses_and_prints_the_table(tmp_path: Path) -> N
     assert list((tmp_path / "out" / "optical-digits" / "salmon_logs").glob("flagged-*.jsonl"))
     assert list((tmp_path / "out" / "mnist").glob("events.*"))
     # The README's picture is made from such a run.
-    script = Path(__file__).parent.parent / "examples" / "plot_shares.py"
+    script = ROOT / "examples" / "plot_shares.py"
     subprocess.run([sys.executable, script, "out", "shares.png"], cwd=tmp_path, check=True)
     assert (tmp_path / "shares.png").read_bytes().startswith(b"\x89PNG")
 

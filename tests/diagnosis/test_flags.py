@@ -10,7 +10,7 @@ from torch import nn
 from salmon import FilterIndex, rank_filters
 from salmon.diagnosis import Diagnosis, Mistakes, batch_flags, sample_flags
 from salmon.files import json_text
-from tests.test_ranking import doubles, hand_fit
+from tests.ranking.test_ranking import doubles, hand_fit
 
 INDEX = FilterIndex.from_model(nn.ModuleList([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 1, 1)]))
 
