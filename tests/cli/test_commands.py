@@ -43,12 +43,14 @@ def test_a_short_demo_trains_diagnoses_and_prints_the_table(tmp_path: Path) -> N
     assert (tmp_path / "shares.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_in_use_is_not_written_into(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_not_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("data")
-    done = run("demo", "--out", "out", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.strip() == (
+    assert main(["demo", "--out", "out"]) == 2
+    assert capsys.readouterr().err.strip() == (
         "salmon: out already holds files; a new or empty folder is needed. Choose one with --out."
     )
 

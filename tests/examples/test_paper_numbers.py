@@ -17,6 +17,8 @@ from salmon import FilterIndex, Tails, filter_saliency, fit_tails
 from salmon.tails import load_fit
 from tests.shifts import some, trained
 
+pytestmark = pytest.mark.slow
+
 
 def test_bands_are_those_of_scipy() -> None:
     values = np.random.default_rng(1).exponential(size=(80, 1))

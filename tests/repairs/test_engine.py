@@ -70,6 +70,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert_identical([network_state(network), random_states()], before)
 
 
+@pytest.mark.slow
 def test_a_gain_of_few_points_is_found_where_there_are_data_enough() -> None:
     # Flatter images: the network gets 96 % of them right.
     images = some(3000, 2, shifted=False)

@@ -1,8 +1,8 @@
 """Kill a training at random moments, look at what it leaves, and resume it.
 
 Run with ``python -m tests.tools.crashes [--kills 50] [--seed 0]``. Every kill is a SIGKILL at a
-moment drawn from its own share of the duration of an unbroken run, so that the moments cover all
-of it. After each, everything in the folder must be readable, and the run that is started again in that
+moment drawn from its own share of the duration of an unbroken run, so that they cover all of it.
+After each, everything in the folder must be readable, and the run that is started again in that
 folder must end like the unbroken one. The exit code is 1 if anything is not so.
 """
 
