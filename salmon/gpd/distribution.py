@@ -28,6 +28,7 @@ def log_survival(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         excess: Values ``>= 0``.
+        xi: Shape.
         sigma: Scale ``> 0``, in the unit of ``excess``.
 
     Returns:
@@ -49,6 +50,7 @@ def survival(excess: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         excess: Values ``>= 0``.
+        xi: Shape.
         sigma: Scale ``> 0``, in the unit of ``excess``.
 
     Returns:
@@ -62,6 +64,7 @@ def quantile(probability: Tensor, xi: Tensor, sigma: Tensor) -> Tensor:
 
     Args:
         probability: In ``[0, 1]``.
+        xi: Shape.
         sigma: Scale ``> 0``.
 
     Returns:

@@ -91,6 +91,7 @@ class SaliencyMonitor(CallbackBase):
                 same in every validation; None measures all.
             memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is
                 kept and ranked.
+            seed: Of all random choices.
             write_files: Whether to write flagged samples, fits and what the report is made of.
             views: What is shown, and how; None takes the defaults of ``salmon.ViewSettings``.
             repair: Look for a repair after fit, or after every validation; None does not.

@@ -82,6 +82,7 @@ def edit_curves(
         ranking: Of the same samples, with K filters each.
         edit: ``"plain"`` for one gradient step, ``"normalised"`` for one of equal relative
             size on each filter, ``"prune"`` for zeros.
+        rate: Learning rate of a step.
         counts: Numbers of filters to look at; None looks at 1 to K. A sample with fewer ranked
             filters keeps those it has.
         progress: Gets the numbers of finished and of all samples.
@@ -111,7 +112,10 @@ def many_edit_curves(
     """Follow the paper's protocol for several rankings and kinds of edits at once.
 
     Args:
+        samples: M misclassified samples.
         rankings: Of the same samples, with K filters each, by name.
+        steps: Kinds of edits.
+        counts: As of :func:`edit_curves`.
         batch_size: Edited networks that run in one forward.
 
     Returns:

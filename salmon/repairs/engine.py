@@ -67,6 +67,7 @@ def repair(
         settings: All settings; None takes the defaults.
         index: The filters; None takes all convolutions.
         fit: Tails of the reference data; None fits them to the repair split of ``reference``.
+        batch_size: Samples at a time.
         progress: Gets the name of a stage and the numbers of finished and of all its steps.
 
     Raises:

@@ -18,7 +18,11 @@ FORMAT = "salmon.fit/3"
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
-    """Write fits to a file, whole or not at all; missing folders are made."""
+    """Write fits to a file, whole or not at all; missing folders are made.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     state = fit.state_dict()
     tensors = {n: value.contiguous() for n, value in state.items() if isinstance(value, Tensor)}
     plain = {name: value for name, value in state.items() if name not in tensors}
@@ -28,7 +32,12 @@ def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:
 
 
 def load_fit(path: str | Path, index: FilterIndex) -> TailFit:
-    """Read back what :func:`save_fit` wrote, for the same filters."""
+    """Read back what :func:`save_fit` wrote.
+
+    Raises:
+        StateError: If the file cannot be read, is something else, or holds fits of other filters
+            than those of ``index``.
+    """
     try:
         with safe_open(Path(path), framework="pt") as file:
             text = (file.metadata() or {}).get("salmon", "null")
