@@ -48,9 +48,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
         sets: dict[str, Samples] = {}
         for what, name in (("reference", options.reference), ("new", options.new)):
             if name != "none":
-                project, sets[what] = _collected(
-                    options, what, name, explicit, chosen_settings, progress
-                )
+                project, sets[what] = _collected(options, name, explicit, chosen_settings, progress)
         model, settings = project.module, chosen_settings[0]
         index = FilterIndex.from_model(model)
         fit = None if options.fit is None else load_fit(options.fit, index)
@@ -77,7 +75,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
 
 
 def _collected(
-    options: RepairOptions, what: str, name: str, explicit: Mapping[str, Any],
+    options: RepairOptions, name: str, explicit: Mapping[str, Any],
     settings: list[RepairSettings], progress: Progress,
 ) -> tuple[Project, Samples]:  # fmt: skip
     """The samples of one pass of a trainer; the first one tells the settings."""
@@ -87,18 +85,15 @@ def _collected(
         own = dict(project.repair) | dict(explicit)
         own |= {} if options.seed is None else {"seed": options.seed}
         settings.append(RepairSettings(**own))
-        collectors.append(
-            SampleCollector(
-                what, project.settings, most=settings[0].max_samples, seed=settings[0].seed
-            )
-        )
+        most, seed = settings[0].max_samples, settings[0].seed
+        collectors.append(SampleCollector(project.settings, most=most, seed=seed))
         return collectors
 
     project = run_pass(
         options, name, watched,
         seed=options.seed or 0, folder=options.out.parent, progress=progress,
     )  # fmt: skip
-    found = collectors[0].gathered
+    found = collectors[0].book.gathered
     return project, found[chosen(found, name)].samples()
 
 

@@ -22,6 +22,7 @@ from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import STATE_VERSION, ViewMemory, checked_state
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
+from salmon.monitor.sampling import SampleBook
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import check_trainer
 from salmon.repairs import Outcome
@@ -137,6 +138,7 @@ class SaliencyMonitor(CallbackBase):
         self._finished: dict[str, int] = {}  # passes, by stage
         self._fits: dict[str, dict[str, Any]] = {}  # states of the last fits, by scope
         self._pass: Collector | None = None
+        self._book: SampleBook | None = None  # samples of the last validation, for a repair
         self._coverage: Coverage | None = None  # last announced
         self._memory = ViewMemory()
 
@@ -284,6 +286,9 @@ class SaliencyMonitor(CallbackBase):
         number = self._finished.get(stage, 0)
         self._pass = None
         if number % self.settings.every_n_validations == 0:
+            if stage == "validation" and self._repair is not None:
+                wanted = self._repair.settings
+                self._book = SampleBook(most=wanted.max_samples, seed=wanted.seed)
             with tolerated("could not start", strict=self.settings.strict):
                 context = PassContext(
                     settings=self.settings,
@@ -294,6 +299,7 @@ class SaliencyMonitor(CallbackBase):
                     memory=self._memory,
                     processes=Processes.of(trainer),
                     clock=Clock(),
+                    book=self._book if stage == "validation" else None,
                 )
                 self._pass = Collector(context, self._coverage)
 
@@ -307,8 +313,13 @@ class SaliencyMonitor(CallbackBase):
         """Repair if this is the time for it; trouble is logged, unless ``strict``."""
         if self._repair is None or self._repair.after != when or trainer.sanity_checking:
             return
+        book, self._book = self._book, None
+        if book is None and when == "validation":
+            return  # it was not the turn of this one
         with tolerated("could not look for a repair", strict=self.settings.strict):
             self._check_trust()
+            if book is None:
+                raise InputError("no validation was measured whose samples it could look at.")
             self.outcome = repair_in_training(
                 trainer,
                 pl_module,
@@ -316,6 +327,7 @@ class SaliencyMonitor(CallbackBase):
                 self._repair,
                 self._memory,
                 Processes.of(trainer),
+                book,
             )
 
     def _check_trust(self) -> None:
@@ -325,12 +337,6 @@ class SaliencyMonitor(CallbackBase):
                 continue
             if not found.trusted:
                 raise InputError(f"the diagnosis {scope!r} is not to be trusted. {found.doubts[0]}")
-            if not found.as_loaded:
-                raise InputError(
-                    f"the validation step gives the network other inputs than the batches of "
-                    f"{scope!r} hold, which a repair would run it on; give unpack=, a function "
-                    "from the batch to what the network gets and the labels."
-                )
 
     def _finish(self, stage: str) -> None:
         """End a pass and keep what it found."""

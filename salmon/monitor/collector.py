@@ -123,11 +123,11 @@ class Collector:
             self._index = self._settings.build_index(self._context.model, one)
         own = self._pass_of(loader)
         numbering = self._numbering[loader]
+        numbers, batch_number = numbering.next(samples), numbering.batch(number)
         try:
             own.update(
                 inputs, targets, ids,
-                id_source=source, numbers=numbering.next(samples), batch=numbering.batch(number),
-                step=step,
+                id_source=source, numbers=numbers, batch=batch_number, step=step,
             )  # fmt: skip
         except (InputError, RuntimeError) as error:
             # What other batches went through is no fault of the network: a last batch of one,
@@ -142,6 +142,14 @@ class Collector:
                 "network on it; what is measured is the batch as it is afterwards.",
             )  # fmt: skip
         self._announce(own)
+        if (book := self._context.book) is not None:
+            trainer = self._context.trainer
+            scope = scope_of(trainer, self._context.stage, loader)
+            ordered = in_dataset_order(trainer, loader)
+            try:
+                book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
+            except InputError as error:  # said when the repair is looked for
+                book.trouble = book.trouble or error
 
     def _pass_of(self, loader: int) -> Pass:
         """The pass over a loader, begun at its first batch."""

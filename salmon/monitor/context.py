@@ -7,6 +7,7 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.monitor.clock import Clock
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import ViewMemory
+from salmon.monitor.sampling import SampleBook
 from salmon.monitor.settings import Settings
 
 
@@ -22,3 +23,4 @@ class PassContext:
     memory: ViewMemory  # what is known of the passes before; updated
     processes: Processes
     clock: Clock
+    book: SampleBook | None = None  # gets the samples that a repair will be looked for on

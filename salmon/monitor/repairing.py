@@ -1,9 +1,7 @@
 """A repair inside a training: which loaders, when, and what becomes of the outcome."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
@@ -12,29 +10,13 @@ from salmon.files import publish_folder
 from salmon.forward import keep_rng
 from salmon.monitor.bases import logger
 from salmon.monitor.distributed import Processes
-from salmon.monitor.loaders import collect_samples, flat_loaders, whole_loader
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.output import is_local, run_folder
+from salmon.monitor.sampling import SampleBook
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import ordinary_tensors, rehearsal
 from salmon.progress import Progress
-from salmon.repairs import ACCEPTED, Outcome, RepairSettings, Samples, repair, write_outcome
-
-Loaders = Callable[[Trainer], tuple[Any, Any | None]]
-"""``trainer -> (loader of the new data, loader of the reference data or None)``."""
-
-
-def validation_loaders(trainer: Trainer) -> tuple[Any, Any | None]:
-    """Find new and reference data among the validation loaders.
-
-    Returns:
-        With one loader, that one as new data and none as reference; with several, the second as
-        new and the first as reference.
-    """
-    if trainer.val_dataloaders is None:
-        raise InputError("the trainer has no validation loader; pass RepairInTraining(loaders=).")
-    found = flat_loaders(trainer.val_dataloaders)
-    return (found[1], found[0]) if len(found) > 1 else (found[0], None)
+from salmon.repairs import ACCEPTED, Outcome, RepairSettings, repair, write_outcome
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
@@ -45,13 +27,17 @@ class RepairInTraining:
         settings: Of the repair.
         after: "fit", once at its end, or "validation", after every one.
         apply: Whether an accepted repair changes the weights in memory; else it is only written.
-        loaders: Which data; the default takes validation loaders, see :func:`validation_loaders`.
+        new: Which validation loader holds the new data, as named in the monitor's results, such as
+            "loader1" or "loader_photo"; None takes the second, or the only one.
+        reference: The same of the data that the network serves already; None takes the first of
+            several, and with one loader the new data serve as both.
     """
 
     settings: RepairSettings = field(default_factory=RepairSettings)
     after: str = "fit"
     apply: bool = False
-    loaders: Loaders = validation_loaders
+    new: str | None = None
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse an unknown time."""
@@ -66,20 +52,23 @@ def repair_in_training(
     wanted: RepairInTraining,
     memory: ViewMemory,
     processes: Processes,
+    book: SampleBook,
 ) -> Outcome:
     """Look for a repair, write it beside the checkpoints, and say so in the log.
 
     Args:
         module: Its network; changed only where ``wanted.apply`` and the repair is accepted.
+        book: The samples of the last validation, in this process.
         processes: All of them; the first one looks, and all get the outcome.
     """
+    processes.reduce(book, book.merge)
     # Asks the first rank, so all have to call.
     place = _folder(trainer, memory)
     folder = Path(place) / f"salmon-repair-{trainer.global_step:06d}"
     written = settings.write_files and not rehearsal(trainer) and is_local(place)
 
     def look() -> Outcome:
-        found = _look(trainer, module, settings, wanted)
+        found = _look(module, settings, wanted, book)
         if written:  # as a whole, so that no patch of an earlier look at this step stays behind
             publish_folder(
                 folder,
@@ -101,23 +90,33 @@ def repair_in_training(
 
 
 def _look(
-    trainer: Trainer, module: LightningModule, settings: Settings, wanted: RepairInTraining
+    module: LightningModule, settings: Settings, wanted: RepairInTraining, book: SampleBook
 ) -> Outcome:
-    """Look for a repair on all samples of the loaders."""
+    """Look for a repair on the samples of the last validation."""
+    if book.trouble is not None:
+        raise book.trouble
+    known = {scope.partition("/")[2]: each.samples() for scope, each in book.gathered.items()}
+    names = list(known)
+    if not names:
+        raise InputError("the last validation gave no sample that could be used; see above.")
+    new = names[1 if len(names) > 1 else 0] if wanted.new is None else wanted.new
+    reference = wanted.reference or (names[0] if names[0] != new else None)
+    for name in (new, *([] if reference is None else [reference])):
+        if name not in known:
+            raise InputError(
+                f"RepairInTraining names the loader {name!r}; the validation has {names}."
+            )
+    reference = None if reference == new else reference
     progress = Progress(say=lambda text: logger.info("SaliencyMonitor, repair: %s", text))
-    # A loader draws a seed when it is iterated; in Trainer.validate it gives inference tensors.
     with keep_rng(), ordinary_tensors(), progress:
-        new, reference = wanted.loaders(trainer)
         return repair(
             module,
-            _samples(trainer, new, "new", settings, wanted.settings),
-            None if reference is None else _samples(
-                trainer, reference, "reference", settings, wanted.settings
-            ),
+            known[new],
+            None if reference is None else known[reference],
             wanted.settings,
             index=settings.build_index(module),
             progress=progress,
-        )  # fmt: skip
+        )
 
 
 def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
@@ -132,20 +131,6 @@ def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
         "SaliencyMonitor, repair at step %d: %s (%s).%s %s",
         trainer.global_step, outcome.status, outcome.reason, gain,
         "Nothing was written." if folder is None else f"Written: {folder}.",
-    )  # fmt: skip
-
-
-def _samples(
-    trainer: Trainer, loader: Any, what: str, settings: Settings, wanted: RepairSettings
-) -> Samples:
-    """The samples of a loader, as the hooks that transfer batches hand them to a step."""
-
-    def unpack(batch: Any) -> Any:
-        return settings.unpack(trainer.strategy.batch_to_device(batch))
-
-    return collect_samples(
-        whole_loader(loader), what, most=wanted.max_samples, seed=wanted.seed,
-        unpack=unpack, function=settings.sample_ids,
     )  # fmt: skip
 
 

@@ -1,31 +1,98 @@
 """Labelled samples out of a trainer's own loop, as the network gets them there, for a repair."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
 from salmon.diagnosis.evidence import Evidence, differing
 from salmon.errors import InputError
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import CallbackBase
 from salmon.monitor.batches import ids_of_batch
+from salmon.monitor.distributed import Numbering
 from salmon.monitor.settings import Settings
 from salmon.monitor.step import StepWatch
 from salmon.monitor.trainers import in_dataset_order, muted, ordinary_tensors, scope_of
 from salmon.repairs import Gathering
-from salmon.saliency import check_samples
+from salmon.saliency import check_samples, take_rows
+
+
+class SampleBook:
+    """Labelled samples of one validation or test, by scope, as its network got them."""
+
+    def __init__(self, *, most: int, seed: int) -> None:
+        """Start empty.
+
+        Args:
+            most: Samples kept of each loader.
+            seed: Of their choice.
+        """
+        self.gathered: dict[str, Gathering] = {}
+        """By scope, as the results of a monitor."""
+        self.trouble: InputError | None = None
+        """Why a batch could not be added."""
+        self._most, self._seed = most, seed
+
+    def add(
+        self, scope: str, inputs: Any, targets: Tensor, ids: Sequence[int | str] | None,
+        numbers: Tensor, *, ordered: bool,
+    ) -> None:  # fmt: skip
+        """Take a batch of N samples up.
+
+        Args:
+            scope: Where it belongs.
+            inputs: What the network got.
+            targets: ``[N]`` class numbers.
+            ids: ``[N]`` of the samples; None takes their positions.
+            numbers: ``[N]`` positions; those below 0 are repeats and left out.
+            ordered: Whether positions are the same in every pass.
+
+        Raises:
+            InputError: If the samples cannot be told apart, or their labels are no classes.
+        """
+        if ids is None and not ordered:
+            raise InputError(
+                f"the loader of {scope!r} does not keep the order of its dataset and its batches "
+                "hold no ids; use shuffle=False, or batches that are mappings with an 'id' (in the "
+                "monitor also sample_ids=)."
+            )
+        rows = (numbers >= 0).nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        names = [int(numbers[row]) if ids is None else ids[row] for row in rows.tolist()]
+        if len(rows) < len(numbers):
+            inputs, targets = take_rows((inputs, targets), rows, len(numbers))
+        own = self.gathered.setdefault(scope, Gathering(most=self._most, seed=self._seed))
+        own.add(inputs, targets, names)
+
+    def merge(self, other: "SampleBook") -> None:
+        """Take over what another process collected."""
+        self.trouble = self.trouble or other.trouble
+        for scope, theirs in other.gathered.items():
+            if scope in self.gathered:
+                self.gathered[scope].merge(theirs)
+            else:
+                self.gathered[scope] = theirs
 
 
 class SampleCollector(CallbackBase):
-    """Collects what a validation or test feeds to its network, by loader."""
+    """Collects what a validation or test feeds to its network, without measuring it."""
 
-    def __init__(self, what: str, settings: Settings, *, most: int, seed: int) -> None:
-        """Start empty."""
+    def __init__(self, settings: Settings, *, most: int, seed: int) -> None:
+        """Start empty.
+
+        Args:
+            settings: How batches are unpacked, and where ids come from.
+            most: Samples kept of each loader.
+            seed: Of their choice.
+        """
         super().__init__()
-        self.gathered: dict[str, Gathering] = {}
-        """By scope, as the results of a monitor."""
-        self._what, self._settings, self._most, self._seed = what, settings, most, seed
+        self.book = SampleBook(most=most, seed=seed)
+        self._settings = settings
+        self._numbering: dict[str, Numbering] = {}
         self._watch: StepWatch | None = None
 
     def on_validation_batch_start(
@@ -51,12 +118,6 @@ class SampleCollector(CallbackBase):
             inputs, targets = self._settings.unpack(batch)
             samples = check_samples(inputs, targets)
             ids, _ = ids_of_batch(batch, samples, self._settings.sample_ids)
-            if ids is None and not in_dataset_order(trainer, dataloader_idx):
-                raise InputError(
-                    f"the loader of the {self._what} data does not keep the order of its dataset "
-                    "and its batches hold no ids; use shuffle=False, or batches that are mappings "
-                    "with an 'id' (in the monitor also sample_ids=)."
-                )
             inputs, step = self._watch.fed(inputs, samples)
             if batch_idx == 0:
                 with eval_mode(pl_module), no_trace(pl_module), muted(pl_module):
@@ -65,8 +126,9 @@ class SampleCollector(CallbackBase):
                 evidence.weigh(step, differing(output, step.outputs, rows, samples), samples)
                 if evidence.doubts():
                     raise InputError(evidence.doubts()[0])
-            own = self.gathered.setdefault(scope, Gathering(most=self._most, seed=self._seed))
-            own.add(inputs, targets, ids)
+            numbers = self._numbering.setdefault(scope, Numbering()).next(samples)
+            ordered = in_dataset_order(trainer, dataloader_idx)
+            self.book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
             self._watch.close()
 
     on_test_batch_end = on_validation_batch_end

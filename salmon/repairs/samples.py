@@ -137,6 +137,12 @@ class Gathering:
         if self._most is not None and len(self._rows) > 2 * self._most:
             self._thin_out()
 
+    def merge(self, other: "Gathering") -> None:
+        """Take over what another one kept of other samples."""
+        self._rows += other._rows
+        self._seen += other._seen
+        self._thin_out()
+
     def samples(self) -> Samples:
         """Hand out what was kept."""
         if not self._rows:

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from salmon import RepairInTraining, SaliencyMonitor
+from salmon import RepairInTraining, RepairSettings, SaliencyMonitor
 from salmon.monitor.loaders import loader_names
-from salmon.monitor.repairing import validation_loaders
 from tests.trainers import Module, digits, loader, trainer
 
 
@@ -65,10 +64,29 @@ def test_no_two_loaders_have_one_name() -> None:
     assert len(set(names)) == 4
 
 
-def test_a_repair_takes_the_first_two_of_nested_loaders(tmp_path: Path) -> None:
-    work = trainer(tmp_path, SaliencyMonitor(level=0.7, repair=RepairInTraining()))
-    first, second = of(40), of(24)
-    work.validate(Each(), {"x": {"a": first, "b": second}, "y": of(16)}, verbose=False)
-    new, reference = validation_loaders(work)
-    assert reference is not None
-    assert (len(new.dataset), len(reference.dataset)) == (24, 40)
+def test_a_repair_takes_the_first_two_of_nested_loaders_or_those_that_are_named(
+    tmp_path: Path,
+) -> None:
+    data = {"x": {"a": of(40), "b": of(24)}, "y": of(16)}
+    cases: list[tuple[dict[str, Any], tuple[int, int]]] = [
+        ({}, (24, 40)),
+        ({"new": "loader_y", "reference": "loader_x.b"}, (16, 24)),
+        ({"new": "loader_x.a", "reference": "loader_x.a"}, (40, 40)),
+    ]
+    for names, sizes in cases:
+        settings = RepairSettings(rankings=("all",), min_split=1, level=0.5)
+        wanted = RepairInTraining(settings=settings, after="validation", **names)
+        monitor = SaliencyMonitor(level=0.5, repair=wanted)
+        trainer(tmp_path, monitor).validate(Each(), data, verbose=False)
+        assert monitor.outcome is not None
+        found = monitor.outcome.sizes
+        assert tuple(sum(found[name].values()) for name in ("new", "reference")) == sizes
+
+
+def test_a_repair_says_which_loaders_there_are(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    wanted = RepairInTraining(after="validation", new="night")
+    monitor = SaliencyMonitor(level=0.7, repair=wanted)
+    trainer(tmp_path, monitor).validate(Each(), {"day": of(16), "dusk": of(16)}, verbose=False)
+    assert "names the loader 'night'; the validation has ['loader_day', 'loader_dusk']" in log.text

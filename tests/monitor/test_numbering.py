@@ -18,9 +18,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from salmon import InputError
 from salmon.monitor.distributed import Numbering, PeerError, Processes
-from salmon.monitor.loaders import keeps_order, whole_loader
+from salmon.monitor.loaders import keeps_order
 
 
 def data(samples: int) -> TensorDataset:
@@ -91,27 +90,6 @@ def test_the_order_of_the_data_set_is_known_only_where_the_sampler_keeps_it(
     own = type("Own", (BatchSampler,), {})(sampler(rows), 3, False)
     assert keeps_order(DataLoader(rows, batch_sampler=hidden)) is ordered
     assert keeps_order(DataLoader(rows, batch_sampler=own)) is False
-
-
-def test_a_part_of_a_loader_becomes_the_whole() -> None:
-    rows = data(10)
-    part = DataLoader(rows, 4, sampler=DistributedSampler(rows, 2, 1, shuffle=False))
-    assert [batch[0].tolist() for batch in whole_loader(part)] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9],
-    ]  # fmt: skip
-    alone = DataLoader(rows, 4)
-    assert whole_loader(alone) is alone
-
-
-def test_the_whole_of_a_loader_with_a_sampler_is_what_the_sampler_gives() -> None:
-    rows = data(10)
-    picked = Picked([7, 3, 9, 0, 5])
-    shared = DistributedSamplerWrapper(picked, num_replicas=2, rank=1, shuffle=False)
-    whole = whole_loader(DataLoader(rows, 2, sampler=shared))
-    assert [batch[0].tolist() for batch in whole] == [[7, 3], [9, 0], [5]]
-    other: Any = DistributedSampler(data(6), 2, 0)
-    with pytest.raises(InputError, match="shared out by a DistributedSampler of another data set"):
-        whole_loader(DataLoader(rows, 2, sampler=other))
 
 
 def test_one_process_needs_no_others() -> None:

@@ -132,13 +132,20 @@ def test_trouble_is_said_and_the_training_goes_on(
         RepairInTraining(after="lunch")
 
 
-def test_other_loaders_can_be_chosen_and_nothing_is_written_in_a_rehearsal(tmp_path: Path) -> None:
-    wanted = RepairInTraining(settings=FEW, loaders=lambda _: (loaders()[1], None))
-    monitor = SaliencyMonitor(repair=wanted)
+def test_nothing_is_written_in_a_rehearsal(tmp_path: Path) -> None:
+    small = replace(FEW, min_split=5, level=0.5)
+    monitor = SaliencyMonitor(repair=RepairInTraining(settings=small), strict=True)
     fit(tmp_path, monitor, fast_dev_run=True)
     assert monitor.outcome is not None
-    assert monitor.outcome.sizes["new"]["repair"] == 120
+    assert sum(monitor.outcome.sizes["new"].values()) == 64  # a batch, as everything is then
     assert not list(tmp_path.rglob("report.json"))
+
+
+def test_validations_that_are_not_measured_are_not_looked_at(tmp_path: Path) -> None:
+    wanted = RepairInTraining(settings=FEW, after="validation")
+    monitor = SaliencyMonitor(repair=wanted, every_n_validations=2, strict=True)
+    fit(tmp_path, monitor, val_check_interval=1)  # after each of two batches
+    assert [path.parent.name for path in tmp_path.rglob("report.json")] == ["salmon-repair-000001"]
 
 
 def test_a_repair_sees_what_the_hooks_make_of_a_batch(tmp_path: Path) -> None:

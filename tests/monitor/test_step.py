@@ -72,13 +72,19 @@ def test_inputs_that_the_step_prepares_are_measured(
     assert not got.as_loaded
 
 
-def test_a_repair_in_a_training_refuses_inputs_that_only_the_step_can_prepare(
-    tmp_path: Path, log: pytest.LogCaptureFixture
+def test_a_repair_in_a_training_looks_at_the_inputs_that_the_step_prepares(
+    tmp_path: Path,
 ) -> None:
-    monitor = SaliencyMonitor(level=0.7, repair=RepairInTraining(after="validation"))
-    trainer(tmp_path, monitor).validate(Normalises(), loader(), verbose=False)
-    assert monitor.outcome is None
-    assert "other inputs than the batches of 'validation' hold" in log.text
+    settings = RepairSettings(
+        rankings=("all",), rates=(0.03,), steps=("normalised",), min_split=5, level=0.5
+    )
+    wanted = RepairInTraining(settings=settings, after="validation")
+    monitor = SaliencyMonitor(level=0.7, repair=wanted, strict=True)
+    trainer(tmp_path, monitor).validate(seeded(Normalises), loader(digits(200)), verbose=False)
+    assert monitor.outcome is not None
+    found = monitor.results["validation"]
+    accuracy = 1 - found.misclassified / found.samples
+    assert monitor.outcome.before["new"] == pytest.approx(accuracy)
 
 
 class Averaged(Module):
