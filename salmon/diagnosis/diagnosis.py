@@ -71,9 +71,6 @@ class Diagnosis:
     fit is a given one."""
     doubts: tuple[str, ...] = ()
     """Why the numbers may be about another function than the user validates, with what to do."""
-    as_loaded: bool = True
-    """Whether the network was measured on the inputs that batches hold; else on those that the
-    user's step made of them."""
 
     @property
     def trusted(self) -> bool:

@@ -25,7 +25,6 @@ class Step:
     """What the user's own step did with a batch of N samples."""
 
     outputs: Sequence[Any] = ()  # what it made the network give for the inputs measured, if seen
-    as_loaded: bool = True  # whether the inputs measured are what the batch holds
     ambiguous: bool = False  # whether it fed the network several things, none of them the batch's
 
 
@@ -38,7 +37,6 @@ class Evidence:
     probabilities: _Count = 0  # whose outputs are probabilities where logits are needed
     beyond: _Count = 0  # with a label above the classes of the network
     samples: int = 0
-    prepared: int = 0  # batches for which the step fed the network something else than they hold
     ambiguous: int = 0  # batches for which it fed several such things
 
     def counts(self) -> dict[str, int]:
@@ -47,7 +45,6 @@ class Evidence:
 
     def weigh(self, step: Step, off: Tensor | None, samples: int) -> None:
         """Count a batch: what its step did, and which of its samples came out otherwise."""
-        self.prepared += not step.as_loaded
         self.ambiguous += step.ambiguous
         if off is not None:
             self.compared += samples

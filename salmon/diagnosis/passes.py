@@ -327,7 +327,6 @@ class Pass:
             unlabelled=int(self._unlabelled),
             misclassified=len(every.sample),
             doubts=self._evidence.doubts(),
-            as_loaded=int(self._evidence.prepared) == 0,
             mistakes=every.take(kept),
             id_source=self._id_source,
             profile=profile,

@@ -128,7 +128,7 @@ class StepWatch:
             return same.call, Step([same.output])
         first = _tensors(calls[0].call)
         ambiguous = any(not _equal(first, _tensors(seen.call)) for seen in calls[1:])
-        return calls[0].call, Step([calls[0].output], as_loaded=False, ambiguous=ambiguous)
+        return calls[0].call, Step([calls[0].output], ambiguous=ambiguous)
 
     def _enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward begins."""

@@ -69,7 +69,6 @@ def test_inputs_that_the_step_prepares_are_measured(
     profile = filter_saliency(module, prepared, labels, got.index)[wrong]
     torch.testing.assert_close(got.profile, profile, rtol=1e-4, atol=1e-8)
     assert got.trusted
-    assert not got.as_loaded
 
 
 def test_a_repair_in_a_training_looks_at_the_inputs_that_the_step_prepares(
@@ -250,7 +249,6 @@ def test_several_inputs_are_ambiguous_unless_the_batch_is_among_them(tmp_path: P
     got = found(tmp_path, seeded(SeveralInputs))
     assert "ran the network on several inputs (in 5 batches)" in got.doubts[0]
     got = found(tmp_path, seeded(Repeats), strict=True)
-    assert got.as_loaded
     assert torch.equal(got.profile, found(tmp_path, seeded(Module)).profile)
     taught = found(tmp_path, seeded(SeveralInputs), unpack=lambda b: (b[0] + 2, b[1]), strict=True)
     assert taught.trusted
