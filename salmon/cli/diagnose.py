@@ -2,13 +2,12 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from salmon.cli.options import DiagnoseOptions
-from salmon.cli.project import Project, chosen, run_pass
+from salmon.cli.project import Project, chosen, load_project, run_pass
 from salmon.cli.table import print_table
 from salmon.diagnosis import Diagnosis, most_blamed
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
@@ -60,29 +59,20 @@ def _measured(
     progress: Progress,
 ) -> tuple[Project, Diagnosis, str]:  # fmt: skip
     """One pass of a trainer with the monitor, and what it found."""
-    monitors: list[SaliencyMonitor] = []
-
-    def watched(project: Project) -> Sequence[Any]:
-        own = {"level": options.level, "top_k": options.top_k}
-        settings = replace(
-            project.settings,
-            reference=fit,
-            write_files=True,
-            every_n_validations=1,
-            strict=False,
-            **{name: value for name, value in own.items() if value is not None},
-        )
-        monitors.append(
-            SaliencyMonitor(**{f.name: getattr(settings, f.name) for f in fields(settings)})
-        )
-        return monitors
-
-    project = run_pass(
-        options, name, watched, seed=options.seed, folder=Path(folder), progress=progress
+    project = load_project(options, options.seed)
+    own = {"level": options.level, "top_k": options.top_k}
+    settings = replace(
+        project.settings,
+        reference=fit,
+        write_files=True,
+        every_n_validations=1,
+        strict=False,
+        **{name: value for name, value in own.items() if value is not None},
     )
-    found = monitors[0].results
-    scope = chosen(found, name)
-    return project, found[scope], scope
+    monitor = SaliencyMonitor(**{f.name: getattr(settings, f.name) for f in fields(settings)})
+    run_pass(project, options, name, monitor, folder=Path(folder), progress=progress)
+    scope = chosen(monitor.results, name)
+    return project, monitor.results[scope], scope
 
 
 def print_shares(diagnosis: Diagnosis) -> None:

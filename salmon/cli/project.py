@@ -49,6 +49,7 @@ class Project:
     trainer: Callable[..., Any]  # makes one with the project's options, and others given by name
     callbacks: list[Any]  # of the project
     repair: Mapping[str, Any]  # the section of that name in the config
+    checkpoint: Checkpoint | None
 
     @property
     def name(self) -> str:
@@ -63,47 +64,72 @@ class Project:
         return own[0].settings if own else Settings()
 
 
-def run_pass(
-    options: ProjectOptions, name: str, callbacks: Callable[[Project], Sequence[Any]],
-    *, seed: int, folder: Path, progress: Progress,
-) -> Project:  # fmt: skip
-    """Build the project, and let a trainer validate or test it.
+def load_project(options: ProjectOptions, seed: int) -> Project:
+    """Build the project.
 
     Args:
-        name: Of the data, as of ``ProjectOptions.new``.
+        seed: Where the config has none.
+
+    Raises:
+        InputError: If something does not fit.
+        StateError: If the checkpoint cannot be read.
     """
     checkpoint = None
     if options.ckpt_path is not None:
         checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
+    here = str(Path.cwd())
+    if here not in sys.path:  # as ``python -m`` does, for the user's own modules
+        sys.path.insert(0, here)
     with _quiet_lightning():
-        project = _build(options, checkpoint, seed)
-        kept = [each for each in project.callbacks if not _replaced(each)]
-        own = [*kept, *callbacks(project), _Progress(name, progress)]
-        by_trainer: dict[str, Any] = {}
-        if checkpoint is not None and checkpoint.plain:
-            own.insert(0, _Weights(checkpoint, str(options.ckpt_path)))
-        elif checkpoint is not None:
-            by_trainer["ckpt_path"] = options.ckpt_path
-            if not options.weights_only:
-                by_trainer["weights_only"] = False
-        accelerator = {} if options.device == "auto" else {"accelerator": options.device}
+        if options.config is not None or options.cli is not None:
+            return _from_config(options, checkpoint, seed)
+        return _from_names(options, checkpoint, seed)
+
+
+def run_pass(
+    project: Project, options: ProjectOptions, name: str, callback: Any,
+    *, folder: Path, progress: Progress,
+) -> None:  # fmt: skip
+    """Let a trainer validate or test a project, which is left with the weights of the checkpoint.
+
+    Args:
+        project: Built for this pass alone.
+        name: Of the data, as of ``ProjectOptions.new``.
+        callback: Looks on.
+        folder: Root of what the trainer writes.
+        progress: Gets the numbers of batches.
+
+    Raises:
+        InputError: If something does not fit.
+        StateError: If the checkpoint is of another network.
+    """
+    checkpoint, given = project.checkpoint, dict[str, Any]()
+    kept = [each for each in project.callbacks if not _replaced(each)]
+    callbacks = [*kept, callback, _Progress(name, progress)]
+    if checkpoint is not None and checkpoint.plain:
+        callbacks.insert(0, _Weights(checkpoint, str(options.ckpt_path)))
+    elif checkpoint is not None:
+        given["ckpt_path"] = options.ckpt_path
+        if not options.weights_only:
+            given["weights_only"] = False
+    accelerator = {} if options.device == "auto" else {"accelerator": options.device}
+    with _quiet_lightning():
         trainer = project.trainer(
-            callbacks=own, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            devices=1, num_nodes=1, strategy="auto",
+            callbacks=callbacks, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, devices=1, num_nodes=1, strategy="auto",
             fast_dev_run=False, default_root_dir=folder, **accelerator,
         )  # fmt: skip
         stage, data = _data_of(project, name)
         _give_step(project.module, stage)
         run = trainer.test if stage == "test" else trainer.validate
         try:
-            run(project.module, **data, **by_trainer, verbose=False)
+            run(project.module, **data, **given, verbose=False)
         except Exception as error:
             clear = _in_a_line(error, project, options)
             if clear is None:
                 raise
             raise clear from error
         project.module.to(trainer.strategy.root_device)  # where a repair goes on
-    return project
 
 
 def stage_of(name: str) -> str:
@@ -125,16 +151,6 @@ def chosen(found: Mapping[str, Any], name: str) -> str:
         raise InputError(f"the {name} data gave no sample that could be used; see above.")
     names = ", ".join(f"{first}/{each.partition('/')[2]}" for each in found)
     raise InputError(f"the {first} data have several loaders; name one of {names}.")
-
-
-def _build(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:
-    """Network, data and trainer, from a config or from names."""
-    here = str(Path.cwd())
-    if here not in sys.path:  # as ``python -m`` does, for the user's own modules
-        sys.path.insert(0, here)
-    if options.config is not None or options.cli is not None:
-        return _from_config(options, seed)
-    return _from_names(options, checkpoint, seed)
 
 
 def _from_names(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:
@@ -160,7 +176,7 @@ def _from_names(options: ProjectOptions, checkpoint: Checkpoint | None, seed: in
             f"data gave a {type(found).__name__}; a LightningDataModule, or a mapping of loaders "
             "by name, is needed."
         )
-    return Project(module, found, _lightning_of(type(module)).Trainer, [], {})
+    return Project(module, found, _lightning_of(type(module)).Trainer, [], {}, checkpoint)
 
 
 def _made(what: str, makers: Mapping[str, Any], hyper: Any, options: ProjectOptions) -> Any:
@@ -182,7 +198,7 @@ def _made(what: str, makers: Mapping[str, Any], hyper: Any, options: ProjectOpti
     return found()
 
 
-def _from_config(options: ProjectOptions, seed: int) -> Project:
+def _from_config(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:
     """Built by LightningCLI."""
     paths = [options.config] if isinstance(options.config, str) else list(options.config or [])
     configs, nested = zip(*map(read_config, paths), strict=True) if paths else ((), ())
@@ -214,7 +230,7 @@ def _from_config(options: ProjectOptions, seed: int) -> Project:
     repair = cli.config.get("repair")
     return Project(
         cli.model, cli.datamodule, cli.instantiate_trainer, callbacks,
-        {} if repair is None else vars(repair),
+        {} if repair is None else vars(repair), checkpoint,
     )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 """``salmon repair``: from a checkpoint and data to a patch that the rules accept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from salmon.cli.checkpoints import read_checkpoint, write_checkpoint
 from salmon.cli.options import RepairOptions
-from salmon.cli.project import Project, chosen, run_pass
+from salmon.cli.project import Project, chosen, load_project, run_pass
 from salmon.cli.table import print_table
 from salmon.errors import InputError
 from salmon.files import check_new_folder, publish_folder
@@ -43,16 +43,14 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
     check_new_folder(options.out, force=options.force)
     if options.write_checkpoint and options.ckpt_path is None:
         raise InputError("--write_checkpoint needs --ckpt_path, the checkpoint to be repaired.")
-    chosen_settings: list[RepairSettings] = []
     with Progress(quiet=options.quiet) as progress:
-        sets: dict[str, Samples] = {}
-        for what, name in (("reference", options.reference), ("new", options.new)):
-            if name != "none":
-                project, sets[what] = _collected(options, name, explicit, chosen_settings, progress)
-        model, settings = project.module, chosen_settings[0]
+        reference = None
+        if options.reference != "none":
+            _, _, reference = _collected(options, options.reference, explicit, progress)
+        project, settings, new = _collected(options, options.new, explicit, progress)
+        model = project.module
         index = FilterIndex.from_model(model)
         fit = None if options.fit is None else load_fit(options.fit, index)
-        new, reference = sets["new"], sets.get("reference")
         if options.dry_run:
             print(
                 f"{project.name}: {len(index)} filters, {len(new)} new and "
@@ -75,26 +73,16 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
 
 
 def _collected(
-    options: RepairOptions, name: str, explicit: Mapping[str, Any],
-    settings: list[RepairSettings], progress: Progress,
-) -> tuple[Project, Samples]:  # fmt: skip
-    """The samples of one pass of a trainer; the first one tells the settings."""
-    collectors: list[SampleCollector] = []
-
-    def watched(project: Project) -> Sequence[Any]:
-        own = dict(project.repair) | dict(explicit)
-        own |= {} if options.seed is None else {"seed": options.seed}
-        settings.append(RepairSettings(**own))
-        most, seed = settings[0].max_samples, settings[0].seed
-        collectors.append(SampleCollector(project.settings, most=most, seed=seed))
-        return collectors
-
-    project = run_pass(
-        options, name, watched,
-        seed=options.seed or 0, folder=options.out.parent, progress=progress,
-    )  # fmt: skip
-    found = collectors[0].book.gathered
-    return project, found[chosen(found, name)].samples()
+    options: RepairOptions, name: str, explicit: Mapping[str, Any], progress: Progress
+) -> tuple[Project, RepairSettings, Samples]:
+    """A project, its settings, and the samples of one pass of its trainer."""
+    project = load_project(options, options.seed or 0)
+    own = {**project.repair, **explicit}
+    settings = RepairSettings(**own if options.seed is None else own | {"seed": options.seed})
+    collector = SampleCollector(project.settings, most=settings.max_samples, seed=settings.seed)
+    run_pass(project, options, name, collector, folder=options.out.parent, progress=progress)
+    found = collector.book.gathered
+    return project, settings, found[chosen(found, name)].samples()
 
 
 def print_outcome(outcome: Outcome) -> None:
