@@ -1,7 +1,6 @@
 """``salmon diagnose``: the monitor in a trainer that tests a checkpoint, and a summary."""
 
 import sys
-import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
         with Progress(quiet=options.quiet) as progress:
             fit: TailFit | str | None = options.fit
             if fit is None and options.reference != "none":
-                with tempfile.TemporaryDirectory() as nowhere:
-                    _, known, _ = _measured(options, options.reference, None, nowhere, progress)
-                fit = known.fit
+                fit = _measured(options, options.reference, None, None, progress)[1].fit
             project, diagnosis, scope = _measured(options, options.new, fit, folder, progress)
         summary = _summary(project.name, diagnosis, options)
         text = f"{json_text(summary, indent=1)}\n".encode()
@@ -55,22 +52,26 @@ def run_diagnose(options: DiagnoseOptions) -> int:
 
 
 def _measured(
-    options: DiagnoseOptions, name: str, fit: TailFit | str | None, folder: Path | str,
+    options: DiagnoseOptions, name: str, fit: TailFit | str | None, folder: Path | None,
     progress: Progress,
 ) -> tuple[Project, Diagnosis, str]:  # fmt: skip
-    """One pass of a trainer with the monitor, and what it found."""
+    """One pass of a trainer with the monitor, what it found, and its scope; None: no files."""
     project = load_project(options, options.seed)
     own = {"level": options.level, "top_k": options.top_k}
     settings = replace(
         project.settings,
         reference=fit,
-        write_files=True,
+        write_files=folder is not None,
         every_n_validations=1,
         strict=False,
         **{name: value for name, value in own.items() if value is not None},
     )
+    if folder is None:
+        settings = replace(settings, views=replace(settings.views, pictures=0, thumbnails=0))
     monitor = SaliencyMonitor(**{f.name: getattr(settings, f.name) for f in fields(settings)})
-    run_pass(project, options, name, monitor, folder=Path(folder), progress=progress)
+    run_pass(
+        project, options, name, monitor, folder=folder or options.out.parent, progress=progress
+    )
     scope = chosen(monitor.results, name)
     return project, monitor.results[scope], scope
 

@@ -2,7 +2,7 @@
 
 from salmon.diagnosis.blame import Blame, Confusion, confusions, most_blamed
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
-from salmon.diagnosis.evidence import Step
+from salmon.diagnosis.evidence import Evidence, Step, differing
 from salmon.diagnosis.flags import SCHEMA, batch_flags, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
 from salmon.diagnosis.worst import WorstSample, WorstSamples, find_images, image_position
@@ -13,6 +13,7 @@ __all__ = [
     "Blame",
     "Confusion",
     "Diagnosis",
+    "Evidence",
     "Mistakes",
     "Pass",
     "PassSettings",
@@ -22,6 +23,7 @@ __all__ = [
     "batch_flags",
     "check_whole",
     "confusions",
+    "differing",
     "find_images",
     "image_position",
     "most_blamed",

@@ -252,13 +252,13 @@ class Pass:
             )
         self._methods = measurement.methods
         self.was_training |= was_training
-        if step is not None:
-            off = differing(measurement.output, step.outputs, rows, samples)
-            self._evidence.weigh(step, off, len(rows))
         of_rows = None
         if ids is not None:
             of_rows, self._id_source = [ids[row] for row in rows.tolist()], id_source
         self._add(measurement, inputs, targets, numbers[rows], number, of_rows)
+        if step is not None:
+            off = differing(measurement.output, step.outputs, rows, samples)
+            self._evidence.weigh(step, off, len(rows))
 
     def merge(self, other: "Pass") -> None:
         """Take over what another pass over other samples measured.
@@ -315,9 +315,8 @@ class Pass:
             excesses = example_excesses(tails, example_filters(fit), fit)
         every = Mistakes.join(self._mistakes)
         every = every.take(every.sample.argsort())
-        numbers, profile = self._empty_reservoir(torch.float32).kept()
-        if self._reservoir is not None:
-            numbers, profile = self._reservoir.kept()
+        reservoir = self._reservoir or self._empty_reservoir(torch.float32)
+        numbers, profile = reservoir.kept()
         kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)  # both ascend
         return Diagnosis(
             index=self._index,

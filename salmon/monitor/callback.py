@@ -345,5 +345,7 @@ class SaliencyMonitor(CallbackBase):
         if measured is not None:
             found = measured.finish()
             self._coverage = measured.coverage
+            if stage == "validation" and not found:
+                self._book = None  # which may hold a part of the samples only
             self.results |= found
             self._fits |= {scope: fit_state(d.fit, d.index) for scope, d in found.items()}

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from salmon.diagnosis.evidence import Evidence, differing
+from salmon.diagnosis import Evidence, differing
 from salmon.errors import InputError
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import CallbackBase
@@ -15,7 +15,13 @@ from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.distributed import Numbering
 from salmon.monitor.settings import Settings
 from salmon.monitor.step import StepWatch
-from salmon.monitor.trainers import in_dataset_order, muted, ordinary_tensors, scope_of
+from salmon.monitor.trainers import (
+    forward_context,
+    in_dataset_order,
+    muted,
+    ordinary_tensors,
+    scope_of,
+)
 from salmon.repairs import Gathering
 from salmon.saliency import check_samples, take_rows
 
@@ -120,7 +126,10 @@ class SampleCollector(CallbackBase):
             ids, _ = ids_of_batch(batch, samples, self._settings.sample_ids)
             inputs, step = self._watch.fed(inputs, samples)
             if batch_idx == 0:
-                with eval_mode(pl_module), no_trace(pl_module), muted(pl_module):
+                with (
+                    eval_mode(pl_module), no_trace(pl_module), muted(pl_module),
+                    forward_context(trainer),
+                ):  # fmt: skip
                     output = call_network(pl_module, inputs)
                 evidence, rows = Evidence(), torch.arange(samples)
                 evidence.weigh(step, differing(output, step.outputs, rows, samples), samples)

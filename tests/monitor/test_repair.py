@@ -174,3 +174,21 @@ def test_a_repair_sees_what_the_hooks_make_of_a_batch(tmp_path: Path) -> None:
     wrong = monitor.results["validation/loader1"].misclassified
     assert 0 < monitor.outcome.misclassified <= wrong
     assert monitor.outcome.status == "accepted"
+
+
+def test_a_validation_that_broke_off_is_not_repaired_on_a_part_of_it(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    calls = iter(range(100))
+
+    def unpack(batch: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyError("a column is missing")
+        return batch[0], batch[1]
+
+    wanted = RepairInTraining(settings=FEW)
+    monitor = SaliencyMonitor(repair=wanted, unpack=unpack)
+    fit(tmp_path, monitor, num_sanity_val_steps=0)
+    assert monitor.outcome is None
+    assert "stopped measuring (KeyError" in log.text
+    assert "no validation was measured whose samples it could look at" in log.text
