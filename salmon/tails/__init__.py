@@ -2,10 +2,13 @@
 
 from salmon.tails.files import fit_from_state, fit_state, load_fit, save_fit
 from salmon.tails.fit import example_excesses, example_filters, fit_tails
+from salmon.tails.level import LevelChoice, choose_level
 from salmon.tails.stream import Tails
 
 __all__ = [
+    "LevelChoice",
     "Tails",
+    "choose_level",
     "example_excesses",
     "example_filters",
     "fit_from_state",

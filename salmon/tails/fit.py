@@ -40,11 +40,7 @@ def fit_tails(
         raise InputError(f"level is {level!r}; a quantile level in (0, 1) is needed (90 % is 0.9).")
     n = tails.samples
     k = exceedance_count(n, level, tails.capacity)
-    largest = tails.largest().cpu()
-    parts = [
-        _fit_block(rows, k, min_exceedances)
-        for rows in largest.split(max(1, _BLOCK_ELEMENTS // max(1, largest.shape[1])))
-    ]
+    parts = [_fit_block(rows, k, min_exceedances) for rows in largest_in_blocks(tails)]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     fit = TailFit(
         samples=n,
@@ -109,15 +105,40 @@ def exceedance_count(samples: int, level: float, capacity: int) -> int:
     )
 
 
-def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> dict[str, Tensor]:
-    """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
+def largest_in_blocks(tails: Tails) -> tuple[Tensor, ...]:
+    """Hand out the kept values in blocks of filters that one fit can take.
+
+    Returns:
+        ``[B, min(n, C)]`` each, on the CPU, every row in descending order.
+    """
+    largest = tails.largest().cpu()
+    height = max(1, _BLOCK_ELEMENTS // max(1, largest.shape[1]))
+    blocks: tuple[Tensor, ...] = largest.split(height)
+    return blocks
+
+
+def split_at(largest: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Split rows of descending values into a threshold and what lies above it.
+
+    Args:
+        largest: ``[B, N]`` with ``N > k``, or no columns at all.
+        k: Number of values above the threshold, ties apart.
+
+    Returns:
+        ``[B]`` float64 thresholds and ``[B, k]`` float64 excesses, NaN where a value ties with the
+        threshold.
+    """
     if largest.shape[1] == 0:
         threshold = torch.full((largest.shape[0],), torch.nan, dtype=torch.float64)
-        excess = torch.empty((largest.shape[0], 0), dtype=torch.float64)
-    else:
-        threshold = largest[:, k].double()
-        excess = largest[:, :k].double() - threshold.unsqueeze(1)
-        excess = excess.masked_fill(excess == 0, torch.nan)
+        return threshold, torch.empty((largest.shape[0], 0), dtype=torch.float64)
+    threshold = largest[:, k].double()
+    excess = largest[:, :k].double() - threshold.unsqueeze(1)
+    return threshold, excess.masked_fill(excess == 0, torch.nan)
+
+
+def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> dict[str, Tensor]:
+    """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
+    threshold, excess = split_at(largest, k)
     fit = gpd.fit(excess, min_count=min_exceedances)
     # Too few excesses because the top values tie is another matter than too few samples.
     tied = (fit.status == gpd.FitStatus.TOO_FEW) & (k >= min_exceedances)
