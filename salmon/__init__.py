@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from salmon.filters import SHORTCUTS, FilterIndex
     from salmon.gpd import FitStatus, TailFit
     from salmon.monitor import RepairInTraining, SaliencyMonitor
-    from salmon.ranking import Ranking, filter_shares, group_shares, rank_filters
+    from salmon.ranking import (
+        Calibration,
+        Ranking,
+        calibration,
+        filter_shares,
+        group_shares,
+        rank_filters,
+    )
     from salmon.repairs import (
         Patch,
         RepairSettings,
@@ -32,6 +39,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "SHORTCUTS",
+    "Calibration",
     "Coverage",
     "Diagnosis",
     "FilterIndex",
@@ -53,6 +61,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "ViewSettings",
+    "calibration",
     "coverage",
     "edit_curves",
     "filter_saliency",
@@ -75,7 +84,14 @@ _HOMES = {
     "salmon.filters": ("SHORTCUTS", "FilterIndex"),
     "salmon.gpd": ("FitStatus", "TailFit"),
     "salmon.monitor": ("RepairInTraining", "SaliencyMonitor"),
-    "salmon.ranking": ("Ranking", "filter_shares", "group_shares", "rank_filters"),
+    "salmon.ranking": (
+        "Calibration",
+        "Ranking",
+        "calibration",
+        "filter_shares",
+        "group_shares",
+        "rank_filters",
+    ),
     "salmon.repairs": (
         "Patch",
         "RepairSettings",

@@ -57,7 +57,7 @@ def _measured(
 ) -> tuple[Project, Diagnosis, str]:  # fmt: skip
     """One pass of a trainer with the monitor, what it found, and its scope; None: no files."""
     project = load_project(options, options.seed)
-    own = {"level": options.level, "top_k": options.top_k}
+    own = {"level": options.level, "top_k": options.top_k, "estimator": options.estimator}
     settings = replace(
         project.settings,
         reference=fit,

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse.typing import OpenUnitInterval, PositiveInt
 
 from salmon.errors import InputError
 from salmon.repairs import RepairSettings
+from salmon.tails import Estimator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +64,19 @@ class DiagnoseOptions(ProjectOptions):
 
     Attributes:
         fit: Fits to rank with, such as fit-validation.safetensors of a training.
-        level: Quantile level of thresholds; by default that of the config's SaliencyMonitor, or
-            0.9.
+        level: Quantile level of thresholds, or "auto"; by default that of the config's
+            SaliencyMonitor, or 0.9.
         top_k: Filters reported per sample; by default likewise, or 25.
+        estimator: "shrunk", where the filters of a layer inform each other's tails, or "ml"; by
+            default likewise, or "shrunk".
         seed: Of random choices, where the config has no seed_everything.
     """
 
     out: Path = Path("salmon-diagnosis")
     fit: str | None = None
-    level: OpenUnitInterval | None = None
+    level: OpenUnitInterval | Literal["auto"] | None = None
     top_k: PositiveInt | None = None
+    estimator: Estimator | None = None
     seed: int = 0
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.ranking import Ranking
+from salmon.ranking import Calibration, Ranking
 
 NO_CLASS = -1
 """Predicted where the probabilities are no numbers, as those of NaN logits are."""
@@ -69,8 +69,29 @@ class Diagnosis:
     excesses: Mapping[int, Tensor] = field(default_factory=dict)
     """Sorted excesses of a few filters, those with the best, median and worst fit; none where the
     fit is a given one."""
+    own: bool = True  # whether the fit is from these samples
+    right: Ranking | None = None
+    """By POT, of right samples chosen at random: what is ordinary."""
+    level_reason: str = ""  # why this level, where it was to be chosen
+    calibration: Calibration | None = None  # of half the samples on the other half, if asked
     doubts: tuple[str, ...] = ()
     """Why the numbers may be about another function than the user validates, with what to do."""
+
+    @property
+    def sample_p(self) -> Tensor:
+        """``[M]`` share of right samples whose rarest filter is as rare as the mistake's.
+
+        It counts the mistake itself in, so that it is a p-value whatever the filters have in
+        common; NaN without right samples.
+        """
+        first = self.rankings["pot"].log_p[:, 0]
+        if self.right is None or len(self.right.log_p) == 0:
+            return torch.full_like(first, torch.nan)
+        mine, theirs = (
+            torch.where(torch.isnan(x), 0.0, x) for x in (first, self.right.log_p[:, 0])
+        )
+        rarer = torch.searchsorted(theirs.sort().values, mine, right=True)
+        return (1 + rarer.double()) / (1 + len(theirs))
 
     @property
     def trusted(self) -> bool:

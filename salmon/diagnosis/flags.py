@@ -12,9 +12,15 @@ import torch
 from salmon.diagnosis.diagnosis import Diagnosis
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.ranking import log_tail_probability, sum_over_samples, tail_score, top_filters
+from salmon.ranking import (
+    Strength,
+    log_tail_probability,
+    sum_over_samples,
+    tail_score,
+    top_filters,
+)
 
-SCHEMA = "salmon.flagged/1"
+SCHEMA = "salmon.flagged/2"
 
 
 def sample_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
@@ -22,26 +28,35 @@ def sample_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
     mistakes, ranking = diagnosis.mistakes, diagnosis.rankings["pot"]
     describe = _Describer(diagnosis.index, diagnosis.fit)
     columns = {name: column.tolist() for name, column in mistakes.columns().items()}
-    tops = zip(
-        ranking.filters.tolist(), ranking.saliency.tolist(), ranking.p.tolist(),
-        ranking.log_p.tolist(), ranking.z.tolist(), strict=True,
-    )  # fmt: skip
-    ranked = ranking.ranked.tolist()
-    for i, (filters, saliency, p, log_p, z) in enumerate(tops):
+    places = {
+        "saliency": ranking.saliency, "p": ranking.p, "p_low": ranking.p_low,
+        "p_high": ranking.p_high, "log_p": ranking.log_p, "e": ranking.e,
+        "strength": ranking.strength, "extrapolated": ranking.extrapolated, "z": ranking.z,
+    }  # fmt: skip
+    of_sample = {"ranked_filters": ranking.ranked, "significant_filters": ranking.significant}
+    of_sample |= {"sample_p": diagnosis.sample_p}
+    values = {name: column.tolist() for name, column in places.items() if column is not None}
+    values["strength"] = [[Strength(s).label for s in row] for row in values["strength"]]
+    rows = {name: column.tolist() for name, column in of_sample.items() if column is not None}
+    for i, filters in enumerate(ranking.filters.tolist()):
         flag: dict[str, Any] = {"schema": SCHEMA, "kind": "sample", "id": mistakes.ids[i]}
         flag |= {"id_source": diagnosis.id_source}
-        flag |= {name: column[i] for name, column in columns.items()}
-        flag["ranked_filters"] = ranked[i]
+        flag |= {name: column[i] for name, column in (columns | rows).items()}
         flag["top"] = [
-            describe(k) | {"saliency": s, "p": q, "log_p": lq, "z": zz}
-            for k, s, q, lq, zz in zip(filters, saliency, p, log_p, z, strict=True)
+            describe(k) | {name: column[i][place] for name, column in values.items()}
+            for place, k in enumerate(filters)
             if k >= 0
         ]
         yield flag
 
 
 def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
-    """Describe the batches of misclassified samples, by the sum of log p over these samples."""
+    """Describe the batches of misclassified samples, by the sum of log p over these samples.
+
+    Beside the sum stands the harmonic mean of p, which tolerates dependent samples (Wilson 2019,
+    PNAS 116(4), 1195-1200). The samples were selected for being mistakes, so both order filters and
+    test nothing.
+    """
     fit, top_k = diagnosis.fit, diagnosis.rankings["pot"].filters.shape[1]
     describe = _Describer(diagnosis.index, fit)
     order = diagnosis.mistakes.batch.argsort(stable=True)  # several processes share batches out
@@ -52,18 +67,24 @@ def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
         rows = slice(start, start + size)
         start += size
         values = profile[rows].double()
-        log_p = log_tail_probability(values, fit)
+        log_p = log_tail_probability(values, fit, own=diagnosis.own)
         raised = (~torch.isnan(log_p)).sum(0)
-        score = sum_over_samples(tail_score(values, fit))
+        score = sum_over_samples(tail_score(values, log_p, fit, torch.arange(values.shape[1])))
         filters, _ = top_filters(score.unsqueeze(0), top_k)
         total = sum_over_samples(log_p)
+        harmonic = (raised.log() - (-log_p).nan_to_num(nan=-torch.inf).logsumexp(0)).exp()
         yield {
             "schema": SCHEMA,
             "kind": "batch",
             "batch": batch,
             "samples": mistakes.sample[rows].tolist(),
             "top": [
-                describe(k) | {"sum_log_p": float(total[k]), "samples": int(raised[k])}
+                describe(k)
+                | {
+                    "sum_log_p": float(total[k]),
+                    "harmonic_mean_p": float(harmonic[k]),
+                    "samples": int(raised[k]),
+                }
                 for k in filters[0].tolist()
                 if k >= 0
             ],

@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
-from salmon.diagnosis.reservoir import Reservoir
+from salmon.diagnosis.reservoir import Reservoir, priorities
 from salmon.diagnosis.worst import Glimpse, WorstSamples
 from salmon.errors import InputError, StateError
 from salmon.filters import FilterIndex
 from salmon.forward import eval_mode
 from salmon.gpd import TailFit
-from salmon.ranking import rank_filters
+from salmon.ranking import Calibration, calibration, rank_filters
 from salmon.saliency import (
     Coverage,
     Loss,
@@ -39,11 +39,22 @@ from salmon.saliency import (
     nan_where_unlabelled,
     take_rows,
 )
-from salmon.tails import Tails, example_excesses, example_filters, fit_tails, load_fit
+from salmon.tails import (
+    Estimator,
+    Tails,
+    choose_level,
+    example_excesses,
+    example_filters,
+    fit_tails,
+    is_shrunk,
+    load_fit,
+)
 
 METHODS = ("pot", "zscore")
 BYTES_PER_MB = 2**20
 PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
+RIGHT_SAMPLES = 500  # right ones at most that mistakes are compared with
+SPARE_SAMPLES = 2000  # at most that tails are held against if calibrate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,8 @@ class PassSettings:
     """How a pass measures and ranks.
 
     Attributes:
-        level: Quantile level of each filter's threshold, in (0, 1).
+        level: Quantile level of each filter's threshold, in (0, 1), or ``"auto"``, which takes one
+            of 0.80, 0.85, 0.90, 0.95 for all by goodness of fit.
         max_exceedances: Largest values kept per filter; the fit is exact at ``level`` for up to
             ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
         top_k: Filters reported per sample and batch.
@@ -59,28 +71,37 @@ class PassSettings:
             ``reduction="none"``; None takes the cross-entropy.
         max_samples: Measure at most so many samples, chosen at random with ``seed``; None measures
             all.
-        memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is kept and
-            ranked.
+        memory_mb: Budget for the profiles of mistakes and of right samples that they are compared
+            with, in MiB; beyond it a random part is kept and ranked.
         seed: Of all random choices.
+        estimator: ``"shrunk"``, where the filters of a layer inform each other's tails, or
+            ``"ml"``, the maximum likelihood of each filter alone, as in the paper.
+        calibrate: Whether to fit half of the samples, too, and to compare with the other half.
 
     Raises:
         InputError: If one of them is out of range, or of another type.
     """
 
-    level: float = 0.90
+    level: float | Literal["auto"] = 0.90
     max_exceedances: int = 1024
     top_k: int = 25
     loss: nn.Module | Loss | None = None
     max_samples: int | None = None
     memory_mb: int = 256
     seed: int = 0
+    estimator: Estimator = "shrunk"
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if not isinstance(self.level, int | float) or not 0 < self.level < 1:
+        number = isinstance(self.level, int | float) and 0 < self.level < 1
+        if not number and self.level != "auto":
             raise InputError(
-                f"level is {self.level!r}; a number in (0, 1) is needed (90 % is 0.9)."
+                f"level is {self.level!r}; a number in (0, 1) (90 % is 0.9) or 'auto' is needed."
             )
+        is_shrunk(self.estimator)
+        if not isinstance(self.calibrate, bool):
+            raise InputError(f"calibrate is {self.calibrate!r}; True or False is needed.")
         if self.loss is not None and not callable(self.loss):
             raise InputError(
                 f"loss is {self.loss!r}; a function or None is needed, such as "
@@ -119,6 +140,7 @@ class _Batch:
     batch: int
     ids: list[int | str] | None
     wrong: Tensor
+    right: Tensor
     columns: dict[str, Tensor]  # those of Mistakes
     glimpse: Glimpse | None
 
@@ -173,7 +195,9 @@ class Pass:
             self._reference = _loaded(reference, index)
         self._chosen = self._choose(expected)
         self._tails: Tails | None = None
-        self._reservoir: Reservoir | None = None  # made when the type of the profiles is known
+        self._half: Tails | None = None  # of half the samples, if calibrate
+        self._profiles: dict[str, Reservoir] = {}
+        """Profiles of mistakes, "wrong"; of "right" samples; of all in the other half, "spare"."""
         self._mistakes: list[Mistakes] = []
         self._pending: list[_Batch] = []
         self._methods: list[str] = []
@@ -282,9 +306,11 @@ class Pass:
             )
         if other._tails is not None:
             self._own_tails().merge(other._tails)
-        if other._reservoir is not None:
-            numbers, profile = other._reservoir.kept()
-            self._keep(numbers, profile)
+        if other._half is not None:
+            self._half_tails().merge(other._half)
+        for kind, reservoir in other._profiles.items():
+            numbers, profile = reservoir.kept()
+            self._reservoir(kind, profile.dtype).offer(numbers, profile)
         self._mistakes += other._mistakes
         if not int(self._measured):
             self._id_source = other._id_source
@@ -308,16 +334,21 @@ class Pass:
         self._collect()
         if self._index is None:
             raise InputError("the pass has no sample; update it with a batch first.")
-        fit, excesses = self._reference, dict[int, Tensor]()
+        settings, fit, own = self._settings, self._reference, self._reference is None
+        excesses, reason, calibrated = dict[int, Tensor](), "", None
         if fit is None:
-            tails = self._own_tails()
-            fit = fit_tails(tails, self._settings.level)
+            tails, level = self._own_tails(), settings.level
+            if level == "auto":
+                choice = choose_level(tails)
+                level, reason = choice.level, choice.reason
+            fit = self._fitted(tails, level)
             excesses = example_excesses(tails, example_filters(fit), fit)
+            calibrated = self._calibrated(level)
         every = Mistakes.join(self._mistakes)
         every = every.take(every.sample.argsort())
-        reservoir = self._reservoir or self._empty_reservoir(torch.float32)
-        numbers, profile = reservoir.kept()
+        numbers, profile = self._kept("wrong")
         kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)  # both ascend
+        _, right = self._kept("right")
         return Diagnosis(
             index=self._index,
             fit=fit,
@@ -330,10 +361,14 @@ class Pass:
             id_source=self._id_source,
             profile=profile,
             rankings={
-                name: rank_filters(profile, fit, name, top_k=self._settings.top_k)
+                name: rank_filters(profile, fit, name, top_k=settings.top_k, own=own)
                 for name in METHODS
             },
             excesses=excesses,
+            own=own,
+            right=rank_filters(right, fit, top_k=settings.top_k, own=own),
+            level_reason=reason,
+            calibration=calibrated,
         )
 
     @property
@@ -381,6 +416,9 @@ class Pass:
         classes, labelled = labels_of(targets, logits, self._settings.loss)
         if self._reference is None:
             self._own_tails().update(profile, labelled)
+            if self._settings.calibrate:
+                fitted = ~self._spare(numbers).to(labelled.device, non_blocking=True)
+                self._half_tails().update(profile, labelled & fitted)
         confidence = logits.softmax(1)
         predicted = logits.argmax(1).masked_fill(torch.isnan(confidence).any(1), NO_CLASS)
         finite = torch.isfinite(profile).all(1)
@@ -402,6 +440,7 @@ class Pass:
                 batch=batch,
                 ids=ids,
                 wrong=wrong,
+                right=labelled & ~wrong & finite,
                 columns={
                     "target": classes,
                     "predicted": predicted,
@@ -420,7 +459,10 @@ class Pass:
         for one in self._pending:
             if one.glimpse is not None:
                 self.worst.keep(one.glimpse, one.numbers)
-            wrong = one.wrong.nonzero().squeeze(1)
+            is_right, wrong = one.right.cpu(), one.wrong.nonzero().squeeze(1)
+            self._keep("right", one, is_right)
+            if self._half is not None:
+                self._keep("spare", one, (is_right | one.wrong.cpu()) & self._spare(one.numbers))
             rows = wrong.cpu()
             if len(rows) == 0:
                 continue
@@ -429,28 +471,64 @@ class Pass:
             columns = {name: column[wrong].cpu() for name, column in one.columns.items()}
             batch = torch.full_like(numbers, one.batch)
             self._mistakes.append(Mistakes(sample=numbers, ids=ids, batch=batch, **columns))
-            self._keep(numbers, one.profile[wrong].cpu())
+            self._keep("wrong", one, one.wrong.cpu())
         self._pending.clear()
 
-    def _keep(self, numbers: Tensor, profile: Tensor) -> None:
-        """Offer profiles of mistakes to the reservoir."""
-        if self._reservoir is None:
-            self._reservoir = self._empty_reservoir(profile.dtype)
-        self._reservoir.offer(numbers, profile)
+    def _keep(self, kind: str, batch: _Batch, wanted: Tensor) -> None:
+        """Offer profiles of some samples to a reservoir."""
+        reservoir = self._reservoir(kind, batch.profile.dtype)
+        rows = (wanted & reservoir.admits(batch.numbers)).nonzero().squeeze(1)
+        if len(rows):
+            profile = batch.profile[rows.to(batch.profile.device)].cpu()
+            reservoir.offer(batch.numbers[rows], profile)
 
-    def _empty_reservoir(self, dtype: torch.dtype) -> Reservoir:
-        """Room for as many profiles as the budget allows."""
-        assert self._index is not None
-        width = len(self._index)
-        room = self._settings.memory_mb * BYTES_PER_MB // (dtype.itemsize * width)
-        return Reservoir(max(1, room), width, self._settings.seed)
+    def _kept(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Numbers of the samples in a reservoir, ascending, and their profiles."""
+        return self._reservoir(kind, torch.float32).kept()
+
+    def _reservoir(self, kind: str, dtype: torch.dtype) -> Reservoir:
+        """A reservoir of one kind of samples; the budget is that of all kinds."""
+        if kind not in self._profiles:
+            assert self._index is not None
+            width = len(self._index)
+            room = self._settings.memory_mb * BYTES_PER_MB // (dtype.itemsize * width)
+            right = min(RIGHT_SAMPLES, room // 4)
+            spare = min(SPARE_SAMPLES, room // 4) if self._settings.calibrate else 0
+            rows = {"right": right, "spare": spare, "wrong": room - right - spare}[kind]
+            self._profiles[kind] = Reservoir(max(1, rows), width, self._settings.seed)
+        return self._profiles[kind]
+
+    def _spare(self, numbers: Tensor) -> Tensor:
+        """``[N]`` bool, which samples the half that is fitted by itself is held against."""
+        return priorities(numbers, self._settings.seed + 1) < 0
+
+    def _fitted(self, tails: Tails, level: float) -> TailFit:
+        """Fits as the settings say."""
+        return fit_tails(tails, level, index=self._index, estimator=self._settings.estimator)
+
+    def _calibrated(self, level: float) -> Calibration | None:
+        """Fits of one half on the other; None if not asked, or nothing could be fitted."""
+        if self._half is None:
+            return None
+        fit, (_, spare) = self._fitted(self._half, level), self._kept("spare")
+        return calibration(spare, fit) if len(spare) and bool(fit.usable.any()) else None
 
     def _own_tails(self) -> Tails:
         """The stream of this pass."""
         if self._tails is None:
-            assert self._index is not None
-            self._tails = Tails(len(self._index), self._settings.max_exceedances)
+            self._tails = self._empty_tails()
         return self._tails
+
+    def _half_tails(self) -> Tails:
+        """The stream of half of its samples."""
+        if self._half is None:
+            self._half = self._empty_tails()
+        return self._half
+
+    def _empty_tails(self) -> Tails:
+        """A stream of the measured filters."""
+        assert self._index is not None
+        return Tails(len(self._index), self._settings.max_exceedances)
 
 
 def _loaded(source: TailFit | str | Path | None, index: FilterIndex) -> TailFit | None:

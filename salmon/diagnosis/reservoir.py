@@ -40,6 +40,12 @@ class Reservoir:
         self._numbers = torch.empty(0, dtype=torch.int64)
         self._priorities = torch.empty(0, dtype=torch.int64)
 
+    def admits(self, numbers: Tensor) -> Tensor:
+        """``[M]`` bool, which samples it is worth to offer; the others could not stay."""
+        if self._held < self.capacity:
+            return torch.ones_like(numbers, dtype=torch.bool)
+        return priorities(numbers, self._seed) < self._priorities[: self._held].amax()
+
     def offer(self, numbers: Tensor, rows: Tensor) -> None:
         """Offer samples; those that stay push out others once the reservoir is full.
 

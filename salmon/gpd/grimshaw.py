@@ -21,6 +21,7 @@ Logarithms are taken of products of 8 terms.
 Sources: Grimshaw (1993), Technometrics 35(2), 185-191; appendix C.2 of the paper.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,15 @@ from torch import Tensor
 
 from salmon.errors import InputError
 from salmon.gpd.distribution import check_rows
+from salmon.gpd.posterior import (
+    HIGHEST_SHAPE,
+    LOWEST_SHAPE,
+    REACH,
+    TERMS,
+    Curve,
+    nodes,
+    series_through,
+)
 from salmon.gpd.record import FitStatus
 
 MIN_COUNT = 10
@@ -57,14 +67,16 @@ class GPDFit:
     log_likelihood: Tensor  # sum over the row
     status: Tensor  # int8, FitStatus
     count: Tensor  # int64, excesses per row
+    curve: Curve | None = None  # of the likelihood, NaN in rows without a fit
 
 
-def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
+def fit(excess: Tensor, *, min_count: int = MIN_COUNT, curves: bool = False) -> GPDFit:
     """Fit every row by maximum likelihood within ``xi >= -1``.
 
     Args:
         excess: ``[F, N]`` excesses ``>= 0``, any floating type and unit; NaN entries are padding.
         min_count: Rows with fewer excesses get the status ``TOO_FEW``.
+        curves: Whether to give the curve that a posterior is made from, too.
 
     Returns:
         Float64 parameters with a status for each row. A row whose excesses are all equal, or
@@ -77,6 +89,7 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
     xi, sigma, likelihood = nan, nan.clone(), nan.clone()
     status = torch.full((rows,), FitStatus.TOO_FEW, dtype=torch.int8, device=excess.device)
     count = torch.zeros((rows,), dtype=torch.int64, device=excess.device)
+    table = torch.full((rows, 4 + TERMS), torch.nan, dtype=torch.float64, device=excess.device)
     height = max(1, BLOCK_ELEMENTS // max(1, length))
     for start in range(0, rows if length else 0, height):
         block = slice(start, start + height)
@@ -103,9 +116,14 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT) -> GPDFit:
         if chosen.numel() < len(y):
             y, low, high = y[chosen], low[chosen], high[chosen]
         at = chosen + start
-        found = _fit_rows(y, low, high, count[at].double())
+        *found, rows_of_table = _fit_rows(y, low, high, count[at].double(), curves=curves)
         xi[at], sigma[at], likelihood[at], status[at] = found
-    return GPDFit(xi=xi, sigma=sigma, log_likelihood=likelihood, status=status, count=count)
+        if rows_of_table is not None:
+            table[at] = rows_of_table
+    return GPDFit(
+        xi=xi, sigma=sigma, log_likelihood=likelihood, status=status, count=count,
+        curve=Curve(table) if curves else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,8 +152,10 @@ class _Rows:
         return (product[:, 0] * product[:, 1]).log_() @ self.weight
 
 
-def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, ...]:
-    """Fit rows without zeros (padding apart): ``xi``, ``sigma``, log-likelihood, status."""
+def _fit_rows(
+    y: Tensor, low: Tensor, high: Tensor, n: Tensor, *, curves: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Fit rows without zeros (padding apart): ``xi``, ``sigma``, log-likelihood, status, curve."""
     top = high.unsqueeze(1)
     r, q = y / top, (top - y).div_(top)
     mean = r.sum(1) / n
@@ -145,7 +165,8 @@ def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, 
     # Of a digested row q rises, so its least positive value comes soon, unless many excesses tie.
     soon = digest is not None and bool((q[:, _EXTREMES - 1] > 0).all())
     grid = _grid(q[:, :_EXTREMES] if soon else q, low / high, mean)
-    row, rank, start, left, right = _hills(grid, _on_grid(digest or data, grid))
+    level = _levels(digest or data, grid)
+    row, rank, start, left, right = _hills(grid, _on_grid(level, grid))
     if digest is not None:
         start, _, _ = _climb(digest.take(row), start, left, right)
     t, xi_t, height = (torch.empty_like(start) for _ in range(3))
@@ -169,7 +190,38 @@ def _fit_rows(y: Tensor, low: Tensor, high: Tensor, n: Tensor) -> tuple[Tensor, 
     status = torch.full_like(n, FitStatus.EXPONENTIAL, dtype=torch.int8)
     status[ok] = FitStatus.OK
     status[boundary] = FitStatus.BOUNDARY
-    return xi, sigma * high, n * (likelihood - high.log()), status
+    curve = _curve(digest or data, grid, level, t_best, xi, high) if curves else None
+    return xi, sigma * high, n * (likelihood - high.log()), status, curve
+
+
+def _curve(
+    data: _Rows, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high: Tensor
+) -> Tensor:
+    """Rows of :class:`Curve`, whose window is ``REACH`` standard errors about the fit."""
+    middle, step = (grid[:, 1:] + grid[:, :-1]) / 2, grid[:, 1:] - grid[:, :-1]
+    slope = (level[:, 1:] - level[:, :-1]) / step.clamp_min(1e-9)
+    # log(1 + xi) of the best scale rises with t; past a row's last point the grid repeats it.
+    b = torch.where(step > 0, -torch.expm1(-middle) * slope, -torch.inf).clamp_max(1 - 1e-9)
+    x = -torch.log1p(-b.cummax(1).values)
+
+    def place(wanted: Tensor) -> Tensor:
+        right = torch.searchsorted(x, wanted).clamp(1, x.shape[1] - 1)
+        (x0, x1), (t0, t1) = ((v.gather(1, right - 1), v.gather(1, right)) for v in (x, middle))
+        return t0 + ((wanted - x0) / (x1 - x0).clamp_min(1e-9)).clamp(-1, 2) * (t1 - t0)
+
+    # Shapes below -1/2 have no standard error: all up to -1 are possible there.
+    at = torch.log1p(xi.clamp(-0.5, HIGHEST_SHAPE)).unsqueeze(1)
+    reach = REACH / data.n.sqrt().unsqueeze(1)
+    short = (xi < -0.5).unsqueeze(1)
+    lowest, highest = math.log1p(LOWEST_SHAPE), math.log1p(HIGHEST_SHAPE)
+    left = torch.where(short, lowest, at - reach).clamp_min(lowest)
+    shift = torch.where(short, 0.0, t.unsqueeze(1) - place(at))
+    low, high_t = place(left) + shift, place((at + reach).clamp_max(highest)) + shift
+    centre, half = (low + high_t) / 2, (high_t - low).clamp_min(0.2) / 2
+    points = centre + half * nodes().to(centre)
+    points = torch.where(points.abs() < 1e-4, 1e-4, points)
+    series = series_through(_levels(data, points) / points)
+    return torch.cat([data.n.unsqueeze(1), high.unsqueeze(1), centre, half, series], 1)
 
 
 def _digest(r: Tensor, q: Tensor, n: Tensor) -> _Rows | None:
@@ -216,15 +268,19 @@ def _grid(q: Tensor, r_min: Tensor, mean: Tensor) -> Tensor:
     return torch.where(grid.abs() < 1e-6, torch.full_like(grid, 1e-6), grid)
 
 
-def _on_grid(data: _Rows, grid: Tensor) -> Tensor:
-    """``[B, M]`` log-likelihood per excess; ``-inf`` where ``xi < -1``."""
-    total = torch.empty_like(grid)
+def _levels(data: _Rows, points: Tensor) -> Tensor:
+    """``[B, M]`` mean logarithms, ``xi(t)`` of the module header."""
+    total = torch.empty_like(points)
     factor = torch.empty_like(data.r)
-    for j in range(grid.shape[1]):
-        t = grid[:, j]
+    for j in range(points.shape[1]):
+        t = points[:, j]
         torch.addcmul(data.q, data.r, _by_row(t.exp()), out=factor)
         total[:, j] = data.log_total(factor, t)
-    xi = total / data.n.unsqueeze(1)
+    return total / data.n.unsqueeze(1)
+
+
+def _on_grid(xi: Tensor, grid: Tensor) -> Tensor:
+    """``[B, M]`` log-likelihood per excess; ``-inf`` where ``xi < -1``."""
     value = -(xi / torch.expm1(grid)).log() - xi - 1
     return torch.where(xi >= -1, value, torch.full_like(value, -torch.inf))
 

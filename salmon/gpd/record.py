@@ -1,6 +1,6 @@
 """What a fit of the tails hands on: parameters, their errors and a status for every filter."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Any
 
@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from salmon.errors import StateError
+from salmon.gpd.posterior import Posterior
 from salmon.records import record_of, tensor_of
+
+POSTERIOR = tuple(field.name for field in fields(Posterior) if field.init)
+PREFIX = "posterior."  # of its fields in a state
 
 CONSTANT_BELOW = 1e-12
 """A filter whose std is below this share of its mean counts as constant: its z-score uses 1."""
@@ -37,7 +41,7 @@ class TailFit:
     dropped: int  # samples left out because their profile was not finite
     level: float  # quantile level asked for, in (0, 1)
     threshold: Tensor  # u, in the unit of the saliency
-    rate: Tensor  # share of samples above the threshold, N_k / n
+    rate: Tensor  # of samples above the threshold: N_k / n, with a posterior (N_k + 1) / (n + 1)
     exceedances: Tensor  # int64 N_k
     xi: Tensor
     sigma: Tensor  # > 0, in the unit of the saliency
@@ -49,11 +53,23 @@ class TailFit:
     mean: Tensor  # of all samples, for the z-score
     std: Tensor  # with n - 1
     top: int  # k, excesses per filter before ties with the threshold were removed
+    posterior: Posterior | None = None  # None under maximum likelihood
 
     @property
     def effective_level(self) -> float:
         """Level that the thresholds really stand for: ``1 - k/n``; NaN without samples."""
         return 1 - self.top / self.samples if self.samples else float("nan")
+
+    @property
+    def estimator(self) -> str:
+        """``"shrunk"`` or ``"ml"``."""
+        return "ml" if self.posterior is None else "shrunk"
+
+    def as_ml(self) -> "TailFit":
+        """The same fits by maximum likelihood alone, as in the paper."""
+        return replace(
+            self, posterior=None, rate=self.exceedances.double() / max(self.samples, 1)
+        )
 
     @property
     def usable(self) -> Tensor:
@@ -80,7 +96,10 @@ class TailFit:
         Returns:
             A dictionary that ``torch.load(weights_only=True)`` reads back.
         """
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        state = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "posterior"}
+        if self.posterior is not None:
+            state |= {PREFIX + name: value for name, value in self.posterior.columns().items()}
+        return state
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> "TailFit":
@@ -93,10 +112,11 @@ class TailFit:
             StateError: If names are missing or unknown, or the tensors do not fit together.
         """
         where, found = "saved fit", record_of(dict[str, Any], state, "saved fit")
-        names = {field.name for field in fields(cls)}
-        if set(found) != names:
+        names = {field.name for field in fields(cls)} - {"posterior"}
+        shrunk = {PREFIX + name for name in POSTERIOR}
+        if set(found) not in (names, names | shrunk):
             raise StateError(
-                f"a saved fit has the fields {sorted(names)} but {sorted(found)} came; it was "
+                f"a saved fit has the fields {sorted(names | shrunk)} but {sorted(found)} came; it was "
                 "written by another version or is not a fit. Make the fit anew."
             )
         for name in ("samples", "dropped", "top"):
@@ -107,7 +127,17 @@ class TailFit:
         for name in names - {"samples", "dropped", "top", "level"}:
             dtype = special.get(name, torch.float64)
             found[name] = tensor_of(found[name], f"{where}: {name}", (size,), dtype)
-        fit = cls(**found)
+        points = found.get(PREFIX + "xi")
+        width = points.shape[-1] if isinstance(points, Tensor) and points.ndim else None
+        columns = {
+            name: tensor_of(
+                found.pop(PREFIX + name), f"{where}: {PREFIX}{name}",
+                (size, width) if name in ("xi", "sigma", "log_weight") else (size,), torch.float64,
+            )
+            for name in POSTERIOR
+            if set(found) > names
+        }  # fmt: skip
+        fit = cls(**found, posterior=Posterior(**columns) if columns else None)
         fit._check_ranges()
         return fit
 
@@ -130,6 +160,12 @@ class TailFit:
             "mean": nan(self.mean) | torch.isfinite(self.mean),
             "std": nan(self.std) | (self.std >= 0),
         }
+        if self.posterior is not None:
+            held = self.posterior.take(fitted)
+            possible |= {
+                "posterior": torch.isfinite(held.xi) & (held.sigma > 0) & (held.log_weight <= 0),
+                "largest excess": held.top > 0,
+            }
         for name, good in possible.items():
             if not bool(good.all()):
                 raise StateError(

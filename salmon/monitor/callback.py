@@ -6,7 +6,7 @@ on_validation_epoch_end, on_validation_end, state_dict, teardown; on an exceptio
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
@@ -27,7 +27,7 @@ from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import check_trainer
 from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
-from salmon.tails import fit_from_state, fit_state
+from salmon.tails import Estimator, fit_from_state, fit_state
 from salmon.views import ViewSettings
 
 
@@ -45,7 +45,7 @@ class SaliencyMonitor(CallbackBase):
 
     def __init__(
         self,
-        level: float = 0.90,
+        level: float | Literal["auto"] = 0.90,
         max_exceedances: int = 1024,
         top_k: int = 25,
         *,
@@ -61,6 +61,8 @@ class SaliencyMonitor(CallbackBase):
         max_samples: int | None = None,
         memory_mb: int = 256,
         seed: int = 0,
+        estimator: Estimator = "shrunk",
+        calibrate: bool = False,
         write_files: bool = True,
         views: ViewSettings | None = None,
         strict: bool = False,
@@ -69,7 +71,8 @@ class SaliencyMonitor(CallbackBase):
         """Set up; nothing is measured before the first validation.
 
         Args:
-            level: Quantile level of each filter's threshold, in (0, 1).
+            level: Quantile level of each filter's threshold, in (0, 1), or ``"auto"``, which takes
+                one of 0.80, 0.85, 0.90, 0.95 for all by goodness of fit.
             max_exceedances: Largest values kept per filter; the fit is exact at ``level`` for up
                 to ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
             top_k: Filters reported per sample and batch.
@@ -90,9 +93,13 @@ class SaliencyMonitor(CallbackBase):
             every_n_validations: Measure the first validation and every n-th after it.
             max_samples: Measure at most so many samples, chosen at random with ``seed`` and the
                 same in every validation; None measures all.
-            memory_mb: Budget for the profiles of mistakes, in MiB; beyond it a random part is
-                kept and ranked.
+            memory_mb: Budget for the profiles of mistakes and of right samples that they are
+                compared with, in MiB; beyond it a random part is kept and ranked.
             seed: Of all random choices.
+            estimator: ``"shrunk"``, where the filters of a layer inform each other's tails, or
+                ``"ml"``, the maximum likelihood of each filter alone, as in the paper.
+            calibrate: Whether to fit half of the samples, too, and to show how well its
+                probabilities hold on the other half.
             write_files: Whether to write flagged samples, fits and what the report is made of.
             views: What is shown, and how; None takes the defaults of ``salmon.ViewSettings``.
             repair: Look for a repair after fit, or after every validation; None does not.
@@ -119,6 +126,8 @@ class SaliencyMonitor(CallbackBase):
             max_samples=max_samples,
             memory_mb=memory_mb,
             seed=seed,
+            estimator=estimator,
+            calibrate=calibrate,
             write_files=write_files,
             views=ViewSettings() if views is None else views,
             strict=strict,

@@ -1,5 +1,6 @@
 """Rankings of filters for samples, and their spread over the network."""
 
+from salmon.ranking.calibration import BAND, Calibration, calibration
 from salmon.ranking.methods import (
     LOG_P_FLOOR,
     METHODS,
@@ -10,13 +11,17 @@ from salmon.ranking.methods import (
     top_filters,
     z_score,
 )
-from salmon.ranking.ranking import Ranking
+from salmon.ranking.ranking import Ranking, Strength
 from salmon.ranking.shares import filter_shares, group_shares, layer_counts
 
 __all__ = [
+    "BAND",
     "LOG_P_FLOOR",
     "METHODS",
+    "Calibration",
     "Ranking",
+    "Strength",
+    "calibration",
     "filter_shares",
     "group_shares",
     "layer_counts",

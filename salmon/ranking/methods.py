@@ -5,6 +5,8 @@ first; ``zscore`` by eq. 2 (Levin et al. 2021); ``magnitude`` by the saliency it
 a seeded shuffle; ``group:<name>`` by magnitude within one group.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,11 @@ LOG_P_FLOOR = -700.0
 
 METHODS = ("pot", "zscore", "magnitude", "random", "group:<name>")
 
+ALPHA = 0.05
+"""Share of the significant filters that may be false."""
+
+SPARE = 16  # places looked up beyond those wanted, since exact values may change their order
+
 _BLOCK_ELEMENTS = 1 << 24
 
 
@@ -30,6 +37,7 @@ def rank_filters(
     top_k: int = 25,
     index: FilterIndex | None = None,
     seed: int = 0,
+    own: bool = False,
 ) -> Ranking:
     """Rank the filters of every sample.
 
@@ -40,6 +48,8 @@ def rank_filters(
         top_k: K, filters kept per sample.
         index: The filters; needed for ``"group:<name>"`` only.
         seed: Of ``"random"``; sample i of one call always gets the same shuffle.
+        own: Whether the samples are among those of the fit. Each is then left out of its tails,
+            where the fit has a posterior; maximum likelihood takes them as they are.
 
     Returns:
         The ranking, on the CPU. Samples with a NaN profile have no ranked filters. With ``"pot"``
@@ -61,55 +71,76 @@ def rank_filters(
     mask = _group_mask(method, index, filters)
     generator = torch.Generator().manual_seed(seed)
     parts = [
-        _rank_block(block.detach().cpu().double(), fit, method, top_k, mask, generator)
+        _rank_block(block.detach().cpu().double(), fit, method, top_k, mask, generator, own=own)
         for block in profile.split(max(1, _BLOCK_ELEMENTS // filters))
     ]
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Ranking(
-        method=method,
-        filters=columns[0],
-        score=columns[1],
-        saliency=columns[2],
-        log_p=columns[3],
-        z=columns[4],
-        ranked=columns[5],
+        method=method, samples=fit.samples, tested=int(fit.usable.sum()), **columns
     )
 
 
-def log_tail_probability(profile: Tensor, fit: TailFit) -> Tensor:
+def log_tail_probability(profile: Tensor, fit: TailFit, *, own: bool = False) -> Tensor:
     """Log of the probability that saliency lies further up its filter's tail (eq. 5).
 
     Args:
         profile: ``[N, F]`` float64 saliency.
+        own: As in :func:`rank_filters`.
 
     Returns:
         ``[N, F]`` in ``[LOG_P_FLOOR, log rate]``; NaN at or below the threshold, where a tail says
-        nothing, and for filters without a fit.
+        nothing, and for filters without a fit. Predictive tails are looked up, to 0.2 % of log S.
     """
     found = torch.full(profile.shape, torch.nan, dtype=torch.float64)
     at = _raised(profile, fit)
-    found[at] = _log_p(profile[at], fit, at[1])
+    found[at] = _log_p(profile[at], fit, at[1], own=own)
     return found
 
 
-def tail_score(profile: Tensor, fit: TailFit) -> Tensor:
+def tail_score(values: Tensor, log_p: Tensor, fit: TailFit, filters: Tensor) -> Tensor:
     """A score that ranks by ``-log p`` and breaks ties at the floor by the relative excess.
 
     Args:
-        profile: ``[N, F]`` float64 saliency.
+        values: ``[N, M]`` float64 saliency.
+        log_p: ``[N, M]`` of it; NaN for values that are not in their tail.
+        filters: ``[N, M]``, or what broadcasts to it.
 
     Returns:
-        ``[N, F]`` ``-log p``; at the floor, values above it by less than 1 that grow with the
-        excess; NaN where :func:`log_tail_probability` is.
+        ``[N, M]`` ``-log p``; at the floor, values above it by less than 1 that grow with the
+        excess; NaN where log p is.
     """
-    score = torch.full(profile.shape, torch.nan, dtype=torch.float64)
-    at = _raised(profile, fit)
-    values, filters = profile[at], at[1]
-    log_p = _log_p(values, fit, filters)
-    ratio = (values - fit.threshold[filters]) / fit.sigma[filters]
-    floored = log_p <= LOG_P_FLOOR
-    score[at] = torch.where(floored, ratio / (1 + ratio), 0.0) - log_p
+    score = -log_p
+    at = log_p <= LOG_P_FLOOR
+    number = filters.expand_as(at)[at]
+    ratio = (values[at] - fit.threshold[number]) / fit.sigma[number]
+    score[at] += ratio / (1 + ratio)
     return score
+
+
+def significant_counts(log_p: Tensor, tested: int) -> Tensor:
+    """How many filters of each sample the procedure of Benjamini and Hochberg (1995) finds.
+
+    It bounds the expected share of false ones at 5 % for independent filters, and for those that
+    tend to rise together (Benjamini and Yekutieli 2001).
+
+    Args:
+        log_p: ``[N, F]``; NaN for filters that are not in their tail.
+        tested: Number of filters with a fit.
+
+    Returns:
+        ``[N]`` int64.
+    """
+    rows, columns = (log_p <= math.log(ALPHA)).nonzero(as_tuple=True)
+    values = log_p[rows, columns]
+    count = torch.full((len(log_p),), tested, dtype=torch.int64)
+    while len(values):
+        # From above, the first number c with c values at or below ALPHA c / F is the largest one.
+        passed = values <= math.log(ALPHA / tested) + count[rows].double().log()
+        fewer = torch.bincount(rows[passed], minlength=len(count))
+        if torch.equal(fewer, count):
+            break
+        count, rows, values = fewer, rows[passed], values[passed]
+    return count if len(values) else torch.zeros_like(count)
 
 
 def z_score(profile: Tensor, fit: TailFit) -> Tensor:
@@ -143,11 +174,25 @@ def _raised(profile: Tensor, fit: TailFit) -> tuple[Tensor, Tensor]:
     return rows, filters
 
 
-def _log_p(values: Tensor, fit: TailFit, filters: Tensor) -> Tensor:
+def _log_p(
+    values: Tensor, fit: TailFit, filters: Tensor, *, own: bool, exact: bool = False
+) -> Tensor:
     """Log probability of values of the given filters, all above their thresholds."""
     excess = values - fit.threshold[filters]
-    tail = gpd.log_survival(excess, fit.xi[filters], fit.sigma[filters])
-    return (fit.rate[filters].double().log() + tail).clamp_min(LOG_P_FLOOR)
+    if fit.posterior is None:
+        tail = gpd.log_survival(excess, fit.xi[filters], fit.sigma[filters])
+    elif exact:
+        tail = gpd.predictive_log_survival(fit.posterior, excess, filters, own=own)
+    else:
+        tail = gpd.Lookup.of(fit.posterior, own=own).log_survival(excess, filters)
+    return (_log_rate(fit, filters, own=own) + tail).clamp_min(LOG_P_FLOOR)
+
+
+def _log_rate(fit: TailFit, filters: Tensor, *, own: bool) -> Tensor:
+    """Log of the probability of the tail, without the sample itself where it is ``own``."""
+    if own and fit.posterior is not None:
+        return (fit.exceedances[filters].double() / fit.samples).log()
+    return fit.rate[filters].log()
 
 
 def _z(values: Tensor, fit: TailFit, filters: Tensor | slice) -> Tensor:
@@ -180,10 +225,15 @@ def _rank_block(
     top_k: int,
     mask: Tensor | None,
     generator: torch.Generator,
-) -> tuple[Tensor, ...]:
-    """Rank some samples: filters, score, saliency, log p, z, number ranked."""
+    *,
+    own: bool,
+) -> dict[str, Tensor]:
+    """Rank ``[N, F]`` float64 samples; gives columns of a :class:`Ranking`."""
+    columns: dict[str, Tensor] = {}
     if method == "pot":
-        score = tail_score(profile, fit)
+        log_p = log_tail_probability(profile, fit, own=own)
+        columns["significant"] = significant_counts(log_p, int(fit.usable.sum()))
+        score = tail_score(profile, log_p, fit, torch.arange(profile.shape[1]))
     elif method == "zscore":
         score = z_score(profile, fit)
     elif method == "random":
@@ -191,13 +241,38 @@ def _rank_block(
     else:
         score = profile if mask is None else profile.masked_fill(~mask, torch.nan)
     score = score.masked_fill(~torch.isfinite(profile), torch.nan)
-    filters, top = top_filters(score, top_k)
+    columns["ranked"] = (~torch.isnan(score)).sum(1)
+    if method == "pot" and fit.posterior is not None:
+        filters, top = _exactly(profile, score, fit, top_k, own=own)
+    else:
+        filters, top = top_filters(score, top_k)
     at = filters.clamp_min(0)
     saliency = profile.gather(1, at).masked_fill(filters < 0, torch.nan)
+    log_p, low, high = (torch.full_like(saliency, torch.nan) for _ in range(3))
     raised = (saliency > fit.threshold[at]) & fit.usable[at]
-    log_p = torch.full_like(saliency, torch.nan)
-    log_p[raised] = _log_p(saliency[raised], fit, at[raised])
-    return filters, top, saliency, log_p, _z(saliency, fit, at), (~torch.isnan(score)).sum(1)
+    values, numbers = saliency[raised], at[raised]
+    log_p[raised] = _log_p(values, fit, numbers, own=own, exact=True)
+    if fit.posterior is not None:
+        excess, rate = values - fit.threshold[numbers], _log_rate(fit, numbers, own=own)
+        bounds = gpd.predictive_interval(fit.posterior, excess, numbers, own=own)
+        low[raised], high[raised] = ((rate + b).clamp_min(LOG_P_FLOOR).exp() for b in bounds)
+    return columns | {
+        "filters": filters, "score": top, "saliency": saliency, "log_p": log_p,
+        "p_low": low, "p_high": high, "z": _z(saliency, fit, at),
+    }  # fmt: skip
+
+
+def _exactly(
+    profile: Tensor, score: Tensor, fit: TailFit, top_k: int, *, own: bool
+) -> tuple[Tensor, Tensor]:
+    """The highest scores by exact values, among a few more than wanted of those looked up."""
+    filters = top_filters(score, top_k + SPARE)[0].sort(dim=1).values  # equal scores by number
+    there = filters >= 0
+    values, log_p = (torch.full(filters.shape, torch.nan, dtype=torch.float64) for _ in range(2))
+    values[there] = profile.gather(1, filters.clamp_min(0))[there]
+    log_p[there] = _log_p(values[there], fit, filters[there], own=own, exact=True)
+    place, top = top_filters(tail_score(values, log_p, fit, filters), top_k)
+    return filters.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1), top
 
 
 def top_filters(score: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

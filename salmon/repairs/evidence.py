@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from salmon.errors import InputError
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name, weight_of_rows
 from salmon.forward import call_network, eval_mode, gradients_on, no_trace
-from salmon.gpd import MIN_COUNT, TailFit
+from salmon.gpd import LEAST_WITH_PRIOR, TailFit
 from salmon.repairs.predictions import Predictions, predict, to_device
 from salmon.repairs.samples import Batch, Samples, check_sizes
 from salmon.repairs.settings import LAST_LINEAR, RepairSettings
@@ -76,9 +76,9 @@ class Evidence:
         tails, level = Tails(len(self.index)), self.settings.level
         for profile in self._profiles(self.reference.samples, "fit"):
             tails.update(profile)
-        fit = fit_tails(tails, level)
+        fit = fit_tails(tails, level, index=self.index)
         if "pot" in self.settings.rankings and not bool(fit.usable.any()):
-            need = math.ceil(MIN_COUNT / (1 - level) - 1e-9)  # 100 at level 0.9
+            need = math.ceil(LEAST_WITH_PRIOR / (1 - level) - 1e-9)  # 50 at level 0.9
             raise InputError(
                 f"no filter could be fitted to {len(self.reference.samples)} reference samples in "
                 f"the repair split; at least about {need} are needed there. Bring more, or give "

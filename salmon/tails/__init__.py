@@ -1,11 +1,12 @@
 """The exact bounded stream of saliency, the fit of its tails, and fits on disk."""
 
 from salmon.tails.files import fit_from_state, fit_state, load_fit, save_fit
-from salmon.tails.fit import example_excesses, example_filters, fit_tails
+from salmon.tails.fit import Estimator, example_excesses, example_filters, fit_tails, is_shrunk
 from salmon.tails.level import LevelChoice, choose_level
 from salmon.tails.stream import Tails
 
 __all__ = [
+    "Estimator",
     "LevelChoice",
     "Tails",
     "choose_level",
@@ -14,6 +15,7 @@ __all__ = [
     "fit_from_state",
     "fit_state",
     "fit_tails",
+    "is_shrunk",
     "load_fit",
     "save_fit",
 ]

@@ -14,7 +14,7 @@ from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.records import parsed, record_of
 
-FORMAT = "salmon.fit/3"
+FORMAT = "salmon.fit/4"
 
 
 def save_fit(path: str | Path, fit: TailFit, index: FilterIndex) -> None:

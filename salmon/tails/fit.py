@@ -2,24 +2,38 @@
 
 import logging
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from salmon import gpd
 from salmon.errors import InputError
+from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.tails.stream import Tails
 
 logger = logging.getLogger(__name__)
 
+Estimator = Literal["shrunk", "ml"]
+
 _BLOCK_ELEMENTS = 1 << 22
 
 
 def fit_tails(
-    tails: Tails, level: float = 0.90, *, min_exceedances: int = gpd.MIN_COUNT
+    tails: Tails,
+    level: float = 0.90,
+    *,
+    index: FilterIndex | None = None,
+    estimator: Estimator = "shrunk",
+    min_exceedances: int | None = None,
 ) -> TailFit:
     """Fit a generalized Pareto tail to every filter of a stream.
+
+    Every filter is fitted by maximum likelihood. With ``"shrunk"`` the shapes of the filters of a
+    layer are then shrunk towards each other, and probabilities are those of the predictive tail
+    (:mod:`salmon.gpd.posterior`) times ``(N_k + 1) / (n + 1)``; with ``"ml"``, as in the paper,
+    they are those of the fitted tail times ``N_k / n``.
 
     With n samples and capacity C the threshold is the ``(k+1)``-th largest value, where
     ``k = min(ceil((1 - level) n), C - 1)``; the excesses are the values above it. Beyond
@@ -28,28 +42,48 @@ def fit_tails(
     Args:
         tails: The stream; it stays as it is.
         level: Quantile level q of the threshold, in (0, 1).
-        min_exceedances: Filters with fewer excesses get no fit.
+        index: The filters; None takes them for those of one layer. Only ``"shrunk"`` needs it.
+        estimator: ``"shrunk"`` or ``"ml"``.
+        min_exceedances: Filters with fewer excesses get no fit; None is 5 for ``"shrunk"`` and 10
+            for ``"ml"``.
 
     Returns:
         The fits, on the CPU.
 
     Raises:
-        InputError: If ``level`` is not in (0, 1).
+        InputError: If ``level`` is not in (0, 1), ``estimator`` is another word, or ``index`` is
+            of other filters.
     """
     if not 0 < level < 1:
         raise InputError(f"level is {level!r}; a quantile level in (0, 1) is needed (90 % is 0.9).")
+    shrunk = is_shrunk(estimator)
+    if index is not None and len(index) != tails.num_filters:
+        raise InputError(
+            f"the stream is of {tails.num_filters} filters but index of {len(index)}; give the "
+            "FilterIndex that the profiles were made with."
+        )
     n = tails.samples
     k = exceedance_count(n, level, tails.capacity)
-    parts = [_fit_block(rows, k, min_exceedances) for rows in largest_in_blocks(tails)]
+    if min_exceedances is None:
+        min_exceedances = gpd.LEAST_WITH_PRIOR if shrunk else gpd.MIN_COUNT
+    parts = [
+        _fit_block(rows, k, min_exceedances, curves=shrunk) for rows in largest_in_blocks(tails)
+    ]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    posterior = None
+    if shrunk:
+        layer = torch.zeros(tails.num_filters).long() if index is None else index.layer_of
+        posterior = gpd.posterior(gpd.Curve(columns.pop("curve")), layer)
+    more = int(shrunk)
     fit = TailFit(
         samples=n,
         dropped=tails.dropped,
         level=float(level),
-        rate=columns["exceedances"].double() / max(n, 1),
+        rate=(columns["exceedances"].double() + more) / max(n + more, 1),
         mean=tails.mean.cpu(),
         std=tails.std.cpu(),
         top=k,
+        posterior=posterior,
         **columns,
     )
     if k < exceedance_count(n, level, n + 2):
@@ -136,10 +170,19 @@ def split_at(largest: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return threshold, excess.masked_fill(excess == 0, torch.nan)
 
 
-def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> dict[str, Tensor]:
+def is_shrunk(estimator: str) -> bool:
+    """Check the name of an estimator, and tell which it is."""
+    if estimator not in ("shrunk", "ml"):
+        raise InputError(f"estimator is {estimator!r}; 'shrunk' or 'ml' is needed.")
+    return estimator == "shrunk"
+
+
+def _fit_block(
+    largest: Tensor, k: int, min_exceedances: int, *, curves: bool
+) -> dict[str, Tensor]:
     """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
     threshold, excess = split_at(largest, k)
-    fit = gpd.fit(excess, min_count=min_exceedances)
+    fit = gpd.fit(excess, min_count=min_exceedances, curves=curves)
     # Too few excesses because the top values tie is another matter than too few samples.
     tied = (fit.status == gpd.FitStatus.TOO_FEW) & (k >= min_exceedances)
     status = torch.where(tied, int(gpd.FitStatus.DEGENERATE), fit.status).to(torch.int8)
@@ -154,4 +197,4 @@ def _fit_block(largest: Tensor, k: int, min_exceedances: int) -> dict[str, Tenso
         "log_likelihood": fit.log_likelihood,
         "status": status,
         "ad_p": gpd.goodness_p(gpd.anderson_darling(excess, fit.xi, fit.sigma), fit.xi),
-    }
+    } | ({} if fit.curve is None else {"curve": fit.curve.table})

@@ -59,7 +59,7 @@ def test_days_that_tie_with_the_threshold_change_nothing(k: int) -> None:
     assert int((rain == 30).sum()) == 4
     tails = Tails(1)
     tails.update(torch.cat([rain, rain.new_zeros(RAIN_DAYS - len(rain))])[:, None])
-    fit = fit_tails(tails, 1 - (k - 0.5) / RAIN_DAYS)
+    fit = fit_tails(tails, 1 - (k - 0.5) / RAIN_DAYS, estimator="ml")
     alone = gpd.fit((rain[rain > 30] - 30)[None])
     assert (fit.top, fit.threshold.item(), fit.exceedances.item()) == (k, 30, 152)
     assert fit.rate.item() == 152 / RAIN_DAYS

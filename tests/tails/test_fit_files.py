@@ -31,7 +31,7 @@ def test_a_saved_fit_comes_back_bit_for_bit(
     save_fit(tmp_path / "new" / "fit.safetensors", fit, index)
     back = load_fit(tmp_path / "new" / "fit.safetensors", index)
     for name, value in fit.state_dict().items():
-        other = getattr(back, name)
+        other = back.state_dict()[name]
         same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
         assert same or bool(torch.isnan(value).any()), name
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["fit.safetensors"]

@@ -228,7 +228,7 @@ def test_the_fit_of_a_stream_is_the_fit_of_the_whole_matrix() -> None:
         assert fit.xi[k].item() == pytest.approx(offline.xi.item(), rel=1e-9)
         assert fit.sigma[k].item() == pytest.approx(offline.sigma.item(), rel=1e-9)
         assert fit.exceedances[k].item() == 50
-        assert fit.rate[k].item() == 0.05
+        assert fit.rate[k].item() == 51 / 1001
     assert fit.effective_level == pytest.approx(0.95)
     assert fit.counts()[FitStatus.OK] == 6
 
@@ -243,8 +243,11 @@ def test_values_equal_to_the_threshold_are_no_excesses() -> None:
 def test_a_filter_whose_top_values_tie_is_degenerate_and_too_little_data_too_few() -> None:
     tied = torch.cat([torch.rand(50), torch.full((50,), 2.0)])[:, None]
     assert fit_tails(streamed([tied], 1024)).status.item() == FitStatus.DEGENERATE
-    short = fit_tails(streamed([torch.rand(50, 2)], 1024))
-    assert short.status.tolist() == [FitStatus.TOO_FEW] * 2
+    short = streamed([torch.rand(50, 2)], 1024)
+    assert fit_tails(short, estimator="ml").status.tolist() == [FitStatus.TOO_FEW] * 2
+    assert bool(fit_tails(short).usable.all())  # five excesses are enough beside a prior
+    shorter = fit_tails(streamed([torch.rand(40, 2)], 1024))
+    assert shorter.status.tolist() == [FitStatus.TOO_FEW] * 2
     empty = fit_tails(Tails(2))
     assert empty.status.tolist() == [FitStatus.TOO_FEW] * 2
     assert math.isnan(empty.effective_level)
