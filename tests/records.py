@@ -32,7 +32,7 @@ def hand_record(number: int = 0, **changes: Any) -> PassRecord:
         fits={"ok": 18, "exponential": 0, "boundary": 2, "too_few": 0, "degenerate": 4},
         doubtful=0.1,
         xi={"early": [0] * 9 + [4, 6] + [0] * 19, "late": [0] * 12 + [10] + [0] * 17},
-        examples=[], filters=[], pairs=[],
+        examples=[], filters=[], pairs=[], estimator="shrunk", tested=20, significant=5, striking=8,
     )  # fmt: skip
     return replace(record, **changes)
 

@@ -163,7 +163,7 @@ def run_study(subject: Subject, statistics: Images, images: Images, part: str = 
     facts = {"images": len(images), "misclassified": len(wrong), "of these edited": len(rows)}
     shares = {"all filters": filter_shares(index)}
     for name in options.rankings:
-        fields = {field: found[f"{name}.{field}"] for field in _FIELDS}
+        fields: dict[str, Any] = {field: found[f"{name}.{field}"] for field in _FIELDS}
         ranking = salmon.Ranking(method=name, **fields)
         if name in {"zscore", "pot"}:
             shares[name] = salmon.group_shares(ranking, index)

@@ -57,7 +57,11 @@ def _measured(
 ) -> tuple[Project, Diagnosis, str]:  # fmt: skip
     """One pass of a trainer with the monitor, what it found, and its scope; None: no files."""
     project = load_project(options, options.seed)
-    own = {"level": options.level, "top_k": options.top_k, "estimator": options.estimator}
+    own: dict[str, Any] = {
+        "level": options.level,
+        "top_k": options.top_k,
+        "estimator": options.estimator,
+    }
     settings = replace(
         project.settings,
         reference=fit,
@@ -115,14 +119,25 @@ def _top(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     """The filters among the top-k of most mistakes."""
     index, blame = diagnosis.index, most_blamed(diagnosis.rankings["pot"], _TOP_ROWS)
     return [
-        {"filter": index.label(k), "group": index.locate(k)[0].group, "mistakes": mistakes}
-        for k, mistakes in zip(blame.filters.tolist(), blame.mistakes.tolist(), strict=True)
+        {
+            "filter": index.label(k),
+            "group": index.locate(k)[0].group,
+            "mistakes": mistakes,
+            "significant": significant,
+        }
+        for k, mistakes, significant in zip(
+            blame.filters.tolist(), blame.mistakes.tolist(), blame.significant.tolist(), strict=True
+        )
     ]
 
 
 def _print_top(record: PassRecord) -> None:
     """Print the filters that are blamed most, and the classes that are confused most."""
-    filters = [[row.label, row.group, str(row.mistakes)] for row in record.filters[:_TOP_ROWS]]
-    print_table("\nFilters that most mistakes blame", ["filter", "group", "mistakes"], filters)
+    filters = [
+        [row.label, row.group, str(row.mistakes), str(row.significant)]
+        for row in record.filters[:_TOP_ROWS]
+    ]
+    names = ["filter", "group", "mistakes", "significant in"]
+    print_table("\nFilters that most mistakes blame", names, filters)
     pairs = pair_rows(record)[:_TOP_ROWS]
     print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from salmon.diagnosis.diagnosis import Mistakes
-from salmon.ranking import Ranking
+from salmon.ranking import Ranking, Strength
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -15,6 +15,7 @@ class Blame:
 
     filters: Tensor  # int64 filter numbers
     mistakes: Tensor  # int64, how many mistakes have the filter among their top K
+    significant: Tensor  # int64, in how many of them it is significant
     median_p: Tensor  # float64, of its tail probability in these mistakes; NaN without one
 
 
@@ -39,6 +40,7 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
     """
     ranked = ranking.filters >= 0
     named, log_p = ranking.filters[ranked], ranking.log_p[ranked]
+    striking = (ranking.strength == Strength.SIGNIFICANT)[ranked]
     filters, place, counts = named.unique(return_inverse=True, return_counts=True)
     # One stable sort by filter after one by value leaves each filter's values together, in order.
     by_value = log_p.argsort(stable=True)
@@ -48,7 +50,11 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
     median = (values[low].exp() + values[high].exp()) / 2 if len(filters) else values
     rarest = torch.where(torch.isnan(median), torch.inf, median).argsort(stable=True)
     best = rarest[counts[rarest].argsort(descending=True, stable=True)][:most]
-    return Blame(filters=filters[best], mistakes=counts[best], median_p=median[best])
+    significant = torch.bincount(place[striking], minlength=len(filters))
+    return Blame(
+        filters=filters[best], mistakes=counts[best], significant=significant[best],
+        median_p=median[best],
+    )  # fmt: skip
 
 
 def confusions(

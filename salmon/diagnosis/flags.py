@@ -69,7 +69,7 @@ def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
         values = profile[rows].double()
         log_p = log_tail_probability(values, fit, own=diagnosis.own)
         raised = (~torch.isnan(log_p)).sum(0)
-        score = sum_over_samples(tail_score(values, log_p, fit, torch.arange(values.shape[1])))
+        score = sum_over_samples(tail_score(values, log_p, fit))
         filters, _ = top_filters(score.unsqueeze(0), top_k)
         total = sum_over_samples(log_p)
         harmonic = (raised.log() - (-log_p).nan_to_num(nan=-torch.inf).logsumexp(0)).exp()

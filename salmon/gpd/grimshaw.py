@@ -194,9 +194,7 @@ def _fit_rows(
     return xi, sigma * high, n * (likelihood - high.log()), status, curve
 
 
-def _curve(
-    data: _Rows, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high: Tensor
-) -> Tensor:
+def _curve(data: _Rows, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high: Tensor) -> Tensor:
     """Rows of :class:`Curve`, whose window is ``REACH`` standard errors about the fit."""
     middle, step = (grid[:, 1:] + grid[:, :-1]) / 2, grid[:, 1:] - grid[:, :-1]
     slope = (level[:, 1:] - level[:, :-1]) / step.clamp_min(1e-9)

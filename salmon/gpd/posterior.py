@@ -253,9 +253,7 @@ def _lattice(curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
         alpha = spread.reciprocal().square()
         gamma = alpha - (alpha - 0.5) * alpha.log() + torch.lgamma(alpha)  # its integral / spread
         xi.append(shape)
-        mass.append(
-            _log_likelihood(part, shape, log_sigma) + gamma + alpha.log() / -2 + log_slope
-        )
+        mass.append(_log_likelihood(part, shape, log_sigma) + gamma + alpha.log() / -2 + log_slope)
     return torch.cat(xi), torch.cat(mass), place
 
 

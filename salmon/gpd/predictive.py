@@ -114,9 +114,12 @@ class Lookup:
 
 
 def _by_block(
-    function: Callable[[Tensor, Posterior], Tensor], posterior: Posterior, excess: Tensor, rows: Tensor
-) -> Tensor:  # fmt: skip
-    """Apply a function of ``[B, 1]`` excesses and their posterior, some at a time."""
+    function: Callable[[Tensor, Posterior], Tensor],
+    posterior: Posterior,
+    excess: Tensor,
+    rows: Tensor,
+) -> Tensor:
+    """Apply a function of ``[B, 1]`` excesses and their posteriors, some at a time."""
     height = max(1, _BLOCK_ELEMENTS // posterior.xi.shape[1])
     parts = [
         function(y.unsqueeze(1), posterior.take(some))
@@ -126,7 +129,7 @@ def _by_block(
 
 
 def _tails(y: Tensor, posterior: Posterior, *, own: bool) -> tuple[Tensor, Tensor]:
-    """``[B, M, Q]`` log-survival of ``[B, M]`` excesses by point, and the posterior' log-weights."""
+    """``[B, M, Q]`` log-survival of ``[B, M]`` excesses by point, and log-weights."""
     xi, sigma = posterior.xi.unsqueeze(1), posterior.sigma.unsqueeze(1)
     xi = torch.where(xi.abs() < 1e-12, 1e-12, xi)  # the limit, to all digits
     log_factor = torch.log1p((xi * (y.unsqueeze(2) / sigma)).clamp_min_(-1))

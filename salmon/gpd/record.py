@@ -67,9 +67,7 @@ class TailFit:
 
     def as_ml(self) -> "TailFit":
         """The same fits by maximum likelihood alone, as in the paper."""
-        return replace(
-            self, posterior=None, rate=self.exceedances.double() / max(self.samples, 1)
-        )
+        return replace(self, posterior=None, rate=self.exceedances.double() / max(self.samples, 1))
 
     @property
     def usable(self) -> Tensor:
@@ -116,8 +114,8 @@ class TailFit:
         shrunk = {PREFIX + name for name in POSTERIOR}
         if set(found) not in (names, names | shrunk):
             raise StateError(
-                f"a saved fit has the fields {sorted(names | shrunk)} but {sorted(found)} came; it was "
-                "written by another version or is not a fit. Make the fit anew."
+                f"a saved fit has the fields {sorted(names | shrunk)} but {sorted(found)} came; it "
+                "was written by another version or is not a fit. Make the fit anew."
             )
         for name in ("samples", "dropped", "top"):
             record_of(int, found[name], f"{where}: {name}")

@@ -21,6 +21,7 @@ from salmon.monitor.bases import logger
 from salmon.monitor.context import PassContext
 from salmon.monitor.facts import normalisation
 from salmon.monitor.trainers import forward_context, loader_of, muted
+from salmon.ranking import Strength
 from salmon.repairs import to_device
 from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
@@ -124,11 +125,15 @@ def _caption(
         f"id {mistakes.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
         f"loss {float(mistakes.loss[row]):.3g}",
     ]
-    for number, p in zip(
-        ranking.filters[row, :_NAMED].tolist(), ranking.p[row, :_NAMED].tolist(), strict=True
-    ):
+    for number, p, e, strength in zip(
+        *(x[row, :_NAMED].tolist() for x in (
+            ranking.filters, ranking.p, ranking.e, ranking.strength
+        )), strict=True,
+    ):  # fmt: skip
         if number >= 0:
-            lines.append(f"{index.label(number)}, p {p_text(p)}")
+            lines.append(
+                f"{index.label(number)}, p {p_text(p)}, E {p_text(e)}: {Strength(strength).label}"
+            )
     if len(lines) == 2:
         lines.append("no filter above its threshold")
     if mapped_by:

@@ -56,7 +56,6 @@ def publish_pass(
             loader=loader,
             number=context.number,
             step=trainer.global_step,
-            given_fit=settings.reference is not None,
             seconds=seconds,
             share=seconds / clock.total,
             classes=class_names(loader_of(trainer, loader), settings.views),

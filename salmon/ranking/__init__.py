@@ -1,7 +1,8 @@
 """Rankings of filters for samples, and their spread over the network."""
 
-from salmon.ranking.calibration import BAND, Calibration, calibration
+from salmon.ranking.held_out import BAND, Calibration, calibration
 from salmon.ranking.methods import (
+    ALPHA,
     LOG_P_FLOOR,
     METHODS,
     log_tail_probability,
@@ -15,6 +16,7 @@ from salmon.ranking.ranking import Ranking, Strength
 from salmon.ranking.shares import filter_shares, group_shares, layer_counts
 
 __all__ = [
+    "ALPHA",
     "BAND",
     "LOG_P_FLOOR",
     "METHODS",

@@ -75,9 +75,7 @@ def rank_filters(
         for block in profile.split(max(1, _BLOCK_ELEMENTS // filters))
     ]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Ranking(
-        method=method, samples=fit.samples, tested=int(fit.usable.sum()), **columns
-    )
+    return Ranking(method=method, samples=fit.samples, tested=int(fit.usable.sum()), **columns)
 
 
 def log_tail_probability(profile: Tensor, fit: TailFit, *, own: bool = False) -> Tensor:
@@ -97,13 +95,15 @@ def log_tail_probability(profile: Tensor, fit: TailFit, *, own: bool = False) ->
     return found
 
 
-def tail_score(values: Tensor, log_p: Tensor, fit: TailFit, filters: Tensor) -> Tensor:
+def tail_score(
+    values: Tensor, log_p: Tensor, fit: TailFit, filters: Tensor | None = None
+) -> Tensor:
     """A score that ranks by ``-log p`` and breaks ties at the floor by the relative excess.
 
     Args:
         values: ``[N, M]`` float64 saliency.
         log_p: ``[N, M]`` of it; NaN for values that are not in their tail.
-        filters: ``[N, M]``, or what broadcasts to it.
+        filters: ``[N, M]``; None where the columns are all filters.
 
     Returns:
         ``[N, M]`` ``-log p``; at the floor, values above it by less than 1 that grow with the
@@ -111,7 +111,7 @@ def tail_score(values: Tensor, log_p: Tensor, fit: TailFit, filters: Tensor) -> 
     """
     score = -log_p
     at = log_p <= LOG_P_FLOOR
-    number = filters.expand_as(at)[at]
+    number = at.nonzero()[:, 1] if filters is None else filters[at]
     ratio = (values[at] - fit.threshold[number]) / fit.sigma[number]
     score[at] += ratio / (1 + ratio)
     return score
@@ -233,7 +233,7 @@ def _rank_block(
     if method == "pot":
         log_p = log_tail_probability(profile, fit, own=own)
         columns["significant"] = significant_counts(log_p, int(fit.usable.sum()))
-        score = tail_score(profile, log_p, fit, torch.arange(profile.shape[1]))
+        score = tail_score(profile, log_p, fit)
     elif method == "zscore":
         score = z_score(profile, fit)
     elif method == "random":

@@ -1,7 +1,8 @@
 """The ranked filters of samples, and what is known of each."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Ranking:
     @property
     def extrapolated(self) -> Tensor:
         """Whether p is below ``0.1/n``, where no calibration on as many samples reaches."""
-        return self.p * self.samples < 0.1  # noqa: PLR2004
+        return self.p * self.samples < 0.1
 
     def take(self, rows: Tensor) -> "Ranking":
         """Select some samples.
@@ -73,7 +74,6 @@ class Ranking:
         Returns:
             The ranking of these samples, in the order of ``rows``.
         """
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self, **{name: v[rows] for name, v in columns.items() if isinstance(v, Tensor)}
-        )
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken = {name: v[rows] for name, v in columns.items() if isinstance(v, Tensor)}
+        return Ranking(**columns | taken)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
-from salmon.ranking import sum_over_samples, tail_score, z_score
+from salmon.ranking import log_tail_probability, sum_over_samples, tail_score, z_score
 from salmon.repairs.edit import Edit, step_edit
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.settings import LAST_LINEAR
@@ -60,7 +60,8 @@ def filter_order(ranking: str, index: FilterIndex, evidence: Evidence) -> Tensor
     kind, _, group = ranking.partition(":")
     match kind:
         case "pot":
-            score = sum_over_samples(tail_score(profile, fit))
+            log_p = log_tail_probability(profile, fit)
+            score = sum_over_samples(tail_score(profile, log_p, fit))
         case "zscore":
             score = z_score(profile, fit).mean(0)
         case "magnitude":

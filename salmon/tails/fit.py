@@ -177,9 +177,7 @@ def is_shrunk(estimator: str) -> bool:
     return estimator == "shrunk"
 
 
-def _fit_block(
-    largest: Tensor, k: int, min_exceedances: int, *, curves: bool
-) -> dict[str, Tensor]:
+def _fit_block(largest: Tensor, k: int, min_exceedances: int, *, curves: bool) -> dict[str, Tensor]:
     """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
     threshold, excess = split_at(largest, k)
     fit = gpd.fit(excess, min_count=min_exceedances, curves=curves)

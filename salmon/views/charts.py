@@ -28,12 +28,13 @@ from salmon.views.figures import (
     styled,
     words,
 )
-from salmon.views.findings import doubt_text
+from salmon.views.findings import calibration_text, doubt_text
 from salmon.views.history import History
 from salmon.views.record import STATUSES, XI_EDGES, FitExample, LayerRow, PassRecord
 from salmon.views.wording import METHOD_NAMES, percent
 
 _FAINT = LIGHT["faint"]
+_ENDS = ("low", "high")
 _DASHES = ("-", "--", ":", "-.")
 _MAX_DOTS = 30  # passes of a line that are marked
 _MAX_CELLS = 120  # passes of a heat map side by side; more are averaged
@@ -217,6 +218,38 @@ def xi_chart(record: PassRecord) -> Chart:
     return Chart(title, f"Mean xi, from bins of 0.1: {'; '.join(means)}.", figure)
 
 
+@styled()
+def calibration_chart(record: PassRecord) -> Chart:
+    """Observed by predicted exceedance of held-out samples, over the predicted probability.
+
+    Returns:
+        A line with a band for the reported probabilities, and one for each rival, in logarithms.
+    """
+    title, rows = "Held-out samples beyond p: observed / predicted", record.calibration
+    rivals = [name for name in rows[0].rivals if all(row.rivals[name] > 0 for row in rows)]
+    figure = blank(title, 300)
+    axes = axes_at(figure, 60, 62, 370, 196)
+    x = np.log10([row.p for row in rows])
+    lines = {"reported": [row.ratio for row in rows]}
+    lines |= {name: [row.rivals[name] for row in rows] for name in rivals}
+    colours, dashes = [SERIES[i] for i in (0, 2, 1, 6)], ["-", ":", "--", "-."]
+    least = 1e-2  # a ratio of 0 is none in logarithms
+    for (name, values), colour, dash in zip(lines.items(), colours, dashes, strict=False):
+        axes.plot(x, np.log10(np.maximum(values, least)), dash, color=colour, lw=2, label=name)
+    low, high = (np.log10(np.maximum([getattr(r, e) for r in rows], least)) for e in _ENDS)
+    axes.fill_between(x, low, high, color=SERIES[0], alpha=0.2, lw=0)
+    axes.axhline(0, color=_FAINT, lw=1)
+    axes.set_xlim(x[0], x[-1])
+    axes.set_ylim(min(axes.get_ylim()[0], -0.5), max(axes.get_ylim()[1], 0.5))
+    decades = range(math.ceil(axes.get_ylim()[0]), math.floor(axes.get_ylim()[1]) + 1)
+    name_rows(axes, decades, [f"{10.0**d:g}" for d in decades], color=_FAINT)
+    exponents = range(math.floor(x[0]), math.ceil(x[-1]) - 1, -1)
+    places = [d for d in exponents if x[-1] <= d <= x[0]]
+    name_columns(axes, places, [f"{10.0**d:g}" for d in places], color=_FAINT)
+    _legend(figure, list(lines), 40, color=colours[: len(lines)], ls=dashes[: len(lines)])
+    return Chart(title, calibration_text(record), figure)
+
+
 def layer_names(layers: Sequence[LayerRow]) -> tuple[list[str], str]:
     """Names of layers without the module path that all have in common, and that path."""
     paths = [layer.layer.split(".") for layer in layers]
@@ -291,7 +324,10 @@ def _panel(figure: Figure, example: FitExample, left: float, top: float) -> None
     axes.plot(example.fitted, example.observed, "o", color=SERIES[0], ms=4, mew=0)
     _number_axes(axes, most=3, size=SMALL)
     words(figure, left, top - 31, f"{example.kind} fit", weight="bold", size=SMALL)
-    words(figure, left, top - 18, f"p {example.p:.2g}, xi {example.xi:.2f}", size=SMALL)
+    shape = f"p {example.p:.2g}, xi {example.xi:.2f}"
+    if not math.isnan(example.xi_se):
+        shape += f" \u00b1 {example.xi_se:.2f}"
+    words(figure, left, top - 18, shape, size=SMALL)
     words(figure, left, top - 5, fitted(example.label, 126, SMALL), size=SMALL, color=_FAINT)
 
 

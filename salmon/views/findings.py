@@ -20,13 +20,46 @@ def findings(record: PassRecord, history: History) -> list[str]:
     if sum(record.counts["pot"]) == 0:
         lines.append("No filter could be ranked, so nothing is known of where mistakes are made.")
     else:
-        lines += [_depth(record, history), _over_represented(history), *_change(history)]
+        lines += [
+            *_beyond_chance(record), _depth(record, history), _over_represented(history),
+            *_change(history),
+        ]  # fmt: skip
     fitted = sum(record.fits[status] for status in _FITTED)
     total = max(1, sum(record.fits.values()))
     origin = " (tails of other data)" if record.given_fit else ""
     lines.append(f"{percent(fitted / total)} of the filters have a fitted tail{origin}. "
                  f"{doubt_text(record)}")  # fmt: skip
+    if record.level_reason:
+        lines.append(f"Threshold: {record.level_reason}")
+    if record.calibration:
+        lines.append(calibration_text(record))
     return lines
+
+
+def calibration_text(record: PassRecord) -> str:
+    """How well the probabilities hold, in a sentence."""
+    last = record.calibration[-1]
+    return (
+        f"Of held-out samples, {last.ratio:.2g} times as many as predicted lie beyond p = "
+        f"{last.p:.2g} (between {last.low:.2g} and {last.high:.2g}); 1 is right, and a normal "
+        f"distribution, as the z-score assumes it, has {last.rivals['normal']:.2g}."
+    )
+
+
+def _beyond_chance(record: PassRecord) -> list[str]:
+    """How many mistakes stand out."""
+    lines = []
+    if record.significant is not None:
+        lines.append(
+            f"{record.significant} of {record.kept} ranked mistakes have a filter that is "
+            f"significantly rare among {record.tested}"
+        )
+    if lines and record.striking is not None:
+        lines[0] += (
+            f"; {record.striking} ({percent(record.striking / max(1, record.kept))}) have a rarer "
+            "one than 95 % of the right samples have"
+        )
+    return [f"{line}." for line in lines]
 
 
 def doubt_text(record: PassRecord) -> str:

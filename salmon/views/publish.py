@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
 from salmon.views.board import Board
-from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
+from salmon.views.charts import calibration_chart, fit_page, heat_map, share_bars, share_lines
 from salmon.views.figures import Chart, pixels
 from salmon.views.findings import findings
 from salmon.views.history import History
@@ -94,6 +94,7 @@ def _charts(record: PassRecord, history: History) -> dict[str, Chart]:
     return {
         "shares": share_bars(record),
         "fit_quality": fit_page(record),
+        **({"calibration": calibration_chart(record)} if record.calibration else {}),
         **{f"heatmap/{method}": heat_map(history, method) for method in record.counts},
         **{f"trend/{name}": share_lines(history, name) for name in (*record.counts, "difference")},
     }

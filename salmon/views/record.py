@@ -5,7 +5,7 @@ and is all that a picture of the pass needs.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,10 +15,10 @@ from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, confusions, most_bl
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
-from salmon.ranking import layer_counts
+from salmon.ranking import ALPHA, Calibration, layer_counts
 from salmon.records import Number
 
-SCHEMA = "salmon.pass/1"
+SCHEMA = "salmon.pass/2"
 
 MOST_ROWS = 50
 """Rows of a table at most: TensorBoard shows all texts of a tag at once."""
@@ -52,7 +52,19 @@ class FilterRow:
     label: str
     group: str
     mistakes: int
+    significant: int  # in how many of these it is significant
     median_p: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRow:
+    """Observed by predicted exceedance of held-out samples at one probability."""
+
+    p: float
+    ratio: float
+    low: float
+    high: float
+    rivals: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,7 @@ class FitExample:
     kind: str  # "best", "median" or "worst"; "only" where there is but one
     label: str
     xi: float
+    xi_se: Number  # standard error
     p: Number  # Anderson-Darling
     fitted: list[float]
     observed: list[float]
@@ -105,6 +118,12 @@ class PassRecord:
     examples: list[FitExample]
     filters: list[FilterRow]
     pairs: list[PairRow]
+    estimator: str  # "shrunk" or "ml"
+    tested: int  # filters with a fitted tail
+    significant: int | None  # ranked mistakes that have a significant filter
+    striking: int | None  # ranked mistakes rarer than 95 % of the right samples
+    level_reason: str = ""
+    calibration: list[CalibrationRow] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # about what was measured
 
     def class_name(self, number: int) -> str:
@@ -149,7 +168,6 @@ def record_pass(
     number: int = 0,
     step: int = 0,
     loader: int = 0,
-    given_fit: bool = False,
     seconds: float = 0.0,
     share: float | None = None,
     classes: Sequence[str] | None = None,
@@ -176,7 +194,7 @@ def record_pass(
         kept=len(diagnosis.mistakes.sample),
         top_k=ranking.filters.shape[1],
         level=fit.effective_level,
-        given_fit=given_fit,
+        given_fit=not diagnosis.own,
         seconds=seconds,
         share=share,
         classes=None if classes is None else [str(name) for name in classes],
@@ -196,6 +214,12 @@ def record_pass(
         pairs=[_pair_row(pair, index) for pair in confusions(
             diagnosis.mistakes, ranking, MOST_ROWS
         )],
+        estimator=fit.estimator,
+        tested=ranking.tested,
+        significant=_count(ranking.significant, lambda n: n > 0),
+        striking=_count(diagnosis.sample_p, lambda p: p <= ALPHA),
+        level_reason=diagnosis.level_reason,
+        calibration=_calibration_rows(diagnosis.calibration),
         doubts=list(diagnosis.doubts),
     )  # fmt: skip
 
@@ -203,16 +227,41 @@ def record_pass(
 def _filter_rows(diagnosis: Diagnosis) -> list[FilterRow]:
     """The filters that most mistakes blame."""
     blame, index = most_blamed(diagnosis.rankings["pot"], MOST_ROWS), diagnosis.index
-    columns = (blame.filters.tolist(), blame.mistakes.tolist(), blame.median_p.tolist())
+    columns = (each.tolist() for each in (
+        blame.filters, blame.mistakes, blame.significant, blame.median_p
+    ))  # fmt: skip
     return [
         FilterRow(
             label=index.label(number),
             group=index.locate(number)[0].group,
             mistakes=mistakes,
+            significant=significant,
             median_p=None if p != p else p,  # NaN
         )
-        for number, mistakes, p in zip(*columns, strict=True)
+        for number, mistakes, significant, p in zip(*columns, strict=True)
     ]
+
+
+def _count(
+    values: torch.Tensor | None, wanted: Callable[[torch.Tensor], torch.Tensor]
+) -> int | None:
+    """How many samples have a wanted value; None where it is not known."""
+    known = values is not None and not bool(torch.isnan(values).any())
+    return int(wanted(values).sum()) if known and values is not None else None
+
+
+def _calibration_rows(found: Calibration | None) -> list[CalibrationRow]:
+    """Those of a calibration, if it was asked for."""
+    if found is None:
+        return []
+    columns = zip(*(x.tolist() for x in (found.p, found.ratio, found.low, found.high)), strict=True)
+    return [
+        CalibrationRow(
+            p=p, ratio=ratio, low=low, high=high,
+            rivals={name: float(each[i]) for name, each in found.rivals.items()},
+        )
+        for i, (p, ratio, low, high) in enumerate(columns)
+    ]  # fmt: skip
 
 
 def _pair_row(pair: Confusion, index: FilterIndex) -> PairRow:
@@ -249,6 +298,7 @@ def _examples(diagnosis: Diagnosis) -> list[FitExample]:
                 kind=kind,
                 label=diagnosis.index.label(number),
                 xi=float(xi),
+                xi_se=Number(float(fit.xi_se[number])),
                 p=float(fit.ad_p[number]),
                 fitted=fitted.tolist(),
                 observed=(excess[rows].double() / sigma).tolist(),

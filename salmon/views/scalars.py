@@ -8,15 +8,19 @@ def pass_metrics(record: PassRecord) -> dict[str, float]:
     """Everything about a pass that is one number.
 
     Returns:
-        Numbers of samples; ``share/<method>/<group>`` in ``[0, 1]`` for methods that ranked any
-        filter, and ``share/difference/<group>``, POT minus z-score, where both did;
-        ``fits/<status>``; ``doubtful``, the share of doubtful fits, where fits could be tested.
+        Numbers of samples; ``significant`` and ``striking``, shares of the ranked mistakes;
+        ``share/<method>/<group>`` in ``[0, 1]`` for methods that ranked any filter, and
+        ``share/difference/<group>``, POT minus z-score, where both did; ``fits/<status>``;
+        ``doubtful``, the share of doubtful fits, where fits could be tested.
     """
     metrics = {
         "samples": float(record.samples),
         "dropped": float(record.dropped),
         "misclassified": float(record.misclassified),
     }
+    for name, count in {"significant": record.significant, "striking": record.striking}.items():
+        if count is not None and record.kept:
+            metrics[name] = count / record.kept
     history = History.start(record)
     shares = {
         method: history.group_shares(method)[0].tolist()

@@ -6,19 +6,24 @@ from collections.abc import Mapping
 from salmon.markdown import literal, markdown_table
 from salmon.views.record import MOST_ROWS, PassRecord
 
-FILTER_COLUMNS = ("filter", "group", "mistakes", "change", "median p")
+FILTER_COLUMNS = ("filter", "group", "mistakes", "significant", "change", "median p", "E")
 PAIR_COLUMNS = ("true", "predicted", "mistakes", "filters blamed most")
 
 CHANGE_TEXT = (
     f"change: against the pass before; new: not among the {MOST_ROWS} filters in the table then."
 )
 
+E_TEXT = (
+    "E: how many filters of an ordinary sample are as rare as the median p, by chance; above 1 it "
+    "is ordinary. significant: mistakes in which the filter stands out for this number of filters."
+)
+
 
 def p_text(p: float | None) -> str:
-    """Write a tail probability.
+    """Write a tail probability, or an E-value.
 
     Args:
-        p: In [0, 1]; None and NaN where there is none.
+        p: 0 or more; None and NaN where there is none.
 
     Returns:
         Two digits; ``< 1e-300`` where it lies below what is told apart.
@@ -40,7 +45,11 @@ def filter_rows(record: PassRecord, before: Mapping[str, int] | None) -> list[li
         change = ""
         if before is not None:
             change = f"{row.mistakes - before[row.label]:+d}" if row.label in before else "new"
-        rows.append([row.label, row.group, str(row.mistakes), change, p_text(row.median_p)])
+        e = None if row.median_p is None else record.tested * row.median_p
+        rows.append([
+            row.label, row.group, str(row.mistakes), str(row.significant), change,
+            p_text(row.median_p), p_text(e),
+        ])  # fmt: skip
     return rows
 
 
@@ -69,7 +78,7 @@ def filter_table(record: PassRecord, before: Mapping[str, int] | None) -> str:
     """
     text = (
         f"Filters among the top {record.top_k} of the most mistakes ({record.kept} of "
-        f"{record.misclassified} mistakes ranked). {CHANGE_TEXT}"
+        f"{record.misclassified} mistakes ranked). {CHANGE_TEXT} {E_TEXT}"
     )
     rows = [
         [literal(label), literal(group), *numbers]

@@ -155,7 +155,7 @@ def _state_of_two_passes() -> dict[str, Any]:
     }  # fmt: skip
 
 
-BLAMED = FilterRow(label="net.a.0[1]", group="early", mistakes=9, median_p=0.1)
+BLAMED = FilterRow(label="net.a.0[1]", group="early", mistakes=9, significant=1, median_p=0.1)
 
 
 class Wider(Module):

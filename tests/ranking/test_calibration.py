@@ -25,9 +25,7 @@ def streamed(profile: Tensor) -> Tails:
     return tails
 
 
-def test_held_out_samples_lie_beyond_shrunk_tails_as_often_as_predicted_and_more_beyond_others() -> (
-    None
-):
+def test_held_out_samples_lie_beyond_shrunk_tails_as_often_as_predicted() -> None:
     fit = fit_tails(streamed(samples(1000)))
     found = calibration(samples(4000, seed=1), fit)
     assert found.p[0] == 0.05

@@ -22,8 +22,8 @@ from tests.records import hand_record
 RECORD = hand_record(
     1,
     filters=[
-        FilterRow(label="net.a.0[1]", group="early", mistakes=9, median_p=1e-3),
-        FilterRow(label="net.b.0[2]", group="late", mistakes=4, median_p=None),
+        FilterRow(label="net.a.0[1]", group="early", mistakes=9, significant=2, median_p=1e-3),
+        FilterRow(label="net.b.0[2]", group="late", mistakes=4, significant=0, median_p=None),
     ],
     pairs=[PairRow(target=1, predicted=0, mistakes=7, filters=["net.a.0[1]", "net.b.0[2]"])],
     classes=["<script>alert(1)</script>", "![x](http://y)|z"],
@@ -90,7 +90,7 @@ def test_the_slow_loader_of_tensorboard_keeps_every_bin_where_it_is(
 
 def test_names_in_the_table_of_filters_are_literal() -> None:
     name = "net.__init__*[1]*"
-    row = FilterRow(label=name, group="<i>g</i>", mistakes=1, median_p=None)
+    row = FilterRow(label=name, group="<i>g</i>", mistakes=1, significant=0, median_p=None)
     pair = PairRow(target=0, predicted=1, mistakes=1, filters=[name])
     record = hand_record(filters=[row], pairs=[pair])
     for text in (filter_table(record, None), pair_table(record)):

@@ -34,6 +34,8 @@ class StoredBlame:
     label: str
     group: str
     p: float
+    e: float
+    strength: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

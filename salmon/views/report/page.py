@@ -11,7 +11,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from salmon.files import write_atomically
-from salmon.views.charts import depth_bars, fit_page, heat_map, share_bars, share_lines, xi_chart
+from salmon.views.charts import (
+    calibration_chart,
+    depth_bars,
+    fit_page,
+    heat_map,
+    share_bars,
+    share_lines,
+    xi_chart,
+)
 from salmon.views.figures import DARK, LIGHT, Chart, svg
 from salmon.views.files import StoredImage
 from salmon.views.findings import findings
@@ -90,7 +98,14 @@ def _section(number: int, section: Section) -> dict[str, object]:
                 *(heat_map(history, method) for method in ("pot", "zscore")),
             ],
         ),
-        ("Can the fits be trusted?", [fit_page(record), xi_chart(record)]),
+        (
+            "Can the fits be trusted?",
+            [
+                fit_page(record),
+                xi_chart(record),
+                *([calibration_chart(record)] if record.calibration else []),
+            ],
+        ),
     ]
     drawn, place = [], 0
     for heading, group in charts:

@@ -58,7 +58,7 @@ def calibration(
     stream = held_out if isinstance(held_out, Tails) else None
     values = held_out.largest().T if isinstance(held_out, Tails) else held_out
     filters, usable = len(fit.threshold), fit.usable
-    if values.ndim != 2 or values.shape[1] != filters:  # noqa: PLR2004
+    if values.ndim != 2 or values.shape[1] != filters:
         raise InputError(
             f"held_out has {values.shape[-1]} filters but fit {filters}; both need the same ones."
         )
@@ -109,7 +109,8 @@ def _log_p(name: str, profile: Tensor, fit: TailFit) -> Tensor:
     if name == "shown":
         return log_tail_probability(profile, fit)
     if name == "normal":
-        return torch.special.log_ndtr(-z_score(profile, fit))
+        log_p: Tensor = torch.special.log_ndtr(-z_score(profile, fit))
+        return log_p
     xi, sigma = fit.xi, fit.sigma
     rate = fit.exceedances.double() / fit.samples
     if name == "plug-in" and fit.posterior is not None:
