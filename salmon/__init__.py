@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from salmon.ranking import (
         Calibration,
         Ranking,
+        bootstrap_interval,
         calibration,
         filter_shares,
         group_shares,
@@ -61,6 +62,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "ViewSettings",
+    "bootstrap_interval",
     "calibration",
     "coverage",
     "edit_curves",
@@ -87,6 +89,7 @@ _HOMES = {
     "salmon.ranking": (
         "Calibration",
         "Ranking",
+        "bootstrap_interval",
         "calibration",
         "filter_shares",
         "group_shares",

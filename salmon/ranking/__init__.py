@@ -1,5 +1,6 @@
 """Rankings of filters for samples, and their spread over the network."""
 
+from salmon.ranking.bootstrap import bootstrap_interval
 from salmon.ranking.held_out import BAND, Calibration, calibration
 from salmon.ranking.methods import (
     ALPHA,
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "Ranking",
     "Strength",
+    "bootstrap_interval",
     "calibration",
     "filter_shares",
     "group_shares",

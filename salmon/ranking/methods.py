@@ -95,6 +95,18 @@ def log_tail_probability(profile: Tensor, fit: TailFit, *, own: bool = False) ->
     return found
 
 
+def log_p_of(values: Tensor, fit: TailFit, filters: Tensor, *, own: bool = False) -> Tensor:
+    """Exact log probabilities of values of the given filters; shapes are alike.
+
+    Returns:
+        NaN at or below the threshold, for NaN, and for filters without a fit.
+    """
+    found = torch.full(values.shape, torch.nan, dtype=torch.float64)
+    raised = (values > fit.threshold[filters]) & fit.usable[filters]
+    found[raised] = _log_p(values[raised], fit, filters[raised], own=own, exact=True)
+    return found
+
+
 def tail_score(
     values: Tensor, log_p: Tensor, fit: TailFit, filters: Tensor | None = None
 ) -> Tensor:
@@ -248,10 +260,10 @@ def _rank_block(
         filters, top = top_filters(score, top_k)
     at = filters.clamp_min(0)
     saliency = profile.gather(1, at).masked_fill(filters < 0, torch.nan)
-    log_p, low, high = (torch.full_like(saliency, torch.nan) for _ in range(3))
-    raised = (saliency > fit.threshold[at]) & fit.usable[at]
+    log_p = log_p_of(saliency, fit, at, own=own)
+    low, high = (torch.full_like(saliency, torch.nan) for _ in range(2))
+    raised = ~torch.isnan(log_p)
     values, numbers = saliency[raised], at[raised]
-    log_p[raised] = _log_p(values, fit, numbers, own=own, exact=True)
     if fit.posterior is not None:
         excess, rate = values - fit.threshold[numbers], _log_rate(fit, numbers, own=own)
         bounds = gpd.predictive_interval(fit.posterior, excess, numbers, own=own)
@@ -268,9 +280,8 @@ def _exactly(
     """The highest scores by exact values, among a few more than wanted of those looked up."""
     filters = top_filters(score, top_k + SPARE)[0].sort(dim=1).values  # equal scores by number
     there = filters >= 0
-    values, log_p = (torch.full(filters.shape, torch.nan, dtype=torch.float64) for _ in range(2))
-    values[there] = profile.gather(1, filters.clamp_min(0))[there]
-    log_p[there] = _log_p(values[there], fit, filters[there], own=own, exact=True)
+    values = profile.gather(1, filters.clamp_min(0)).masked_fill(~there, torch.nan)
+    log_p = log_p_of(values, fit, filters.clamp_min(0), own=own)
     place, top = top_filters(tail_score(values, log_p, fit, filters), top_k)
     return filters.gather(1, place.clamp_min(0)).masked_fill(place < 0, -1), top
 

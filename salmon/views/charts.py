@@ -228,7 +228,7 @@ def calibration_chart(record: PassRecord) -> Chart:
     title, rows = "Held-out samples beyond p: observed / predicted", record.calibration
     rivals = [name for name in rows[0].rivals if all(row.rivals[name] > 0 for row in rows)]
     figure = blank(title, 300)
-    axes = axes_at(figure, 60, 62, 370, 196)
+    axes = axes_at(figure, 60, 78, 355, 180)
     x = np.log10([row.p for row in rows])
     lines = {"reported": [row.ratio for row in rows]}
     lines |= {name: [row.rivals[name] for row in rows] for name in rivals}

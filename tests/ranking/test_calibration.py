@@ -8,7 +8,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from salmon import InputError, Tails, calibration, fit_tails, rank_filters
+from salmon import (
+    InputError,
+    Tails,
+    bootstrap_interval,
+    calibration,
+    fit_tails,
+    rank_filters,
+)
 from salmon.ranking import Strength
 from salmon.ranking.methods import significant_counts
 
@@ -141,3 +148,21 @@ def test_the_order_is_that_of_the_exact_probabilities() -> None:
     score = ranking.score.nan_to_num(-math.inf)
     assert bool((score[:, 1:] <= score[:, :-1]).all())
     torch.testing.assert_close(-ranking.score, ranking.log_p, equal_nan=True)
+
+
+def test_a_bootstrap_over_the_samples_gives_intervals() -> None:
+    reference, profile = samples(300, filters=40), samples(5, filters=40, seed=4)
+    fit = fit_tails(streamed(reference))
+    ranking = rank_filters(profile, fit, top_k=3)
+    low, high = bootstrap_interval(ranking, reference, draws=40)
+    again, _ = bootstrap_interval(ranking, reference, draws=40)
+    torch.testing.assert_close(low, again, equal_nan=True)
+    known = ~torch.isnan(ranking.log_p)
+    assert torch.equal(torch.isnan(low), ~known)
+    inside = (low <= ranking.p) & (ranking.p <= high)
+    assert float(inside[known].double().mean()) > 0.8
+    wide = (high / low)[known].log().mean()
+    # A single fit of a resample has its own threshold and rate, too.
+    assert wide > 0.3
+    with pytest.raises(InputError, match="names other filters"):
+        bootstrap_interval(ranking, reference[:, :2])
