@@ -122,8 +122,9 @@ class _Rows:
 
     def take(self, rows: Tensor) -> "_Rows":
         """Select rows."""
-        room = self.room[:, : len(rows)]
-        return _Rows(self.r[rows], self.q[rows], self.weight, self.n[rows], room)
+        r, room = self.r[rows], self.room[:, : len(rows)]
+        room = room if room.shape[1] == len(rows) else r.new_empty(2, *r.shape)  # rows may repeat
+        return _Rows(r, self.q[rows], self.weight, self.n[rows], room)
 
     def total(self, values: Tensor) -> Tensor:
         """``[B]`` weighted sums of ``[B, 8, M]``."""
