@@ -11,12 +11,12 @@ units of its largest excess, ``r = y/max(y)`` in ``(0, 1]``, and searched in
 Each term of ``xi`` is a softened hinge of width about 1 in ``t``, wherever the data lie. So a grid
 of spacing ``GRID_STEP`` sees every hill of ``l``; below ``log(min(1-r)) - MARGIN`` and above
 ``log(1/min(r)) + MARGIN`` all hinges are straight and ``l`` has no maximum. The best hills are
-climbed by Newton's method on ``l'`` with a bracket. ``l`` is unbounded where ``xi < -1``; the
+climbed by Halley's method on ``l'`` with a bracket. ``l`` is unbounded where ``xi < -1``; the
 search stays in ``xi >= -1``, whose boundary solution is ``xi = -1, sigma = max(y)``.
 
 Rows in descending order, as the stream gives them, are searched on a digest first: the extremes as
-they are, the values between them as means of neighbours. Only the last steps see all values.
-Logarithms are taken of products of 8 terms.
+they are, and for neighbours between them two values of the same mean and variance. Only the last
+step sees all values. Logarithms are taken of products of 8 terms, polynomials in ``e^t``.
 
 Sources: Grimshaw (1993), Technometrics 35(2), 185-191; appendix C.2 of the paper.
 """
@@ -47,14 +47,15 @@ BLOCK_ELEMENTS = 1 << 19  # 4 MB a table: smaller ones cost calls, larger ones l
 
 _T_LIMIT = 700.0  # e^t stays finite in float64
 _PRODUCT_LIMIT = 85.0  # so does a product of 8 factors e^t
+_POINTS = 8  # of the grid at once
 _HILLS = 3  # local maxima climbed per row
 _NEAR_BEST = 0.25  # a hill lower than this below the best grid value cannot win
 _MAX_STEPS = 100
-_STEP_TOLERANCE = 1e-6  # error after the last Newton step is of the order of its square
+_STEP_TOLERANCE = 1e-4  # error after the last step is of the order of its third power
 _WORTH_A_COPY = 0.7  # share of unfinished rows below which the finished ones are left out
-_NEAR_ZERO = 1e-3  # below in |t|, log1p keeps the digits that products lose
+_NEAR_ZERO = 0.1  # below in |t|, log1p keeps the digits that products lose
 _EXTREMES = 32  # values at each end that a digest keeps as they are
-_NEIGHBOURS = 16  # values between them that it takes the mean of
+_NEIGHBOURS = 32  # values between them for which two stand, of the same mean and variance
 _EXPONENTIAL_GAIN = 1e-9  # log-likelihood gain over xi = 0 that is rounding
 
 
@@ -90,18 +91,19 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT, curves: bool = False) -> 
     status = torch.full((rows,), FitStatus.TOO_FEW, dtype=torch.int8, device=excess.device)
     count = torch.zeros((rows,), dtype=torch.int64, device=excess.device)
     table = torch.full((rows, 4 + TERMS), torch.nan, dtype=torch.float64, device=excess.device)
-    height = max(1, BLOCK_ELEMENTS // max(1, length))
+    height = max(1, min(rows, BLOCK_ELEMENTS // max(1, length)))
+    room = nan.new_zeros((4, height, length + -length % 8))  # made once: new memory is slow
+    room[1] = 1
     for start in range(0, rows if length else 0, height):
         block = slice(start, start + height)
-        y = excess[block].double()
+        y = room[1, : min(height, rows - start), :length].copy_(excess[block])
         low, high = torch.aminmax(y, dim=1)
         count[block] = length
         if bool(torch.isnan(low).any()):
             padding = torch.isnan(y)
             count[block] -= padding.sum(1)
             low = y.masked_fill(padding, torch.inf).amin(1)
-            y = y.masked_fill(padding, 0)  # never in place: y may be the caller's own
-            high = y.amax(1)
+            high = y.masked_fill_(padding, 0).amax(1)
         if bool(((low < 0) | torch.isinf(high)).any()):
             raise InputError(
                 "excess holds negative or infinite values; subtract the threshold, keep what is "
@@ -114,9 +116,11 @@ def fit(excess: Tensor, *, min_count: int = MIN_COUNT, curves: bool = False) -> 
         if chosen.numel() == 0:
             continue
         if chosen.numel() < len(y):
-            y, low, high = y[chosen], low[chosen], high[chosen]
+            y[: len(chosen)], low, high = y[chosen], low[chosen], high[chosen]
         at = chosen + start
-        *found, rows_of_table = _fit_rows(y, low, high, count[at].double(), curves=curves)
+        *found, rows_of_table = _fit_rows(
+            room[:, : len(chosen)], length, low, high, count[at].double(), curves=curves
+        )
         xi[at], sigma[at], likelihood[at], status[at] = found
         if rows_of_table is not None:
             table[at] = rows_of_table
@@ -132,40 +136,40 @@ class _Rows:
 
     r: Tensor  # [B, 8, M]
     q: Tensor  # [B, 8, M] 1 - r, exact near r = 1
-    weight: Tensor  # [M] how many excesses each of the 8 values in a column stands for
+    weight: Tensor  # [8 M] how many excesses each value stands for, the same in every slab
     n: Tensor  # [B] float64
+    room: Tensor  # [2, B, 8, M] to compute in
 
     def take(self, rows: Tensor) -> "_Rows":
         """Select rows."""
-        return _Rows(self.r[rows], self.q[rows], self.weight, self.n[rows])
+        r, room = self.r[rows], self.room[:, : len(rows)]
+        room = room if room.shape[1] == len(rows) else r.new_empty(2, *r.shape)  # rows may repeat
+        return _Rows(r, self.q[rows], self.weight, self.n[rows], room)
 
     def total(self, values: Tensor) -> Tensor:
         """``[B]`` weighted sums of ``[B, 8, M]``."""
-        return values.sum(1) @ self.weight
-
-    def log_total(self, factor: Tensor, t: Tensor) -> Tensor:
-        """``[B]`` weighted sums of the logarithms of ``[B, 8, M]`` factors at ``t``."""
-        if float(t.abs().amax()) > _PRODUCT_LIMIT:
-            return self.total(factor.log())
-        product = factor[:, :4] * factor[:, 4:]
-        product = product[:, :2] * product[:, 2:]
-        return (product[:, 0] * product[:, 1]).log_() @ self.weight
+        return values.flatten(1) @ self.weight
 
 
 def _fit_rows(
-    y: Tensor, low: Tensor, high: Tensor, n: Tensor, *, curves: bool
+    room: Tensor, length: int, low: Tensor, high: Tensor, n: Tensor, *, curves: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Fit rows without zeros (padding apart): ``xi``, ``sigma``, log-likelihood, status, curve."""
+    """Fit the rows in ``room[1]``: ``xi``, ``sigma``, log-likelihood, status, and curve."""
     top = high.unsqueeze(1)
-    r, q = y / top, (top - y).div_(top)
+    r, q, spare, _ = room[:, :, :length]
+    torch.div(q, top, out=r)
+    torch.sub(top, q, out=q).div_(top)
     mean = r.sum(1) / n
-    slabs = (_slabs(r, 0.0), _slabs(q, 1.0))
-    data = _Rows(*slabs, r.new_ones(slabs[0].shape[2]), n)
-    digest = _digest(r, q, n)
+    slabs = room.unflatten(2, (8, -1))
+    data = _Rows(slabs[0], slabs[1], r.new_ones(room.shape[2]), n, slabs[2:])
+    rises = torch.sub(r[:, 1:], r[:, :-1], out=spare[:, 1:]).amax() > 0
+    digest = None if bool(rises | (n < length).any()) else _digest(r, q, n)
     # Of a digested row q rises, so its least positive value comes soon, unless many excesses tie.
     soon = digest is not None and bool((q[:, _EXTREMES - 1] > 0).all())
     grid = _grid(q[:, :_EXTREMES] if soon else q, low / high, mean)
-    level = _levels(digest or data, grid)
+    coarse = digest or data
+    product = _products(coarse)
+    level = _levels(coarse, product, grid)
     row, rank, start, left, right = _hills(grid, _on_grid(level, grid))
     if digest is not None:
         start, _, _ = _climb(digest.take(row), start, left, right)
@@ -190,11 +194,15 @@ def _fit_rows(
     status = torch.full_like(n, FitStatus.EXPONENTIAL, dtype=torch.int8)
     status[ok] = FitStatus.OK
     status[boundary] = FitStatus.BOUNDARY
-    curve = _curve(digest or data, grid, level, t_best, xi, high) if curves else None
+    curve = None
+    if curves:
+        curve = _curve(coarse, product, grid, level, t_best, xi, high)
     return xi, sigma * high, n * (likelihood - high.log()), status, curve
 
 
-def _curve(data: _Rows, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high: Tensor) -> Tensor:
+def _curve(
+    data: _Rows, product: Tensor, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high: Tensor
+) -> Tensor:
     """Rows of :class:`Curve`, whose window is ``REACH`` standard errors about the fit."""
     middle, step = (grid[:, 1:] + grid[:, :-1]) / 2, grid[:, 1:] - grid[:, :-1]
     slope = (level[:, 1:] - level[:, :-1]) / step.clamp_min(1e-9)
@@ -218,26 +226,29 @@ def _curve(data: _Rows, grid: Tensor, level: Tensor, t: Tensor, xi: Tensor, high
     centre, half = (low + high_t) / 2, (high_t - low).clamp_min(0.2) / 2
     points = centre + half * nodes().to(centre)
     points = torch.where(points.abs() < 1e-4, 1e-4, points)
-    series = series_through(_levels(data, points) / points)
+    series = series_through(_levels(data, product, points) / points)
     return torch.cat([data.n.unsqueeze(1), high.unsqueeze(1), centre, half, series], 1)
 
 
 def _digest(r: Tensor, q: Tensor, n: Tensor) -> _Rows | None:
-    """Extremes as they are and means of neighbours between them; None for short or odd rows."""
-    length = r.shape[1]
-    middle = (length - 2 * _EXTREMES) // (8 * _NEIGHBOURS) * 8 * _NEIGHBOURS
-    full = bool((n == length).all())
-    if middle < 8 * _NEIGHBOURS or not full or bool((r[:, 1:] > r[:, :-1]).any()):
+    """Extremes as they are, neighbours between them as two values; None for short rows."""
+    middle = (r.shape[1] - 2 * _EXTREMES) // (4 * _NEIGHBOURS) * 4 * _NEIGHBOURS
+    if middle <= 0:
         return None
     inner = slice(_EXTREMES, _EXTREMES + middle)
+    parts, gaps = (x[:, inner].unflatten(1, (-1, _NEIGHBOURS)) for x in (r, q))
+    near, gap = parts.mean(2), gaps.mean(2)
+    square = torch.linalg.vector_norm(parts, dim=2).square() / _NEIGHBOURS
+    spread = (square - near.square()).clamp_min(0).sqrt()
+    spread = torch.minimum(spread, torch.minimum(near, gap) / 2)  # keeps r and q above 0
     slabs = []
-    for x, fill in ((r, 0.0), (q, 1.0)):
-        means = x[:, inner].unflatten(1, (-1, _NEIGHBOURS)).mean(2)
+    for x, fill, mean, way in ((r, 0.0, near, spread), (q, 1.0, gap, -spread)):
         ends = torch.cat([x[:, :_EXTREMES], x[:, _EXTREMES + middle :]], 1)
-        slabs.append(torch.cat([_slabs(ends, fill), _slabs(means, fill)], 2))
-    weight = r.new_ones(slabs[0].shape[2])
-    weight[-(middle // _NEIGHBOURS // 8) :] = _NEIGHBOURS
-    return _Rows(slabs[0], slabs[1], weight, n)
+        pairs = torch.cat([mean - way, mean + way], 1)
+        slabs.append(torch.cat([_slabs(ends, fill), _slabs(pairs, fill)], 2))
+    weight = r.new_ones(slabs[0].shape[1:])
+    weight[:, -(middle // _NEIGHBOURS // 4) :] = _NEIGHBOURS / 2
+    return _Rows(slabs[0], slabs[1], weight.flatten(), n, torch.stack(slabs))
 
 
 def _slabs(values: Tensor, fill: float) -> Tensor:
@@ -266,21 +277,34 @@ def _grid(q: Tensor, r_min: Tensor, mean: Tensor) -> Tensor:
     return torch.where(grid.abs() < 1e-6, torch.full_like(grid, 1e-6), grid)
 
 
-def _levels(data: _Rows, points: Tensor) -> Tensor:
+def _levels(data: _Rows, product: Tensor, points: Tensor) -> Tensor:
     """``[B, M]`` mean logarithms, ``xi(t)`` of the module header."""
-    total = torch.empty_like(points)
-    factor = torch.empty_like(data.r)
-    for j in range(points.shape[1]):
-        t = points[:, j]
-        torch.addcmul(data.q, data.r, _by_row(t.exp()), out=factor)
-        total[:, j] = data.log_total(factor, t)
-    return total / data.n.unsqueeze(1)
+    order = torch.arange(9, dtype=points.dtype, device=points.device)
+    parts = []
+    for t in points.split(_POINTS, dim=1):
+        if float(t.abs().amax()) > _PRODUCT_LIMIT:
+            parts.append(torch.stack([_xi(data, one)[0] for one in t.unbind(1)], 1))
+            continue
+        logs = torch.bmm((t.unsqueeze(2) * order).exp_(), product).log_()
+        parts.append(logs @ data.weight[: logs.shape[2]] / data.n.unsqueeze(1))
+    return torch.cat(parts, 1)
 
 
 def _on_grid(xi: Tensor, grid: Tensor) -> Tensor:
     """``[B, M]`` log-likelihood per excess; ``-inf`` where ``xi < -1``."""
     value = -(xi / torch.expm1(grid)).log() - xi - 1
     return torch.where(xi >= -1, value, torch.full_like(value, -torch.inf))
+
+
+def _products(data: _Rows) -> Tensor:
+    """``[B, 9, M]`` coefficients of the products of 8 factors as polynomials in ``e^t``."""
+    product = torch.stack([data.q, data.r])
+    while product.shape[2] > 1:
+        one, other = product.chunk(2, dim=2)
+        product = other.new_zeros(2 * len(one) - 1, *one.shape[1:])
+        for i, part in enumerate(one):
+            product[i : i + len(other)].addcmul_(part, other)
+    return product.squeeze(2).transpose(0, 1).contiguous()
 
 
 def _hills(grid: Tensor, value: Tensor) -> tuple[Tensor, ...]:
@@ -299,32 +323,38 @@ def _hills(grid: Tensor, value: Tensor) -> tuple[Tensor, ...]:
 
 
 def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton on ``l'(t)`` inside a bracket; gives ``t``, ``xi`` and ``l`` of every start."""
+    """Halley on ``l'(t)`` inside a bracket; gives ``t``, ``xi`` and ``l`` of every start."""
     t, left, right = t.clone(), left.clone(), right.clone()
     final_xi, done = torch.zeros_like(t), torch.zeros_like(t, dtype=torch.bool)
     active = torch.arange(t.numel(), device=t.device)  # the rows of data
     for _ in range(_MAX_STEPS):
         at, live = t[active], ~done[active]
-        xi, first, second = _xi(data, at)
-        # l' and l'' of the module header; 1/(1 - e^-t) is the derivative of log expm1(t).
+        xi, first, second, third = _xi(data, at)
+        # Derivatives of l (module header); 1/(1 - e^-t) is that of log expm1(t).
         a = -1 / torch.expm1(-at)
-        slope = a - first * (1 + 1 / xi)
-        bend = a * (1 - a) - second * (1 + 1 / xi) + (first / xi).square()
+        f, g = first / xi, second / xi
+        slope = a - first - f
+        bend = a * (1 - a) - second - g + f.square()
+        twist = a * (1 - a) * (1 - 2 * a) - third - third / xi + 3 * f * g - 2 * f**3
         rising = (slope > 0) | (xi < -1)  # xi < -1 is forbidden ground: turn back to the right
         left[active] = torch.where(rising, at, left[active])
         right[active] = torch.where(rising, right[active], at)
-        newton = at - slope / bend
+        newton = -slope / bend
+        turn = newton * twist / (2 * bend)
+        halley = at + newton / (1 + turn.clamp(-0.5, 0.5))
         lo, hi = left[active], right[active]
-        trusted = (bend < 0) & (xi >= -1) & (newton >= lo) & (newton <= hi)
+        trusted = (bend < 0) & (xi >= -1) & (halley >= lo) & (halley <= hi)
         middle = (lo + hi) / 2
-        following = torch.where(trusted, newton, torch.where(middle == 0, hi / 2, middle))
+        following = torch.where(trusted, halley, torch.where(middle == 0, hi / 2, middle))
         step = following - at
-        # Taylor to second order: the error is of the third power of a step below the tolerance.
-        there = xi + first * step + second * step.square() / 2
+        there = xi + step * (first + step * (second / 2 + step * third / 6))
         # A finished row stays as it is, so that none depends on the others of its block.
         final_xi[active] = torch.where(live, there, final_xi[active])
         t[active] = torch.where(live, following, at)
-        done[active] |= step.abs() <= _STEP_TOLERANCE * (1 + at.abs())
+        # Where rounding spoils the derivatives (near t = 0) or they mislead, steps must be smaller.
+        sure = trusted & (turn.abs() < 3 * _STEP_TOLERANCE)
+        tolerance = _STEP_TOLERANCE * torch.where(sure, at.abs().clamp(0.01, 1), 0.01)
+        done[active] |= step.abs() <= tolerance
         keep = (~done[active]).nonzero().squeeze(1)
         if keep.numel() == 0:
             break
@@ -335,20 +365,24 @@ def _climb(data: _Rows, t: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor,
     return t, final_xi, torch.where(valid, height, torch.full_like(height, -torch.inf))
 
 
-def _xi(data: _Rows, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``xi(t)`` and its first two derivatives, one value per row."""
+def _xi(data: _Rows, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``xi(t)`` and its first three derivatives, one value per row."""
     growth = t.exp()
-    factor = torch.addcmul(data.q, data.r, _by_row(growth))
-    total = data.log_total(factor, t)
+    factor = torch.addcmul(data.q, data.r, _by_row(growth), out=data.room[0])
+    if float(t.abs().amax()) > _PRODUCT_LIMIT:
+        total = data.total(factor.log())
+    else:
+        total = factor.prod(1).log_() @ data.weight[: factor.shape[2]]
     near = (t.abs() < _NEAR_ZERO).nonzero().squeeze(1)
     if near.numel():  # there the products are 1 to within rounding
         some = data.take(near)
         logs = torch.log1p(some.r * _by_row(torch.expm1(t[near])))
         total[near] = some.total(logs)
-    u = torch.div(data.r, factor, out=factor)  # s = u e^t
-    first = growth * data.total(u)
-    second = growth.square() * data.total(u.square_())
-    return total / data.n, first / data.n, (first - second) / data.n
+    s = torch.div(data.r, factor, out=factor).mul_(_by_row(growth))
+    first, power = data.total(s), torch.square(s, out=data.room[1])
+    second = first - data.total(power)
+    third = 3 * second - 2 * (first - data.total(power.mul_(s)))
+    return total / data.n, first / data.n, second / data.n, third / data.n
 
 
 def _by_row(values: Tensor) -> Tensor:

@@ -146,6 +146,17 @@ def test_rows_in_descending_order_give_the_same_fit_as_in_any_order(xi: float) -
     assert torch.equal(one.status, other.status)
 
 
+@pytest.mark.parametrize("outlier", [2.0, 1e50, 1e200])
+def test_rows_in_descending_order_with_several_hills_reach_a_dense_grid(outlier: float) -> None:
+    random = np.random.default_rng(10)
+    y = -np.sort(-random.uniform(0.9, 1, (40, 200)), axis=1)
+    y[:, :20] = -np.sort(-outlier * random.uniform(0.9, 1, (40, 20)), axis=1)
+    found = gpd.fit(torch.from_numpy(y)).log_likelihood.tolist()
+    for row, ours in list(zip(y, found, strict=True))[::10]:
+        grid = best_on_a_dense_grid(row, points=6001)
+        assert ours >= grid - TOLERANCE * abs(grid)
+
+
 def test_many_rows_are_fitted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.from_numpy(stats.genpareto.rvs(0.2, size=(50, 40), random_state=7))
     whole = gpd.fit(y)
