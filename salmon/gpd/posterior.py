@@ -130,15 +130,16 @@ def series_through(values: Tensor) -> Tensor:
     return values @ torch.from_numpy(np.linalg.inv(chebyshev.chebvander(nodes(), TERMS - 1))).T
 
 
-def fit_prior(curve: Curve, layer: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+def fit_prior(xi: Tensor, log_mass: Tensor, layer: Tensor, layers: int) -> tuple[Tensor, Tensor]:
     """Estimate the prior of every layer by the EM algorithm, from the likelihoods of its filters.
 
     The layers' means and spreads have a prior in turn, with parameters from all layers and one
     imagined layer of mean 0 and spread 0.3: layers of a few filters lean on the others.
 
     Args:
-        curve: Of the F filters with a fit.
-        layer: ``[F]`` numbers of their layers.
+        xi: ``[F, J]`` shapes, from :func:`likelihoods`.
+        log_mass: ``[F, J]`` logarithms of the likelihood at them times their spacing.
+        layer: ``[F]`` numbers of the filters' layers.
         layers: L.
 
     Returns:
@@ -150,7 +151,6 @@ def fit_prior(curve: Curve, layer: Tensor, layers: int) -> tuple[Tensor, Tensor]
         total = values.new_zeros(layers).index_add_(0, layer, values)
         return total / count.clamp_min(1)
 
-    xi, log_mass, _ = _lattice(curve)
     shape, variance = _moments(xi, log_mass.softmax(1))
     trust = count / (count + _FEW)
     floor = _FLOOR * mean(variance.sqrt())
@@ -193,14 +193,18 @@ def posterior(
         prior: ``[F]`` means and standard deviations instead.
     """
     fitted = (~torch.isnan(curve.top)).nonzero().squeeze(1)
+    xi, log_mass = likelihoods(curve.take(fitted))
     if prior is None:
         layers = int(layer.max()) + 1 if len(layer) else 0
-        mean, std = fit_prior(curve.take(fitted), layer[fitted], layers)
+        mean, std = fit_prior(xi, log_mass, layer[fitted], layers)
         prior = mean[layer], std[layer]
     mean, std = prior
+    log_mass -= ((xi - mean[fitted, None]) / std[fitted, None]).square() / 2
     points = [curve.table.new_full((len(layer), len(_STEPS) * _SCALES), torch.nan) for _ in "123"]
-    for rows in fitted.split(_BLOCK_ROWS):
-        found = _points(curve.take(rows), mean[rows].unsqueeze(1), std[rows].unsqueeze(1))
+    for rows, weight in zip(
+        fitted.split(_BLOCK_ROWS), log_mass.softmax(1).split(_BLOCK_ROWS), strict=True
+    ):
+        found = _points(curve.take(rows), weight, mean[rows, None], std[rows, None])
         for column, values in zip(points, found, strict=True):
             column[rows] = values
     xi, sigma, log_weight = points
@@ -209,16 +213,14 @@ def posterior(
     )
 
 
-def _points(curve: Curve, mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
+def _points(curve: Curve, weight: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, ...]:
     """Points of some rows: shapes about the posterior mean, and scales for each."""
-    xi, log_mass, place = _lattice(curve)
-    weight = (log_mass - ((xi - mean) / std).square() / 2).softmax(1)
-    centre, variance = _moments(place.expand_as(weight), weight)
+    centre, variance = _moments(_places(), weight)
     steps = torch.tensor(_STEPS, dtype=torch.float64)
     s = (centre.unsqueeze(1) + variance.sqrt().unsqueeze(1) * steps).clamp(-1, 1)
     gap = (s[:, 1:] - s[:, :-1]) / 2
     width = torch.nn.functional.pad(gap, (0, 1)) + torch.nn.functional.pad(gap, (1, 0))
-    xi, log_sigma, log_slope, spread = _along(curve, _terms(curve, s), s)
+    xi, log_sigma, log_slope, spread, _ = _along(curve, _terms(curve, s), s)
     z, weight = (torch.from_numpy(x) for x in hermite_e.hermegauss(_SCALES))
     log_sigma = log_sigma.unsqueeze(2) + spread.unsqueeze(2) * z
     log_mass = (
@@ -237,10 +239,14 @@ def _moments(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (weight * (values - mean.unsqueeze(1)).square()).sum(1)
 
 
-def _lattice(curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
-    """``[F, J]`` shapes, logarithms of their likelihood mass, and ``[J]`` places in the window."""
-    place = torch.linspace(-_USED, _USED, _LATTICE, dtype=torch.float64)
-    basis = np.eye(TERMS)
+def _places() -> Tensor:
+    """``[J]`` places in the window of a curve."""
+    return torch.linspace(-_USED, _USED, _LATTICE, dtype=torch.float64)
+
+
+def likelihoods(curve: Curve) -> tuple[Tensor, Tensor]:
+    """``[F, J]`` shapes, and logarithms of the likelihood at them times their spacing."""
+    place, basis = _places(), np.eye(TERMS)
     tables = [
         torch.from_numpy(chebyshev.chebval(place.numpy(), chebyshev.chebder(basis, order)))
         for order in range(3)
@@ -249,12 +255,12 @@ def _lattice(curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
     for rows in torch.arange(len(curve.top)).split(_BLOCK_ROWS):
         part = curve.take(rows)
         s = place.expand(len(rows), -1)
-        shape, log_sigma, log_slope, spread = _along(part, [part.series @ t for t in tables], s)
+        shape, _, log_slope, spread, best = _along(part, [part.series @ t for t in tables], s)
         alpha = spread.reciprocal().square()
-        gamma = alpha - (alpha - 0.5) * alpha.log() + torch.lgamma(alpha)  # its integral / spread
+        gamma = alpha - alpha * alpha.log() + torch.lgamma(alpha)  # its integral over log sigma
         xi.append(shape)
-        mass.append(_log_likelihood(part, shape, log_sigma) + gamma + alpha.log() / -2 + log_slope)
-    return torch.cat(xi), torch.cat(mass), place
+        mass.append(best + gamma + log_slope)
+    return torch.cat(xi), torch.cat(mass)
 
 
 def _terms(curve: Curve, s: Tensor) -> list[Tensor]:
@@ -275,9 +281,10 @@ def _series(coefficients: Tensor, s: Tensor) -> Tensor:
 
 
 def _along(curve: Curve, terms: list[Tensor], s: Tensor) -> tuple[Tensor, ...]:
-    """The curve at places ``s``: ``xi``, its best ``log sigma``, ``log dxi/ds``, and spread of it.
+    """The curve at places ``s``: ``xi``, its best ``log sigma``, ``log dxi/ds``.
 
-    The unit is the row's largest excess.
+    Then the spread of ``log sigma`` there and the log-likelihood at its best. The unit is the row's
+    largest excess.
     """
     half, n = curve.half.unsqueeze(1), curve.count.unsqueeze(1)
     t = curve.centre.unsqueeze(1) + half * s
@@ -289,37 +296,31 @@ def _along(curve: Curve, terms: list[Tensor], s: Tensor) -> tuple[Tensor, ...]:
     slope = (fall * rise + e * bend) / (1 - b).square()
     alpha = (n * (1 - e * (1 - bend / rise))).clamp_min(0.5)
     log_sigma = rise.log() - t - torch.log1p(-b)
-    return b / (1 - b), log_sigma, (slope.clamp_min(1e-300) * half).log(), alpha.rsqrt()
+    t_by_e = torch.where(t == 0, 1.0, t / e)
+    best = -n * (log_sigma + c * (t + t_by_e * (1 - b) / rise))
+    return b / (1 - b), log_sigma, (slope.clamp_min(1e-300) * half).log(), alpha.rsqrt(), best
 
 
 def _log_likelihood(curve: Curve, xi: Tensor, log_sigma: Tensor) -> Tensor:
     """Of ``xi`` and ``sigma``, which broadcast, in units of the largest excess."""
     shape = torch.broadcast_shapes(xi.shape, log_sigma.shape)
-    x = (xi * torch.exp(-log_sigma)).flatten(1)
-    t = torch.log1p(x.clamp_min(-1))
-    # m(t) / x is smooth at 0: 1/xi is x's, and sigma = xi/x.
-    ratio = _mean_log(curve, t) / torch.where(x == 0, 1.0, x)
-    ratio = torch.where(x == 0, _series(curve.series, _place(curve, t)), ratio).view(shape)
-    value = -curve.count.view(-1, *[1] * (len(shape) - 1)) * (
-        log_sigma + ratio * torch.exp(-log_sigma) * (1 + xi)
-    )
+    small = torch.exp(-log_sigma)
+    x = (xi * small).flatten(1)
+    x = torch.where(x.abs() < 1e-12, 1e-12, x)  # m(t)/x is smooth at 0
+    ratio = (_mean_log(curve, torch.log1p(x.clamp_min(-1))) / x).view(shape)
+    value = -curve.count.view(-1, 1, 1) * (log_sigma + ratio * small * (1 + xi))
     return torch.where(x.view(shape) > -1, value, -torch.inf)
-
-
-def _place(curve: Curve, t: Tensor) -> Tensor:
-    """Where in the window ``t`` lies."""
-    return (t - curve.centre.unsqueeze(1)) / curve.half.unsqueeze(1)
 
 
 def _mean_log(curve: Curve, t: Tensor) -> Tensor:
     """``m(t)``, ``[F, M]``, which goes on straight outside the window."""
-    s = _place(curve, t)
+    centre, half = curve.centre.unsqueeze(1), curve.half.unsqueeze(1)
+    s = (t - centre) / half
     inside = s.clamp(-1, 1)
-    nearest = curve.centre.unsqueeze(1) + curve.half.unsqueeze(1) * inside
+    nearest = centre + half * inside
     signs = torch.tensor([-1.0, 1.0], dtype=torch.float64).expand(len(t), -1)
     ends, first, _ = _terms(curve, signs)
-    at = curve.centre.unsqueeze(1) + curve.half.unsqueeze(1) * signs
-    slopes = ends + at * first / curve.half.unsqueeze(1)
+    slopes = ends + (centre + half * signs) * first / half
     slope = torch.where(s < 0, slopes[:, :1], slopes[:, 1:])
     return nearest * _series(curve.series, inside) + slope * (t - nearest)
 

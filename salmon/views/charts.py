@@ -326,7 +326,7 @@ def _panel(figure: Figure, example: FitExample, left: float, top: float) -> None
     words(figure, left, top - 31, f"{example.kind} fit", weight="bold", size=SMALL)
     shape = f"p {example.p:.2g}, xi {example.xi:.2f}"
     if not math.isnan(example.xi_se):
-        shape += f" \u00b1 {example.xi_se:.2f}"
+        shape += f"\u00b1{example.xi_se:.2f}"
     words(figure, left, top - 18, shape, size=SMALL)
     words(figure, left, top - 5, fitted(example.label, 126, SMALL), size=SMALL, color=_FAINT)
 

@@ -170,3 +170,56 @@ def test_a_batch_that_does_not_fit_counts_nothing() -> None:
         own.update(IMAGES[30:], LABELS[:3])
     own.update(IMAGES[30:], LABELS[30:])
     assert_same(own.compute(), WHOLE)
+
+
+def test_mistakes_are_compared_with_right_samples_measured_alike() -> None:
+    found = WHOLE
+    assert found.own
+    assert found.right is not None
+    assert len(found.right.filters) == SAMPLES - found.misclassified
+    rarest, ordinary = found.rankings["pot"].log_p[:, 0], found.right.log_p[:, 0]
+    for mine, p in zip(rarest.nan_to_num(0).tolist(), found.sample_p.tolist(), strict=True):
+        as_rare = int((ordinary.nan_to_num(0) <= mine).sum())
+        assert p == pytest.approx((1 + as_rare) / (1 + len(ordinary)))
+
+
+def test_half_of_the_samples_judge_the_tails_of_the_other_half_if_asked() -> None:
+    settings = PassSettings(level=0.8, top_k=5, calibrate=True)
+    passes = []
+    for ends in ([7, 40], [31]):
+        one = Pass(MODEL, settings)
+        for part in cut([*ends, SAMPLES]):
+            one.update(IMAGES[part], LABELS[part], numbers=torch.arange(SAMPLES)[part])
+        passes.append(one)
+    found, other = (one.compute() for one in passes)
+    assert_same(found, WHOLE)  # the halves are looked at besides
+    calibrated, again = found.calibration, other.calibration
+    assert calibrated is not None
+    assert again is not None
+    assert calibrated.samples + calibrated.fitted == SAMPLES
+    assert 20 < calibrated.fitted < 40
+    torch.testing.assert_close(calibrated.ratio, again.ratio)
+    assert WHOLE.calibration is None
+    passes[0].merge(pickle.loads(pickle.dumps(Pass(MODEL, settings))))
+    assert passes[0].compute().samples == SAMPLES
+
+
+def test_the_level_can_be_chosen_by_the_fits() -> None:
+    chosen = Pass(MODEL, PassSettings(level="auto", top_k=5))
+    chosen.update(IMAGES, LABELS)
+    found = chosen.compute()
+    assert found.fit.level in (0.80, 0.85, 0.90, 0.95)
+    assert found.level_reason.startswith(f"level {found.fit.level:g}")
+    assert WHOLE.level_reason == ""
+
+
+def test_both_estimators_fit_the_same_tails() -> None:
+    ml = Pass(MODEL, PassSettings(level=0.8, top_k=5, estimator="ml"))
+    ml.update(IMAGES, LABELS)
+    fit = ml.compute().fit
+    assert (fit.estimator, WHOLE.fit.estimator) == ("ml", "shrunk")
+    both = fit.usable
+    torch.testing.assert_close(fit.xi[both], WHOLE.fit.xi[both], rtol=1e-6, atol=1e-9)
+    assert WHOLE.fit.posterior is not None
+    of_layer = WHOLE.fit.posterior.prior_mean.unique()
+    assert len(of_layer) == len(WHOLE.index.layers)

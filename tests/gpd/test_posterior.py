@@ -11,7 +11,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from salmon import gpd
-from salmon.gpd.posterior import fit_prior
+from salmon.gpd.posterior import fit_prior, likelihoods
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def test_the_prior_is_the_one_of_the_highest_marginal_likelihood() -> None:
     y = np.expm1(shapes * random.exponential(size=(150, 60))) / shapes
     curve = gpd.fit(torch.from_numpy(-np.sort(-y, axis=1)), curves=True).curve
     assert curve is not None
-    mean, std = fit_prior(curve, torch.zeros(150).long(), 1)
+    mean, std = fit_prior(*likelihoods(curve), torch.zeros(150).long(), 1)
 
     xi = np.linspace(-0.9, 2.0, 117)
     scale = np.exp(np.linspace(-2, 2, 81))
@@ -117,14 +117,14 @@ def test_layers_of_unlike_shape_have_unlike_priors_and_a_small_one_leans_on_the_
     curve = gpd.fit(torch.cat(parts), curves=True).curve
     assert curve is not None
     layer = torch.tensor([0] * 200 + [1] * 200 + [2] * 2)
-    mean, std = fit_prior(curve, layer, 4)
+    mean, std = fit_prior(*likelihoods(curve), layer, 4)
     assert mean[:2].tolist() == pytest.approx([0.1, 1.2], abs=0.03)
     assert bool((std[:2] < 0.15).all())
     assert 1.0 < float(mean[2]) < 3.0
     assert 0.2 < float(mean[3]) < 1.0  # a layer without a fit has what layers have in common
     alone = gpd.fit(rows(1.0, 20, seed=4), curves=True)
     assert alone.curve is not None
-    shrunk, _ = fit_prior(alone.curve, torch.zeros(1).long(), 1)
+    shrunk, _ = fit_prior(*likelihoods(alone.curve), torch.zeros(1).long(), 1)
     assert 0.0 < float(shrunk) < 0.7 * float(alone.xi)  # a single filter is held to a fixed prior
 
 

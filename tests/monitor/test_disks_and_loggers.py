@@ -59,7 +59,7 @@ def names(folder: Path) -> set[str]:
 def test_a_full_disk_costs_only_the_files_that_do_not_fit(
     disk: Callable[[str], Path], log: pytest.LogCaptureFixture
 ) -> None:
-    folder = disk("size=40k")
+    folder = disk("size=84k")
     monitor = SaliencyMonitor(level=0.7, views=ViewSettings(pictures=0, thumbnails=0))
     metrics = fit(folder, monitor)
     assert metrics["salmon/samples"] == 40

@@ -155,7 +155,7 @@ def test_flags_describe_every_mistake_and_its_batch(tmp_path: Path) -> None:
     rows = flagged(tmp_path)
     samples = [row for row in rows if row["kind"] == "sample"]
     batches = [row for row in rows if row["kind"] == "batch"]
-    assert {row["schema"] for row in rows} == {"salmon.flagged/1"}
+    assert {row["schema"] for row in rows} == {"salmon.flagged/2"}
     assert [row["sample"] for row in samples] == found.mistakes.sample.tolist()
     assert [row["batch"] for row in samples] == [row["sample"] // 8 for row in samples]
     assert sorted({row["batch"] for row in samples}) == [row["batch"] for row in batches]
@@ -168,7 +168,15 @@ def test_flags_describe_every_mistake_and_its_batch(tmp_path: Path) -> None:
         assert len(row["top"]) <= 5
         probabilities = [top["p"] for top in row["top"]]
         assert probabilities == sorted(probabilities)
+        assert 0 < row["sample_p"] <= 1
+        striking = [top["strength"] for top in row["top"]].count("significant")
+        assert row["significant_filters"] >= striking
         for top in row["top"]:
+            assert top["p_low"] < top["p"] < top["p_high"]
+            assert top["e"] == pytest.approx(24 * top["p"])
+            assert top["strength"] in ("ordinary", "weak", "significant")
+            assert (top["e"] > 1) <= (top["strength"] == "ordinary")
+            assert top["extrapolated"] == (top["p"] < 0.1 / found.fit.samples)
             assert top["saliency"] > top["threshold"]
             assert top["label"] == found.index.label(top["filter"])
 
@@ -374,14 +382,16 @@ def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
 ) -> None:
     monkeypatch.setattr(
         "salmon.diagnosis.passes.BYTES_PER_MB", 4 * 24 * 5
-    )  # room for five profiles
+    )  # room for four mistakes and a right sample
     monitor = SaliencyMonitor(level=0.7, memory_mb=1, strict=True)
     trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
     found = monitor.results["validation"]
     assert found.misclassified > 5
-    assert len(found.mistakes.sample) == 5
-    assert found.profile.shape == (5, 24)
-    assert f"profiles of 5 of {found.misclassified} kept" in log.text
+    assert len(found.mistakes.sample) == 4
+    assert found.profile.shape == (4, 24)
+    assert found.right is not None
+    assert len(found.right.filters) == 1
+    assert f"profiles of 4 of {found.misclassified} kept" in log.text
     assert [r["sample"] for r in flagged(tmp_path) if r["kind"] == "sample"] == (
         found.mistakes.sample.tolist()
     )

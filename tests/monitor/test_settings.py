@@ -26,7 +26,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"strict": "yes"}, "strict is 'yes'; True or False is needed"),
     ({"write_files": None}, "write_files is None; True or False"),
     ({"seed": "1"}, "seed is '1'; a whole number is needed"),
-    ({"level": 90}, "level is 90; a number in (0, 1) is needed (90 % is 0.9)"),
+    ({"level": 90}, "level is 90; a number in (0, 1) (90 % is 0.9) or 'auto' is needed"),
+    ({"level": "best"}, "level is 'best'; a number in (0, 1)"),
+    ({"estimator": "map"}, "estimator is 'map'; 'shrunk' or 'ml' is needed"),
+    ({"calibrate": 1}, "calibrate is 1; True or False"),
     ({"exclude": "conv1"}, "exclude is the string 'conv1'; a list of strings is needed"),
 ]
 

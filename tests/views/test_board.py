@@ -63,8 +63,8 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     assert list(histogram.histogram_value.bucket_limit) == [1, 2, 3]
     assert list(histogram.histogram_value.bucket) == [10, 30, 60]
     text = text_of(found, "salmon/filters")
-    assert r"| net.a.0\[1\] | early | 9 | -3 | 0.001 |" in text
-    assert r"| net.b.0\[2\] | late | 4 | new |  |" in text
+    assert r"| net.a.0\[1\] | early | 9 | 2 | -3 | 0.001 | 0.02 |" in text
+    assert r"| net.b.0\[2\] | late | 4 | 0 | new |  |  |" in text
     assert "new: not among the 50 filters in the table then" in text
     assert "20 of 200 samples are misclassified" in text_of(found, "salmon/summary")
 
@@ -153,8 +153,8 @@ def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
     assert images[0].dtype == np.uint8
     assert len(logger.images) == 8
     columns, data, step = logger.tables["salmon/filters"]
-    assert columns == ["filter", "group", "mistakes", "change", "median p"]
-    assert data[0] == ["net.a.0[1]", "early", "9", "", "0.001"]
+    assert columns == ["filter", "group", "mistakes", "significant", "change", "median p", "E"]
+    assert data[0] == ["net.a.0[1]", "early", "9", "2", "", "0.001", "0.02"]
     # To a table names go as they are: a table shows text.
     assert logger.tables["salmon/confusions"][1][0][1] == "<script>alert(1)</script>"
 
@@ -195,6 +195,6 @@ def test_probabilities_are_written_in_two_digits() -> None:
 
 
 def test_changes_are_against_the_table_before() -> None:
-    changes = [row[3] for row in filter_rows(RECORD, {"net.a.0[1]": 9})]
+    changes = [row[4] for row in filter_rows(RECORD, {"net.a.0[1]": 9})]
     assert changes == ["+0", "new"]
-    assert [row[3] for row in filter_rows(RECORD, None)] == ["", ""]
+    assert [row[4] for row in filter_rows(RECORD, None)] == ["", ""]

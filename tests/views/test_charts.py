@@ -21,6 +21,7 @@ from PIL import Image
 
 from salmon.views import History, PassRecord
 from salmon.views.charts import (
+    calibration_chart,
     depth_bars,
     fit_page,
     heat_map,
@@ -32,7 +33,7 @@ from salmon.views.charts import (
 from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
 from salmon.views.figures import words as words_at
 from salmon.views.findings import findings
-from salmon.views.record import LayerRow
+from salmon.views.record import CalibrationRow, LayerRow
 from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
 
@@ -44,6 +45,13 @@ THREE = History.of(
     ]
 )
 REAL = real_record()
+CALIBRATION = [
+    CalibrationRow(
+        p=p, ratio=ratio, low=0.8 * ratio, high=1.2 * ratio,
+        rivals={"plug-in": 1.0, "ml": 1.5, "normal": 100.0},
+    )
+    for p, ratio in ((0.05, 1.0), (0.01, 0.9), (0.001, 0.5), (0.0001, 0.0))
+]  # fmt: skip
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -87,6 +95,7 @@ def deep_record(number: int = 0, layers: int = 53, groups: int = 5) -> PassRecor
     return hand_record(
         number, layers=rows, counts={"pot": pot, "zscore": zscore},
         xi={name: [0] * 9 + [4, 6] + [0] * 19 for name in names}, examples=examples,
+        calibration=CALIBRATION,
     )  # fmt: skip
 
 
@@ -94,6 +103,7 @@ def every_chart(records: list[PassRecord]) -> list[Chart]:
     history, last = History.of(records), records[-1]
     return [
         share_bars(last), depth_bars(last), fit_page(last), xi_chart(last),
+        *([calibration_chart(last)] if last.calibration else []),
         *(heat_map(history, method) for method in ("pot", "zscore")),
         *(share_lines(history, name) for name in ("pot", "zscore", "difference")),
     ]  # fmt: skip
@@ -390,3 +400,17 @@ def test_numbers_that_are_not_known_draw_nothing() -> None:
     assert all(len(np.asarray(line.get_xdata())) == 0 for line in lines(empty))
     for chart in every_chart([nothing]):
         assert pixels(chart).std() > 0  # titles and axes
+
+
+def test_the_calibration_is_a_line_with_a_band_beside_its_rivals() -> None:
+    record = deep_record()
+    chart = calibration_chart(record)
+    (axes,) = chart.figure.axes
+    first = axes.lines[0]
+    np.testing.assert_allclose(first.get_ydata(), np.log10([1.0, 0.9, 0.5, 0.01]))
+    assert {"reported", "plug-in", "ml", "normal"} <= set(words(chart))
+    assert "0 times as many as predicted lie beyond p = 0.0001 (between 0 and 0)" in (
+        chart.description
+    )
+    assert "a normal distribution, as the z-score assumes it, has 1e+02" in chart.description
+    assert chart.description in findings(record, History.start(record))

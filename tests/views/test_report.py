@@ -316,7 +316,7 @@ def test_the_command_writes_a_page(
     shown = capsys.readouterr().out
     assert "3 sections (test-loader0, test-loader1, validation)" in shown
     assert out.read_text().startswith("<!DOCTYPE html>")
-    assert out.stat().st_size < 400_000
+    assert out.stat().st_size < 450_000
     assert main(["report", str(run), "-o", str(out)]) == 2
     assert "report.html already exists" in capsys.readouterr().err
     assert main(["report", str(run), "-o", str(out), "--force", "--quiet"]) == 0
