@@ -69,7 +69,7 @@ def calibration(
             "is needed."
         )
     p = _probabilities(fit)
-    inside = [(fit.rate[usable] > level).nonzero().squeeze(1) for level in p.tolist()]
+    inside = fit.rate[usable] > p.unsqueeze(1)  # [P, F]
     names = ["shown", *(["plug-in"] if fit.posterior is not None else []), "ml", "normal"]
     beyond = {name: torch.zeros((len(values), len(p)), dtype=torch.float64) for name in names}
     height = max(1, _BLOCK_ELEMENTS // filters)
@@ -78,9 +78,9 @@ def calibration(
         for name in names:
             log_p = _log_p(name, block, fit)[:, usable]
             for place, level in enumerate(p.log().tolist()):
-                over = log_p[:, inside[place]] <= level
+                over = (log_p <= level) & inside[place]
                 beyond[name][start : start + height, place] = over.sum(1).double()
-    predicted = samples * p * torch.tensor([len(some) for some in inside])
+    predicted = samples * p * inside.sum(1)
     ratio = {name: counts.sum(0) / predicted for name, counts in beyond.items()}
     low = high = torch.full_like(p, torch.nan)
     if stream is None:
