@@ -25,7 +25,7 @@ _DEEPEST = 1e300  # for -log S, where all tails end below the value
 _Z = NormalDist().inv_cdf((1 + INTERVAL) / 2)
 _NODES = 32
 _BEYOND = 4.0  # in g, past the largest excess; from there on the table's tail is a power law
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 18  # 2 MB a table; larger ones leave the cache
 
 
 def predictive_log_survival(
