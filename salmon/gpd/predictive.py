@@ -21,10 +21,11 @@ from salmon.gpd.posterior import Posterior
 INTERVAL = 0.9  # probability that an interval holds
 
 _FAR = 8.0  # in log S, below the predictive tail
+_DEEPEST = 1e300  # for -log S, where all tails end below the value
 _Z = NormalDist().inv_cdf((1 + INTERVAL) / 2)
 _NODES = 32
 _BEYOND = 4.0  # in g, past the largest excess; from there on the table's tail is a power law
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 18  # 2 MB a table; larger ones leave the cache
 
 
 def predictive_log_survival(
@@ -58,7 +59,7 @@ def predictive_interval(
         tail, log_weight = (x.squeeze(1) for x in _tails(y, part, own=own))
         weight = log_weight.softmax(1)
         # Tails that end below y are as good as those that are too light by far.
-        lightest = _FAR - (tail + weight.log()).logsumexp(1, keepdim=True)
+        lightest = (_FAR - (tail + weight.log()).logsumexp(1, keepdim=True)).clamp_max(_DEEPEST)
         depth = torch.minimum(-tail, lightest).clamp_min(1e-300).log()
         mean = (weight * depth).sum(1, keepdim=True)
         gap = depth - mean

@@ -28,7 +28,7 @@ class Calibration:
     p: Tensor  # falling, from 0.05 to 0.1/n
     samples: int  # held out
     fitted: int  # n, samples of the fit
-    filters: int  # with a fit
+    filters: int  # with a fit; each counts at probabilities inside its tail
     ratio: Tensor  # of the probabilities that are reported
     low: Tensor  # band of it, by a bootstrap over the held-out samples; NaN for a stream
     high: Tensor
@@ -69,6 +69,7 @@ def calibration(
             "is needed."
         )
     p = _probabilities(fit)
+    inside = fit.rate[usable] > p.unsqueeze(1)  # [P, F]
     names = ["shown", *(["plug-in"] if fit.posterior is not None else []), "ml", "normal"]
     beyond = {name: torch.zeros((len(values), len(p)), dtype=torch.float64) for name in names}
     height = max(1, _BLOCK_ELEMENTS // filters)
@@ -77,8 +78,9 @@ def calibration(
         for name in names:
             log_p = _log_p(name, block, fit)[:, usable]
             for place, level in enumerate(p.log().tolist()):
-                beyond[name][start : start + height, place] = (log_p <= level).sum(1).double()
-    predicted = samples * int(usable.sum()) * p
+                over = (log_p <= level) & inside[place]
+                beyond[name][start : start + height, place] = over.sum(1).double()
+    predicted = samples * p * inside.sum(1)
     ratio = {name: counts.sum(0) / predicted for name, counts in beyond.items()}
     low = high = torch.full_like(p, torch.nan)
     if stream is None:
@@ -97,8 +99,8 @@ def calibration(
 
 
 def _probabilities(fit: TailFit) -> Tensor:
-    """0.05, 0.02, 0.01 and so on down to 0.1/n, within the tails."""
-    least, rate = 0.1 / fit.samples, float(fit.rate[fit.usable].amin())
+    """0.05, 0.02, 0.01 and so on down to 0.1/n, within the tails of most filters."""
+    least, rate = 0.1 / fit.samples, float(fit.rate[fit.usable].median())
     steps = (m * 10.0**-e for e in range(2, 12) for m in (5, 2, 1))
     inside = [p for p in steps if p < rate and p > least * 1.0001]
     return torch.tensor([*inside, least], dtype=torch.float64)

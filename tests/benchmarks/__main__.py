@@ -95,7 +95,7 @@ def main() -> int:
 
 def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """What makes each table."""
-    from tests.benchmarks import saliency, statistics, views
+    from tests.benchmarks import calibration, saliency, statistics, views
 
     tasks: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "Saliency": lambda: saliency.rows(quick=quick),
@@ -109,6 +109,8 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
             "Views": views.rows,
             "Saliency by batch and input": saliency.curve_rows,
             "Fit by filters and excesses": statistics.fit_curve_rows,
+            "Posterior": statistics.posterior_rows,
+            "Calibration": calibration.rows,
         }
     return tasks
 

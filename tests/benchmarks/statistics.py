@@ -12,11 +12,13 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from salmon import SaliencyMonitor, Tails, fit_tails, gpd
+from salmon import SaliencyMonitor, Tails, fit_tails, gpd, rank_filters
 from tests.benchmarks import rivals
 from tests.benchmarks.measure import compare, seconds
 
 FILTERS = 26_560  # of ResNet-50
+LAYERS = 53
+RANKED = 200  # samples
 BATCH = 64
 WRONG = 0.2  # share of samples that the watched network misclassifies
 SHORT = 1e-9  # of the log-likelihood, by which a fit may fall short
@@ -101,6 +103,48 @@ def fit_curve_rows() -> list[dict[str, Any]]:
             }
         )
     return table
+
+
+def posterior_rows() -> list[dict[str, Any]]:
+    """What shrinking costs on top of the fit, and its rankings on top of those by likelihood."""
+    data, layer = excesses(FILTERS, 1000), torch.arange(FILTERS) * LAYERS // FILTERS
+    found = gpd.fit(data, curves=True)
+    assert found.curve is not None
+    curve = found.curve
+    fitting = compare(
+        {
+            "gpd.fit": lambda: gpd.fit(data),
+            "gpd.fit with curves": lambda: gpd.fit(data, curves=True),
+            "gpd.posterior": lambda: gpd.posterior(curve, layer),
+        },
+        budget=20,
+    )
+    random = torch.Generator().manual_seed(0)
+    tails = Tails(FILTERS)
+    for _ in range(20):
+        tails.update(torch.empty(100, FILTERS).exponential_(generator=random).pow_(1.5))
+    profile = torch.empty(RANKED, FILTERS).exponential_(generator=random).pow_(1.5)
+    shrunk = fit_tails(tails)
+    ml, shown = shrunk.as_ml(), shrunk.posterior
+    assert shown is not None
+
+    def first() -> None:
+        shown.lookups.clear()
+        rank_filters(profile, shrunk)
+
+    ranking = compare(
+        {
+            "rank_filters, likelihood": lambda: rank_filters(profile, ml),
+            "rank_filters, shrunk, later calls": lambda: rank_filters(profile, shrunk),
+            "rank_filters, shrunk, first call": first,
+        },
+        budget=20,
+    )
+    return [
+        {"what": name, "s": timing.seconds, "of the first": timing}
+        for timings in (fitting, ranking)
+        for name, timing in timings.items()
+    ]
 
 
 def stream_rows(*, quick: bool) -> list[dict[str, Any]]:

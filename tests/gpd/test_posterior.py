@@ -185,6 +185,18 @@ def test_the_true_tail_lies_in_nine_of_ten_intervals() -> None:
         assert 0.84 < float(held) < 0.97
 
 
+def test_intervals_past_the_end_points_of_all_tails_are_of_probability_zero() -> None:
+    random = np.random.default_rng(2)
+    y = torch.from_numpy(-np.sort(-random.uniform(size=(20, 1000))))
+    curve = gpd.fit(y, curves=True).curve
+    assert curve is not None
+    posterior = gpd.posterior(curve, torch.zeros(20).long())
+    at, rows = torch.full((20,), 2.0).double(), torch.arange(20)
+    assert bool(torch.isneginf(gpd.predictive_log_survival(posterior, at, rows)).all())
+    for bound in gpd.predictive_interval(posterior, at, rows):
+        assert bool((bound < -1e200).all())
+
+
 def test_filters_without_a_fit_have_no_posterior() -> None:
     y = rows(0.2, 20, 3)
     y[1, 4:] = math.nan

@@ -62,6 +62,17 @@ def test_the_ratios_are_counts_of_quantiles_passed() -> None:
     torch.testing.assert_close(found.rivals["ml"], found.ratio)
 
 
+def test_a_filter_that_is_mostly_zero_counts_only_inside_its_short_tail() -> None:
+    profile, held_out = samples(1000), samples(1000, seed=1)
+    whole = calibration(held_out, fit_tails(streamed(profile)))
+    for values in (profile, held_out):
+        values[:, 0] = torch.where(torch.arange(1000) % 50 == 0, values[:, 0], 0.0)
+    found = calibration(held_out, fit_tails(streamed(profile)))
+    torch.testing.assert_close(found.p, whole.p)
+    assert found.filters == 300
+    torch.testing.assert_close(found.ratio, whole.ratio, rtol=0.02, atol=0)
+
+
 def test_bands_of_filters_that_share_their_images_are_wide() -> None:
     one = samples(1000, filters=1)
     copies = one.expand(-1, 100)
