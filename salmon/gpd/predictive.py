@@ -52,21 +52,26 @@ def predictive_log_survival(
 def predictive_interval(
     posterior: Posterior, excess: Tensor, rows: Tensor, *, own: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Bounds between which ``log S`` lies with probability 0.9, ``[M]`` each."""
+    """Bounds between which ``log S`` lies with probability 0.9, ``[M]`` each.
+
+    The predictive tail, which a few heavy tails may hold above all others, is always between them.
+    """
 
     def bounds(y: Tensor, part: Posterior) -> Tensor:
         # The points are too few to read quantiles off; log(-log S) is nearly normal.
         tail, log_weight = (x.squeeze(1) for x in _tails(y, part, own=own))
         weight = log_weight.softmax(1)
         # Tails that end below y are as good as those that are too light by far.
-        lightest = (_FAR - (tail + weight.log()).logsumexp(1, keepdim=True)).clamp_max(_DEEPEST)
-        depth = torch.minimum(-tail, lightest).clamp_min(1e-300).log()
+        predictive = (tail + weight.log()).logsumexp(1, keepdim=True).clamp_min(-_DEEPEST)
+        depth = torch.minimum(-tail, _FAR - predictive).clamp_min(1e-300).log()
         mean = (weight * depth).sum(1, keepdim=True)
         gap = depth - mean
         spread = (weight * gap.square()).sum(1, keepdim=True).sqrt()
         skew = (weight * (gap / spread.clamp_min(1e-300)) ** 3).sum(1, keepdim=True).clamp(-1, 1)
         ends = torch.tensor([_Z, -_Z]).to(mean)
-        return -(mean + spread * (ends + skew * (_Z**2 - 1) / 6)).exp()  # Cornish and Fisher (1938)
+        # Cornish and Fisher (1938)
+        low, high = (-(mean + spread * (ends + skew * (_Z**2 - 1) / 6)).exp()).split(1, dim=1)
+        return torch.cat([torch.minimum(low, predictive), torch.maximum(high, predictive)], 1)
 
     found = _by_block(bounds, posterior, excess, rows)
     return found[:, 0], found[:, 1]

@@ -47,7 +47,8 @@ def calibration(
 
     Args:
         held_out: ``[M, F]`` saliency of samples that are not among those of ``fit``, or a stream of
-            them. A stream has no bands, and NaN at probabilities of more samples than it kept.
+            them; samples that are not finite are left out. A stream has no bands, and NaN at
+            probabilities of more samples than it kept.
         fit: Tails of the same F filters.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
@@ -62,6 +63,8 @@ def calibration(
         raise InputError(
             f"held_out has {values.shape[-1]} filters but fit {filters}; both need the same ones."
         )
+    if stream is None:
+        values = values[torch.isfinite(values).all(1)]
     samples = len(values) if stream is None else stream.samples
     if samples == 0 or not bool(usable.any()):
         raise InputError(

@@ -173,7 +173,7 @@ def test_flags_describe_every_mistake_and_its_batch(tmp_path: Path) -> None:
         assert row["significant_filters"] >= striking
         for top in row["top"]:
             assert top["p_low"] < top["p"] < top["p_high"]
-            assert top["e"] == pytest.approx(24 * top["p"])
+            assert top["e"] == pytest.approx(found.rankings["pot"].tested * top["p"])
             assert top["strength"] in ("ordinary", "weak", "significant")
             assert (top["e"] > 1) <= (top["strength"] == "ordinary")
             assert top["extrapolated"] == (top["p"] < 0.1 / found.fit.samples)

@@ -407,7 +407,8 @@ def test_the_calibration_is_a_line_with_a_band_beside_its_rivals() -> None:
     chart = calibration_chart(record)
     (axes,) = chart.figure.axes
     first = axes.lines[0]
-    np.testing.assert_allclose(first.get_ydata(), np.log10([1.0, 0.9, 0.5, 0.01]))
+    drawn = np.asarray(first.get_ydata(), dtype=np.float64)
+    np.testing.assert_allclose(drawn, np.log10([1.0, 0.9, 0.5, 0.01]))
     assert {"reported", "plug-in", "ml", "normal"} <= set(words(chart))
     assert "0 times as many as predicted lie beyond p = 0.0001 (between 0 and 0)" in (
         chart.description
