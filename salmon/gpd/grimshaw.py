@@ -43,7 +43,7 @@ from salmon.gpd.record import FitStatus
 MIN_COUNT = 10
 GRID_STEP = 1.0
 MARGIN = 6.0
-BLOCK_ELEMENTS = 1 << 19  # 4 MB a table: smaller ones cost calls, larger ones leave the cache
+BLOCK_ELEMENTS = 1 << 20  # 8 MB a table: smaller ones cost calls, larger ones leave the cache
 
 _T_LIMIT = 700.0  # e^t stays finite in float64
 _PRODUCT_LIMIT = 85.0  # so does a product of 8 factors e^t
