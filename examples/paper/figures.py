@@ -14,10 +14,13 @@ from examples.paper.study import METRICS, write_file
 
 # Okabe and Ito's colours, told apart by most colour-blind people.
 COLOURS = {
-    "pot": "#d55e00", "zscore": "#0072b2", "magnitude": "#009e73", "random": "#777777",
-    "last_group": "#cc79a7", "all filters": "#222222",
+    "pot": "#d55e00", "pot_ml": "#e69f00", "zscore": "#0072b2", "magnitude": "#009e73",
+    "effect": "#56b4e9", "random": "#777777", "last_group": "#cc79a7", "all filters": "#222222",
 }  # fmt: skip
-STYLES = {"pot": "-", "zscore": "--", "magnitude": "-.", "random": ":", "last_group": (0, (5, 1))}
+STYLES = {
+    "pot": "-", "pot_ml": (0, (1, 1)), "zscore": "--", "magnitude": "-.",
+    "effect": (0, (3, 1, 1, 1)), "random": ":", "last_group": (0, (5, 1)),
+}  # fmt: skip
 
 Row = dict[str, Any]
 

@@ -117,7 +117,7 @@ def test_rows(name: str, profile: Tensor, seed: int) -> list[Row]:
 
 
 def fitted(profile: Tensor) -> TailFit:
-    """Tails and moments of a profile."""
+    """Tails, by maximum likelihood as in the paper, and moments of a profile."""
     tails = Tails(profile.shape[1], capacity=max(1024, len(profile) // 9))
     tails.update(profile)
     return fit_tails(tails, LEVEL, estimator="ml")

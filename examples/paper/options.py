@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -11,7 +11,7 @@ from salmon import Step
 Experiment = Literal[
     "domain-shift", "imagenet", "corruptions", "pacs", "normality-digits", "normality-imagenet"
 ]
-Ranking = Literal["pot", "zscore", "magnitude", "random", "last_group"]
+Ranking = Literal["pot", "pot_ml", "zscore", "magnitude", "effect", "random", "last_group"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Options:
         out: Folder of the results; finished parts in it are taken over.
         limit: Misclassified images to edit, drawn at random; all if left out.
         statistics: Images to fit the tails to, drawn at random; all if left out.
-        rankings: How filters are ranked; last_group is by magnitude within the last group.
+        rankings: How filters are ranked; pot_ml is by maximum likelihood as in the paper, effect
+            by what the edit does to the loss to first order, last_group by magnitude within it.
         edits: What is done to filters; with none, they are ranked and no more.
         counts: Rising numbers of edited filters.
         rate: Learning rate of the plain step.
@@ -51,7 +52,7 @@ class Options:
     out: Path = Path("paper-results")
     limit: int | None = None
     statistics: int | None = None
-    rankings: tuple[Ranking, ...] = ("pot", "zscore", "magnitude", "random", "last_group")
+    rankings: tuple[Ranking, ...] = get_args(Ranking)
     edits: tuple[Literal["prune", "plain", "normalised"], ...] = ("prune", "plain", "normalised")
     counts: tuple[int, ...] = (1, 2, 3, 5, 8, 12, 18, 25)
     rate: float = 0.001

@@ -23,10 +23,12 @@ import salmon
 from examples.paper.data import Images
 from examples.paper.options import Options
 from salmon import filter_shares, load_fit, many_edit_curves, save_fit
+from salmon.repairs import sample_effects
 
 LEVEL = 0.90
 BATCH = 64
 TOP = 25  # filters of a ranking
+SHARED = {"pot", "pot_ml", "zscore"}  # rankings whose shares of the groups are reported
 METRICS = {
     "predicted": "wrong class, points",
     "target": "true class, points",
@@ -162,11 +164,10 @@ def run_study(subject: Subject, statistics: Images, images: Images, part: str = 
     found = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
     facts = {"images": len(images), "misclassified": len(wrong), "of these edited": len(rows)}
     shares = {"all filters": filter_shares(index)}
-    for name in options.rankings:
+    for name in [name for name in options.rankings if name in SHARED]:
         fields: dict[str, Any] = {field: found[f"{name}.{field}"] for field in _FIELDS}
         ranking = salmon.Ranking(method=name, **fields)
-        if name in {"zscore", "pot"}:
-            shares[name] = salmon.group_shares(ranking, index)
+        shares[name] = salmon.group_shares(ranking, index)
         if name == "pot":
             facts[f"fewer than {TOP} ranked by POT"] = int((ranking.ranked < TOP).sum())
     facts["images for the tails"] = fit.samples
@@ -181,7 +182,7 @@ def _fit(subject: Subject, images: Images) -> salmon.TailFit:
     tails = salmon.Tails(len(subject.index), capacity=max(1024, len(rows) // 9))
     for x, y in batches(images, rows, options, "statistics"):
         tails.update(subject.saliency(x, y))
-    return salmon.fit_tails(tails, LEVEL)
+    return salmon.fit_tails(tails, LEVEL, index=subject.index)
 
 
 @torch.no_grad()
@@ -201,22 +202,30 @@ def _edit(
     inputs, targets = default_collate([images[row] for row in rows])
     profile = subject.saliency(inputs, targets)
     seed = options.seed * 1_000_003 + start  # other shuffles: image i of a call has the seed's i-th
+    ml = fit.as_ml()
+    kinds = {"pot_ml": (ml, "pot"), "last_group": (fit, f"group:{index.groups[-1]}")}
     rankings: dict[str, salmon.Ranking] = {}
-    for name in options.rankings:
-        method = f"group:{index.groups[-1]}" if name == "last_group" else name
-        rankings[name] = salmon.rank_filters(
-            profile, fit, method, top_k=TOP, index=index, seed=seed
-        )
+    for name in [name for name in options.rankings if name != "effect"]:
+        of, method = kinds.get(name, (fit, name))
+        rankings[name] = salmon.rank_filters(profile, of, method, top_k=TOP, index=index, seed=seed)
     found = {f"{n}.{field}": getattr(r, field) for n, r in rankings.items() for field in _FIELDS}
-    shape = (len(rows), len(rankings), len(options.edits), len(METRICS), 1 + len(options.counts))
-    if not options.edits:
-        return {**found, "curves": torch.zeros(shape)}
-    curves = many_edit_curves(
-        subject.model, salmon.Samples(inputs, targets, tuple(rows)), rankings, index, options.steps,
-        counts=options.counts, batch_size=BATCH,
-    )  # fmt: skip
-    each = [
-        torch.stack([curve.each_predicted, curve.each_target, curve.each_corrected.double()], 1)
-        for curve in curves.values()
-    ]
-    return {**found, "curves": torch.stack(each, 1).reshape(shape)}
+    shape = (len(rows), len(options.rankings), 0, len(METRICS), 1 + len(options.counts))
+    parts = [torch.zeros(shape)]
+    samples = salmon.Samples(inputs, targets, tuple(rows))
+    effects: dict[str, Tensor] = {}
+    if "effect" in options.rankings and options.edits:
+        effects = sample_effects(subject.model, samples, index, options.edits)
+    for step in options.steps:
+        if effects:
+            largest = salmon.rank_filters(effects[step.kind], ml, "magnitude", top_k=TOP)
+            rankings["effect"] = largest
+        curves = many_edit_curves(
+            subject.model, samples, {name: rankings[name] for name in options.rankings}, index,
+            (step,), counts=options.counts, batch_size=BATCH,
+        )  # fmt: skip
+        each = [
+            torch.stack([curve.each_predicted, curve.each_target, curve.each_corrected.double()], 1)
+            for curve in curves.values()
+        ]
+        parts.append(torch.stack(each, 1).unsqueeze(2))
+    return {**found, "curves": torch.cat(parts, 2)}

@@ -1,6 +1,6 @@
 """Repair: from misclassified samples to a small patch of weights that other data vouch for."""
 
-from salmon.repairs.curves import Curves, Step, edit_curves, many_edit_curves
+from salmon.repairs.curves import Curves, Step, edit_curves, many_edit_curves, sample_effects
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
 from salmon.repairs.patch import Patch
@@ -26,6 +26,7 @@ __all__ = [
     "edited",
     "many_edit_curves",
     "repair",
+    "sample_effects",
     "to_device",
     "write_outcome",
 ]

@@ -23,7 +23,7 @@ from salmon.errors import InputError
 from salmon.filters import CONVOLUTIONS, FilterIndex, parameters_by_name
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.ranking import Ranking
-from salmon.repairs.edit import Change, Edit, by_layer, edited, step_edit
+from salmon.repairs.edit import Change, Edit, by_layer, edit_effects, edited, step_edit
 from salmon.repairs.evidence import loss_gradients
 from salmon.repairs.predictions import predict, to_device
 from salmon.repairs.samples import Samples
@@ -171,6 +171,22 @@ def many_edit_curves(
         )
         for place, key in enumerate(keys)
     }
+
+
+def sample_effects(
+    model: nn.Module, samples: Samples, index: FilterIndex, kinds: Sequence[str]
+) -> dict[str, Tensor]:
+    """Measure what an edit of each filter would do to the loss of each sample by itself.
+
+    Returns:
+        ``[N, F]`` first-order effects (:func:`~salmon.repairs.edit.edit_effects`) by kind of edit.
+    """
+    with loss_gradients(model, [layer.weight for layer in index.layers]) as measure:
+        each = [
+            [edit_effects(model, index, gradients, kind) for kind in kinds]
+            for gradients in map(measure, samples.batches(1))
+        ]
+    return dict(zip(kinds, map(torch.stack, zip(*each, strict=True)), strict=True))
 
 
 _Cell = tuple[Step, tuple[int, ...]]

@@ -76,8 +76,7 @@ def step_edit(
         kind: One of :data:`KINDS`.
         rate: Learning rate; of a normalised step the relative change of each filter.
     """
-    if kind not in KINDS:
-        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
+    _check(kind)
     parameters = parameters_by_name(model)
     changes = []
     for layer, channels in by_layer(index, filters):
@@ -88,6 +87,41 @@ def step_edit(
             new = _stepped(old, gradient, rate, normalised=kind == "normalised")
         changes.append(Change(layer, channels, old, new))
     return Edit(tuple(changes))
+
+
+def edit_effects(
+    model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor], kind: str
+) -> Tensor:
+    """First-order effect that an edit of each filter has on the loss.
+
+    A plain step lowers the loss by ``lr * |G|^2``, a normalised one by ``lr * |W| * |G|``, and
+    pruning lowers or raises it by ``|sum(W * G)|``; here ``lr`` is 1.
+
+    Args:
+        gradients: By weight.
+        kind: One of :data:`KINDS`.
+
+    Returns:
+        ``[F]`` float64, at least 0, on the CPU.
+    """
+    _check(kind)
+    parameters = parameters_by_name(model)
+    found = []
+    for layer in index.layers:
+        gradient = filter_rows(gradients[layer.weight].detach(), layer)
+        weight = filter_rows(parameters[layer.weight].detach(), layer).to(gradient)
+        if kind == "prune":
+            effect = (weight * gradient).sum(1).abs().double()
+        else:
+            norm = gradient.norm(dim=1).double()
+            effect = norm * (norm if kind == "plain" else weight.norm(dim=1))
+        found.append(effect.cpu())
+    return torch.cat(found)
+
+
+def _check(kind: str) -> None:
+    if kind not in KINDS:
+        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
 
 
 def _rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:

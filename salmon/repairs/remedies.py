@@ -2,7 +2,8 @@
 
 A ranking orders the filters of each misclassified sample; here they are combined over all of these
 samples: POT by the sum of ``-log p`` over the samples above the threshold (eq. 5 under
-independence), z-score and magnitude by the mean over the samples.
+independence), z-score and magnitude by the mean over the samples. ``effect`` orders them for each
+kind of step by what it does to the loss, to first order.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from torch import Tensor
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.ranking import log_tail_probability, sum_over_samples, tail_score, z_score
-from salmon.repairs.edit import Edit, step_edit
+from salmon.repairs.edit import Edit, edit_effects, step_edit
 from salmon.repairs.evidence import Evidence
-from salmon.repairs.settings import LAST_LINEAR
+from salmon.repairs.settings import EFFECT, LAST_LINEAR
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,14 +39,18 @@ def proposals(evidence: Evidence) -> Iterator[Proposal]:
     """
     settings = evidence.settings
     for ranking, index in evidence.indices.items():
-        order = filter_order(ranking, index, evidence)
+        if ranking == EFFECT:
+            orders = {s: filter_order(f"{EFFECT}:{s}", index, evidence) for s in settings.steps}
+        else:
+            orders = dict.fromkeys(settings.steps, filter_order(ranking, index, evidence))
+        length = len(orders[settings.steps[0]])
         shares = (1.0,) if ranking in ("all", LAST_LINEAR) else settings.shares
         wanted = {max(1, round(share * len(index))) for share in shares}
-        for count in sorted({min(count, len(order)) for count in wanted} - {0}):
+        for count in sorted({min(count, length) for count in wanted} - {0}):
             for step in settings.steps:
                 make = partial(
-                    step_edit, evidence.model, index, order[:count], evidence.directions[index],
-                    step,
+                    step_edit, evidence.model, index, orders[step][:count],
+                    evidence.directions[index], step,
                 )  # fmt: skip
                 yield Proposal(ranking, count, step, settings.rates_of(step), make)
 
@@ -71,6 +76,8 @@ def filter_order(ranking: str, index: FilterIndex, evidence: Evidence) -> Tensor
             score = torch.rand(len(index), generator=random)
         case "group":
             score = profile.mean(0).where(_members(index, group), torch.nan)
+        case "effect":  # of an edit of the kind after the colon
+            score = edit_effects(evidence.model, index, evidence.directions[index], group)
         case _:
             score = torch.zeros(len(index))
     order = score.nan_to_num(nan=-torch.inf).sort(descending=True, stable=True).indices

@@ -7,6 +7,7 @@ from salmon.errors import InputError
 from salmon.repairs.edit import KINDS
 
 LAST_LINEAR = "last_linear"
+EFFECT = "effect"
 RANKINGS = ("pot", "zscore", "magnitude", "random", "all", LAST_LINEAR)
 
 
@@ -16,7 +17,8 @@ class RepairSettings:
 
     Attributes:
         rankings: How filters are chosen: "pot", "zscore", "magnitude", "random", "group:<name>",
-            "all" (every filter) and "last_linear" (all rows of the last linear layer).
+            "effect" (of the step on the loss, to first order), "all" (every filter) and
+            "last_linear" (all rows of the last linear layer).
         shares: Shares of all filters that are tried, best-ranked first.
         steps: "normalised" gives every filter the same relative change, "plain" subtracts the
             gradient times the rate, "prune" sets filters to zero (a relative change of 1, which
@@ -84,8 +86,8 @@ class RepairSettings:
             if not getattr(self, name) or isinstance(getattr(self, name), str):
                 self._refuse(name, "a list of some")
         for ranking in self.rankings:
-            if ranking not in RANKINGS and not ranking.startswith("group:"):
-                self._refuse("rankings", f"some of {', '.join(RANKINGS)} or group:<name>")
+            if ranking not in (*RANKINGS, EFFECT) and not ranking.startswith("group:"):
+                self._refuse("rankings", f"some of {', '.join(RANKINGS)}, {EFFECT} or group:<name>")
         if set(self.steps) - set(KINDS):
             self._refuse("steps", f"some of {', '.join(KINDS)}")
         if self.gradient not in ("wrong", "all"):

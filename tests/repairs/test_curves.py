@@ -18,7 +18,7 @@ from salmon import (
     fit_tails,
     rank_filters,
 )
-from salmon.repairs import Edit, Step, curves, edited, many_edit_curves
+from salmon.repairs import Edit, Step, curves, edited, many_edit_curves, sample_effects
 from salmon.repairs.predictions import predict
 from tests.shifts import some, trained
 
@@ -106,6 +106,38 @@ def test_curves_are_those_of_a_loop_with_autograd() -> None:
             assert bool(found.each_corrected[row, column]) == bool(after.argmax() == y)
 
 
+def test_effects_are_those_of_a_loop_with_autograd() -> None:
+    network, samples = trained().double(), some(4, 2, shifted=True)
+    samples = Samples(samples.inputs.double(), samples.targets, samples.ids)
+    index = FilterIndex.from_model(network)
+    found = sample_effects(network, samples, index, ("plain", "normalised", "prune"))
+    weights = [network.get_parameter(layer.weight) for layer in index.layers]
+    for row in range(len(samples)):
+        logits = network(samples.inputs[row : row + 1])
+        loss = nn.functional.cross_entropy(logits, samples.targets[row : row + 1])
+        gradients = torch.autograd.grad(loss, weights)
+        for number in range(len(index)):
+            layer = int(index.layer_of[number])
+            channel = number - index.starts[layer]
+            w, g = weights[layer][channel].detach().flatten(), gradients[layer][channel].flatten()
+            right = {"plain": g @ g, "normalised": w.norm() * g.norm(), "prune": (w @ g).abs()}
+            for kind, effect in right.items():
+                assert float(found[kind][row, number]) == pytest.approx(float(effect), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["plain", "normalised"])
+def test_small_steps_have_their_first_order_effects(kind: str) -> None:
+    network, one = trained().double(), some(1, 2, shifted=True)
+    one = Samples(one.inputs.double(), one.targets, one.ids)
+    index = FilterIndex.from_model(network)
+    effects = sample_effects(network, one, index, (kind,))[kind][0]
+    best = int(effects.argmax())
+    found = edit_curves(network, one, ranking_of([[best]]), index, edit=kind, rate=1e-6)
+    p = float(network(one.inputs).softmax(1)[0, int(one.targets)].detach())
+    lowered = math.log1p(float(found.target_change[1]) / p)
+    assert lowered == pytest.approx(1e-6 * float(effects[best]), rel=1e-4)
+
+
 def test_arguments_that_do_not_fit_are_refused() -> None:
     network, samples = trained(), some(2, 0, shifted=True)
     index = FilterIndex.from_model(network)
@@ -113,6 +145,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         edit_curves(network, samples, ranking_of([[0], [1]]), index, edit="shrink")
     with pytest.raises(InputError, match="2 samples and rankings of 1"):
         edit_curves(network, samples, ranking_of([[0]]), index)
+    with pytest.raises(InputError, match="one of plain, normalised, prune"):
+        sample_effects(network, samples, index, ("shrink",))
 
 
 class Odd(nn.Module):

@@ -20,8 +20,11 @@ from salmon import (
     repair,
 )
 from salmon.repairs import write_outcome
+from salmon.repairs.edit import KINDS
 from salmon.repairs.engine import ACCEPTED, NOT_ACCEPTED, NOTHING_TO_REPAIR, Outcome
+from salmon.repairs.evidence import Evidence, Part
 from salmon.repairs.predictions import predict
+from salmon.repairs.remedies import proposals
 from salmon.repairs.report import MAX_MARKDOWN
 from tests.shifts import some, trained
 from tests.traces import assert_identical, network_state, random_states
@@ -131,6 +134,33 @@ def test_groups_and_given_fits_are_taken() -> None:
     assert {trial.ranking for trial in found.trials} == {"pot", "all"}
     with pytest.raises(InputError, match="names no group of this network; it has depth1of2"):
         repair(trained(), some(300, 2, shifted=True), None, replace(FEW, rankings=("group:conv9",)))
+
+
+def test_effects_of_the_followed_gradient_order_the_filters_of_each_step() -> None:
+    network, index = trained(), FilterIndex.from_model(trained())
+    parts = [
+        Part(samples, predict(network, samples, 64))
+        for samples in (some(100, 2, shifted=True), some(100, 1, shifted=False))
+    ]
+    settings = RepairSettings(rankings=("effect",), shares=(0.1,), steps=KINDS, gradient="wrong")
+    evidence = Evidence(
+        model=network, index=index, given_fit=None, new=parts[0], reference=parts[1],
+        settings=settings, batch_size=64, say=lambda *_: None,
+    )  # fmt: skip
+    direction, weights = evidence.directions[index], dict(network.named_parameters())
+    found = {proposal.step: proposal for proposal in proposals(evidence)}
+    assert set(found) == set(KINDS)
+    for kind, proposal in found.items():
+        effects = []
+        for layer in index.layers:
+            w, g = weights[layer.weight].detach().flatten(1), direction[layer.weight].flatten(1)
+            norm, product = g.norm(dim=1), (w * g).sum(1).abs()
+            right = {"plain": norm**2, "normalised": w.norm(dim=1) * norm, "prune": product}
+            effects.append(right[kind])
+        best = torch.cat(effects).argsort(descending=True)[: proposal.filters]
+        edit = proposal.edit(0.01)
+        touched = [index.starts[index.layers.index(c.layer)] + c.channels for c in edit.changes]
+        assert torch.cat(touched).tolist() == sorted(best.tolist())
 
 
 def test_a_share_of_one_takes_every_ranked_filter() -> None:

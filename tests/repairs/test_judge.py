@@ -136,6 +136,7 @@ def test_comparisons_count_what_changed() -> None:
         {"rankings": ("best",)}, {"rankings": ()}, {"steps": ("big",)}, {"gradient": "some"},
         {"split": (0.5, 0.5, 0.5)}, {"shares": (2.0,)}, {"rates": (0.0,)}, {"alpha": 0.0},
         {"reference_confidence": 0.4}, {"margin": -0.1}, {"min_split": 0},
+        {"rankings": ("effect:plain",)},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
