@@ -1,15 +1,15 @@
 """How far probabilities depend on which samples the tails were fitted to."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from salmon import gpd
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.ranking.methods import log_p_of
 from salmon.ranking.ranking import Ranking
 from salmon.tails import Estimator, Tails, fit_tails
-
-_PROBABILITY = 0.9
 
 
 def bootstrap_interval(
@@ -62,6 +62,8 @@ def bootstrap_interval(
         drawn.append(torch.where(torch.isnan(log_p), rate, log_p))
     low, high = (torch.full_like(ranking.log_p, torch.nan) for _ in range(2))
     if len(values):
-        ends = torch.tensor([(1 - _PROBABILITY) / 2, (1 + _PROBABILITY) / 2], dtype=torch.float64)
-        low[known], high[known] = torch.stack(drawn).quantile(ends, dim=0).exp()
+        ends = [(1 - gpd.INTERVAL) / 2, (1 + gpd.INTERVAL) / 2]
+        # torch's own quantile refuses more than 16 million numbers.
+        edges = np.quantile(torch.stack(drawn).numpy(), ends, axis=0)
+        low[known], high[known] = torch.from_numpy(edges).exp()
     return low, high
