@@ -24,12 +24,12 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_short_demo_trains_diagnoses_and_prints_the_table(tmp_path: Path) -> None:
     done = run(
-        "demo", "--out", "out", "--epochs", "1", "--images", "200", "--quiet", folder=tmp_path
+        "demo", "--out", "out", "--epochs", "1", "--images", "100", "--quiet", folder=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "Training ResNet-18 on 200 MNIST images" in done.stdout
-    assert "Diagnosing it on 200 optical digits" in done.stdout
-    assert "No repair: no filter could be fitted to 80 reference samples" in done.stdout
+    assert "Training ResNet-18 on 100 MNIST images" in done.stdout
+    assert "Diagnosing it on 100 optical digits" in done.stdout
+    assert "No repair: no filter could be fitted to 40 reference samples" in done.stdout
     rows = re.findall(r"^(conv\d\S*) +([\d.]+) +([\d.]+) +([\d.]+)$", done.stdout, re.MULTILINE)
     assert [row[0] for row in rows] == ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x"]
     for column in (1, 2, 3):

@@ -27,13 +27,13 @@ def test_fits_and_rankings_of_the_demo_equal_those_computed_offline(tmp_path: Pa
     matrix = torch.cat([filter_saliency(model, x, y, index) for x, y in batches])
     whole = Tails(len(index))
     whole.update(matrix)
-    fit = fit_tails(whole)
+    fit = fit_tails(whole, index=index)
     for name in ("threshold", "rate", "xi", "sigma", "status"):
         one, other = getattr(found.fit, name), getattr(fit, name)
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     wrong = (model(images).argmax(1) != labels).nonzero().squeeze(1)
     assert found.mistakes.sample.tolist() == wrong.tolist()
-    pot, zscore = (rank_filters(matrix[wrong], fit, method) for method in ("pot", "zscore"))
+    pot, zscore = (rank_filters(matrix[wrong], fit, m, own=True) for m in ("pot", "zscore"))
     assert torch.equal(found.rankings["pot"].filters, pot.filters)
     # Moments are rounded by the order of the sums, which can swap filters that tie.
     torch.testing.assert_close(found.rankings["zscore"].score, zscore.score, rtol=1e-9, atol=0)
