@@ -218,11 +218,12 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
     part = f" (profiles of {kept} of {diagnosis.misclassified} kept within memory_mb)"
     logger.info(
         "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Top filters by POT: %s. "
-        "Fits: %s. It took %.1f s, %.0f %% of the pass.",
+        "Fits: %s.%s It took %.1f s, %.0f %% of the pass.",
         scope, number, diagnosis.samples, diagnosis.misclassified,
         "" if kept == diagnosis.misclassified else part,
         spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
+        f" Threshold: {diagnosis.level_reason}" if diagnosis.level_reason else "",
         clock.busy, 100 * clock.busy / clock.total,
     )  # fmt: skip
     if diagnosis.dropped or diagnosis.unlabelled or skipped:

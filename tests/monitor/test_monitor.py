@@ -397,6 +397,14 @@ def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
     )
 
 
+def test_the_log_says_which_level_was_chosen_and_why(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    monitor = SaliencyMonitor(level="auto", strict=True)
+    trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
+    assert f"Threshold: {monitor.results['validation'].level_reason} It took" in log.text
+
+
 def test_fast_dev_run_measures_and_writes_nothing(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.5, strict=True)
     trained(tmp_path, monitor, fast_dev_run=True)
