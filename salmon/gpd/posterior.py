@@ -41,7 +41,8 @@ LEAST_WITH_PRIOR = 5  # excesses that a tail needs beside its prior
 _LATTICE = 32  # shapes along the curve while the prior is looked for
 _USED = 0.9  # part of the window that they span; points of other scales may lie outside
 _STEPS = (-3.2, -2.2, -1.2, -0.2, 0.8, 1.8, 2.8, 3.8, 5.0, 6.8)
-"""Shapes of the points, in posterior standard deviations: rare tails are those of the heavy end."""
+"""Places of the points in the window, in posterior standard deviations about the posterior mean;
+more of them at the heavy end, which rare tails come from."""
 _SCALES = 4  # points for each shape
 _BLOCK_ROWS = 2048
 
@@ -93,7 +94,7 @@ class Curve:
 class Posterior:
     """What is known of each filter's tail: its prior, and weighted points of ``(xi, sigma)``.
 
-    NaN in rows without a fit.
+    NaN in rows without a fit, and in those whose likelihood lies far beyond ``xi = 3``.
     """
 
     xi: Tensor  # [F, Q]
@@ -194,6 +195,9 @@ def posterior(
     """
     fitted = (~torch.isnan(curve.top)).nonzero().squeeze(1)
     xi, log_mass = likelihoods(curve.take(fitted))
+    # Of tails that are heavier than any other by far nothing can be computed; they speak for none.
+    sound = torch.isfinite(log_mass).any(1)
+    fitted, xi, log_mass = fitted[sound], xi[sound], log_mass[sound]
     if prior is None:
         layers = int(layer.max()) + 1 if len(layer) else 0
         mean, std = fit_prior(xi, log_mass, layer[fitted], layers)
@@ -229,6 +233,8 @@ def _points(curve: Curve, weight: Tensor, mean: Tensor, std: Tensor) -> tuple[Te
         + (log_slope + spread.log() + width.log()).unsqueeze(2)
         - ((xi - mean) / std).square().unsqueeze(2) / 2
     ).flatten(1)
+    cut = (xi > HIGHEST_SHAPE).repeat_interleave(_SCALES, 1)
+    log_mass = log_mass.masked_fill(cut, -torch.inf)
     sigma = (log_sigma + curve.top.log().view(-1, 1, 1)).exp().flatten(1)
     return xi.repeat_interleave(_SCALES, 1), sigma, log_mass.log_softmax(1)
 
@@ -260,7 +266,9 @@ def likelihoods(curve: Curve) -> tuple[Tensor, Tensor]:
         gamma = alpha - alpha * alpha.log() + torch.lgamma(alpha)  # its integral over log sigma
         xi.append(shape)
         mass.append(best + gamma + log_slope)
-    return torch.cat(xi), torch.cat(mass)
+    shapes, log_mass = torch.cat(xi), torch.cat(mass)
+    cut = ~((shapes <= HIGHEST_SHAPE) & torch.isfinite(log_mass))  # the prior has nothing there
+    return shapes.masked_fill(cut, HIGHEST_SHAPE), log_mass.masked_fill(cut, -torch.inf)
 
 
 def _terms(curve: Curve, s: Tensor) -> list[Tensor]:

@@ -6,7 +6,8 @@ Dey and Chang 1992, "Model determination using predictive distributions", Bayesi
 
 To rank, all values are looked up in a table, since a mixture costs Q times a single tail. With
 ``g = log(1 + y/scale)``, ``log(-log S / g)`` is nearly straight for light, heavy and exponential
-tails, so that 32 values with straight lines between them give ``log S`` to 0.2 %.
+tails, so that 32 values with straight lines between them give ``log S`` to 0.2 %, and to a
+few per cent where a short tail ends.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """From a stream to fitted tails: threshold, excesses, maximum likelihood, standard errors."""
 
 import logging
+import math
 from fractions import Fraction
 from typing import Literal
 
@@ -74,6 +75,7 @@ def fit_tails(
     if shrunk:
         layer = torch.zeros(tails.num_filters).long() if index is None else index.layer_of
         posterior = gpd.posterior(gpd.Curve(columns.pop("curve")), layer)
+        _fall_back(posterior, columns)
     more = int(shrunk)
     fit = TailFit(
         samples=n,
@@ -168,6 +170,22 @@ def split_at(largest: Tensor, k: int) -> tuple[Tensor, Tensor]:
     threshold = largest[:, k].double()
     excess = largest[:, :k].double() - threshold.unsqueeze(1)
     return threshold, excess.masked_fill(excess == 0, torch.nan)
+
+
+def _fall_back(posterior: gpd.Posterior, columns: dict[str, Tensor]) -> None:
+    """Give filters with a fit but no posterior the tail of maximum likelihood, and say so."""
+    fitted = columns["status"] <= gpd.FitStatus.BOUNDARY
+    lost = fitted & torch.isnan(posterior.log_weight).any(1)
+    if not bool(lost.any()):
+        return
+    posterior.xi[lost] = columns["xi"][lost].unsqueeze(1)
+    posterior.sigma[lost] = columns["sigma"][lost].unsqueeze(1)
+    posterior.log_weight[lost] = -math.log(posterior.xi.shape[1])
+    logger.warning(
+        "%d of %d filters have tails far beyond those of their layer, as one enormous value makes "
+        "them; their probabilities are those of maximum likelihood. Look for broken samples.",
+        int(lost.sum()), int(fitted.sum()),
+    )  # fmt: skip
 
 
 def is_shrunk(estimator: str) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from salmon import FitStatus, InputError, StateError, Tails, fit_tails, gpd
+from salmon import FitStatus, InputError, StateError, TailFit, Tails, fit_tails, gpd
 from salmon.tails.fit import exceedance_count
 
 
@@ -271,3 +271,21 @@ def test_fits_do_not_depend_on_the_unit_of_the_saliency() -> None:
     assert torch.equal(one.xi, other.xi)
     assert torch.equal(one.sigma * 2.0**-20, other.sigma)
     torch.testing.assert_close(one.xi_se, other.xi_se, rtol=1e-9, atol=0)
+
+
+def test_one_enormous_value_costs_its_filter_the_prior_and_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    profile = heavy(60, 8, 4).double()
+    profile[17, 3] = 1e30
+    with caplog.at_level(logging.WARNING, logger="salmon"):
+        fit = fit_tails(streamed([profile], 1024), 0.8)
+    assert "1 of 8 filters have tails far beyond those of their layer" in caplog.text
+    assert fit.posterior is not None
+    assert bool(fit.usable.all())
+    assert bool(torch.isfinite(fit.posterior.xi).all())
+    torch.testing.assert_close(fit.posterior.xi[3], fit.xi[3].expand(40))
+    others = fit.posterior.take(torch.tensor([0, 1, 2, 4, 5, 6, 7]))
+    assert not bool(torch.isnan(others.log_weight).any())
+    assert bool((others.moments()[0] < 3).all())
+    assert TailFit.from_state_dict(fit.state_dict()).estimator == "shrunk"
