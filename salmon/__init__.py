@@ -23,15 +23,7 @@ if TYPE_CHECKING:
         group_shares,
         rank_filters,
     )
-    from salmon.repairs import (
-        Patch,
-        RepairSettings,
-        Samples,
-        Step,
-        edit_curves,
-        many_edit_curves,
-        repair,
-    )
+    from salmon.repairs import Patch, RepairSettings, Samples, repair
     from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
     from salmon.tails import Tails, fit_tails, load_fit, save_fit
     from salmon.views import ViewSettings
@@ -56,7 +48,6 @@ __all__ = [
     "SalmonError",
     "Samples",
     "StateError",
-    "Step",
     "TailFit",
     "Tails",
     "UnsupportedError",
@@ -65,14 +56,12 @@ __all__ = [
     "bootstrap_interval",
     "calibration",
     "coverage",
-    "edit_curves",
     "filter_saliency",
     "filter_shares",
     "fit_tails",
     "gpd",
     "group_shares",
     "load_fit",
-    "many_edit_curves",
     "rank_filters",
     "repair",
     "save_fit",
@@ -95,15 +84,7 @@ _HOMES = {
         "group_shares",
         "rank_filters",
     ),
-    "salmon.repairs": (
-        "Patch",
-        "RepairSettings",
-        "Samples",
-        "Step",
-        "edit_curves",
-        "many_edit_curves",
-        "repair",
-    ),
+    "salmon.repairs": ("Patch", "RepairSettings", "Samples", "repair"),
     "salmon.saliency": ("Coverage", "VerificationError", "coverage", "filter_saliency", "verify"),
     "salmon.tails": ("Tails", "fit_tails", "load_fit", "save_fit"),
     "salmon.views": ("ViewSettings",),

@@ -23,7 +23,7 @@ def test_imports_point_down_the_layers() -> None:
 def test_the_public_names_are_there() -> None:
     expected = {
         "FilterIndex", "SaliencyMonitor", "TailFit", "Tails", "filter_saliency", "fit_tails",
-        "gpd", "rank_filters", "repair", "Patch", "RepairSettings", "edit_curves",
+        "gpd", "rank_filters", "repair", "Patch", "RepairSettings",
     }  # fmt: skip
     assert expected <= set(salmon.__all__)
     for name in salmon.__all__:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from salmon import Step
+from examples.paper.curves import Step
 
 Experiment = Literal[
     "domain-shift", "imagenet", "corruptions", "pacs", "normality-digits", "normality-imagenet"

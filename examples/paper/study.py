@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from tqdm import tqdm
 
 import salmon
+from examples.paper.curves import many_edit_curves, sample_effects
 from examples.paper.data import Images
 from examples.paper.options import Options
-from salmon import filter_shares, load_fit, many_edit_curves, save_fit
-from salmon.repairs import sample_effects
+from salmon import filter_shares, load_fit, save_fit
 
 LEVEL = 0.90
 BATCH = 64

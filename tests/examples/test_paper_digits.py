@@ -9,9 +9,9 @@ from torch.utils.data import TensorDataset
 
 from examples.paper import __main__ as paper
 from examples.paper import data, study
+from examples.paper.curves import many_edit_curves
 from examples.paper.options import Ranking
 from salmon import InputError
-from salmon.repairs import many_edit_curves
 from tests.paper_data import (
     check_pictures,
     check_results,

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from salmon.errors import InputError
-from salmon.filters import CONVOLUTIONS, FilterIndex, parameters_by_name
+from salmon import FilterIndex, InputError, Ranking, Samples
+from salmon.filters import CONVOLUTIONS, parameters_by_name
 from salmon.forward import call_network, eval_mode, no_trace
-from salmon.ranking import Ranking
-from salmon.repairs.edit import Change, Edit, by_layer, edit_effects, edited, step_edit
+from salmon.repairs import Edit, edited, to_device
+from salmon.repairs.edit import Change, by_layer, edit_effects, step_edit
 from salmon.repairs.evidence import loss_gradients
-from salmon.repairs.predictions import predict, to_device
-from salmon.repairs.samples import Samples
+from salmon.repairs.predictions import predict
 from salmon.saliency import logits_of
 
 

@@ -7,18 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+from examples.paper import curves
+from examples.paper.curves import Step, edit_curves, many_edit_curves, sample_effects
 from salmon import (
     FilterIndex,
     InputError,
     Ranking,
     Samples,
     Tails,
-    edit_curves,
     filter_saliency,
     fit_tails,
     rank_filters,
 )
-from salmon.repairs import Edit, Step, curves, edited, many_edit_curves, sample_effects
+from salmon.repairs import Edit, edited
 from salmon.repairs.predictions import predict
 from tests.shifts import some, trained
 
