@@ -129,6 +129,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of type, shape and bits of a tensor in hexadecimal, the same on every device."""
     plain = tensor.detach().cpu().contiguous()

@@ -70,7 +70,7 @@ data:
   init_args:
     samples: 400
 repair:
-  shares: [0.07]
-  rankings: [pot, all]
-  steps: [normalised]
+  shares: [0.1]
+  remedies: [step, tune]
+  epochs: 2
 """

@@ -240,7 +240,7 @@ class Squares(Strict):
 def repaired(folder: Path) -> Any:
     """An accepted repair changes all replicas alike."""
     module = Squares()
-    settings = RepairSettings(shares=(0.07,), rankings=("pot", "all"), steps=("normalised",))
+    settings = RepairSettings(shares=(0.1,), remedies=("tune",), epochs=1)
     wanted = RepairInTraining(settings=settings, apply=True, after="validation")
     watched = monitor(level=0.9, repair=wanted)
     data = [

@@ -23,7 +23,8 @@ from salmon.cli.checkpoints import Checkpoint, load_weights, read_checkpoint, wr
 from salmon.cli.project import read_config
 from salmon.diagnosis import SCHEMA
 from salmon.records import Number, record_of, tensor_of
-from salmon.repairs.edit import step_edit
+from salmon.repairs import Edit
+from salmon.repairs.edit import state_of, step_edit
 from salmon.tails import load_fit, save_fit
 from salmon.views import History, gather
 from salmon.views.files import read_flags, read_pass, read_pictures, write_pass
@@ -94,20 +95,24 @@ def test_tensors_of_another_kind_are_refused(value: Any, message: str) -> None:
 def patch_of(network: nn.Module) -> Patch:
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    return Patch.make(network, step_edit(network, index, [1], gradients, "normalised", 0.1))
+    edit = step_edit(state_of(network), index, [1], gradients, 0.1, normalised=True)
+    return Patch.make(network, edit)
 
 
 def with_change(patch: Patch, **changes: Any) -> Patch:
     """A patch of somebody who changed it and made its checksum fit."""
-    change = dataclasses.replace(patch.edit.changes[0], **changes)
-    return dataclasses.replace(patch, edit=dataclasses.replace(patch.edit, changes=(change,)))
+    edit, undo = (
+        Edit((dataclasses.replace(side.changes[0], **changes),))
+        for side in (patch.edit, patch.undo)
+    )
+    return dataclasses.replace(patch, edit=edit, undo=undo)
 
 
 def test_a_patch_with_other_values_than_it_says_changes_nothing(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 3, 3))
     honest = patch_of(network)
     change, before = honest.edit.changes[0], network.get_parameter("0.weight").detach().clone()
-    with_change(honest, new=change.new + 1, old=change.old + 1).save(tmp_path / "p")
+    with_change(honest, values=change.values + 1).save(tmp_path / "p")
     forged = Patch.load(tmp_path / "p")
     with pytest.raises(StateError, match="not those of its checksums"):
         forged.apply(network)

@@ -20,13 +20,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from salmon import FilterIndex, InputError, Ranking, Samples
-from salmon.filters import CONVOLUTIONS, parameters_by_name
+from salmon.filters import CONVOLUTIONS, filter_rows, parameters_by_name
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.repairs import Edit, edited, to_device
-from salmon.repairs.edit import Change, by_layer, edit_effects, step_edit
+from salmon.repairs.edit import Change, by_layer, channel_rows, state_of, step_edit
 from salmon.repairs.evidence import loss_gradients
 from salmon.repairs.predictions import predict
 from salmon.saliency import logits_of
+
+KINDS = ("plain", "normalised", "prune")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ def many_edit_curves(
     Raises:
         InputError: As of :func:`edit_curves`.
     """
+    _check(step.kind for step in steps)
     for ranking in rankings.values():
         if len(samples) != len(ranking.filters) or len(samples) == 0:
             raise InputError(
@@ -177,15 +180,43 @@ def sample_effects(
 ) -> dict[str, Tensor]:
     """Measure what an edit of each filter would do to the loss of each sample by itself.
 
+    To first order: a plain step lowers the loss by ``lr * |G|^2``, a normalised one by
+    ``lr * |W| * |G|``, and pruning lowers or raises it by ``|sum(W * G)|``; here ``lr`` is 1.
+
     Returns:
-        ``[N, F]`` first-order effects (:func:`~salmon.repairs.edit.edit_effects`) by kind of edit.
+        ``[N, F]`` float64 effects, at least 0, by kind of edit.
     """
+    _check(kinds)
     with loss_gradients(model, [layer.weight for layer in index.layers]) as measure:
         each = [
-            [edit_effects(model, index, gradients, kind) for kind in kinds]
+            [_effects(model, index, gradients, kind) for kind in kinds]
             for gradients in map(measure, samples.batches(1))
         ]
     return dict(zip(kinds, map(torch.stack, zip(*each, strict=True)), strict=True))
+
+
+def _effects(
+    model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor], kind: str
+) -> Tensor:
+    """``[F]`` of one sample, on the CPU."""
+    parameters = parameters_by_name(model)
+    found = []
+    for layer in index.layers:
+        gradient = filter_rows(gradients[layer.weight].detach(), layer)
+        weight = filter_rows(parameters[layer.weight].detach(), layer).to(gradient)
+        if kind == "prune":
+            effect = (weight * gradient).sum(1).abs().double()
+        else:
+            norm = gradient.norm(dim=1).double()
+            effect = norm * (norm if kind == "plain" else weight.norm(dim=1))
+        found.append(effect.cpu())
+    return torch.cat(found)
+
+
+def _check(kinds: Iterable[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
 
 
 _Cell = tuple[Step, tuple[int, ...]]
@@ -202,19 +233,38 @@ def _edits(
     if names and any(step.kind != "prune" for step, _ in cells):
         with loss_gradients(model, names) as measure:
             gradients = measure((one.inputs, one.targets))
-    whole = {}
-    for step in {step for step, _ in cells}:
-        edit = step_edit(model, index, wanted, gradients, step.kind, step.rate)
-        whole[step] = {change.layer: change for change in edit.changes}
+    whole = {
+        step: {c.layer: c for c in _edit(model, index, wanted, gradients, step).changes}
+        for step in {step for step, _ in cells}
+    }
     found = {}
     for step, filters in dict.fromkeys(cells):
         changes = []
         for layer, channels in by_layer(index, filters):
             change = whole[step][layer]
             at = torch.searchsorted(change.channels, channels)
-            changes.append(Change(layer, channels, change.old[at], change.new[at]))
+            changes.append(Change(layer, channels, change.values[at]))
         found[step, filters] = Edit(tuple(changes))
     return found
+
+
+def _edit(
+    model: nn.Module,
+    index: FilterIndex,
+    filters: Sequence[int],
+    gradients: Mapping[str, Tensor],
+    step: Step,
+) -> Edit:
+    """One step on some filters, or zeros in them."""
+    state = state_of(model)
+    if step.kind != "prune":
+        normalised = step.kind == "normalised"
+        return step_edit(state, index, filters, gradients, step.rate, normalised=normalised)
+    changes = []
+    for layer, channels in by_layer(index, filters):
+        old = channel_rows(state[layer.weight], layer, channels)
+        changes.append(Change(layer, channels, torch.zeros_like(old)))
+    return Edit(tuple(changes))
 
 
 def _single_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor:
@@ -290,7 +340,7 @@ class _EditedRows(TorchFunctionMode):
             channels = change.channels.to(weight.device)
             own = {
                 "input": call["input"][row : row + 1],
-                "weight": change.new.to(weight).reshape(len(channels), *weight.shape[1:]),
+                "weight": change.values.to(weight).reshape(len(channels), *weight.shape[1:]),
                 "bias": None if call.get("bias") is None else call["bias"][channels],
             }
             output[row, channels] = func(**(call | own))[0]

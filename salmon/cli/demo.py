@@ -22,7 +22,7 @@ from salmon.cli.repair import print_outcome
 from salmon.errors import InputError
 from salmon.monitor import SaliencyMonitor
 from salmon.progress import Progress
-from salmon.repairs import RepairSettings, Samples, repair, write_outcome
+from salmon.repairs import RepairSettings, Samples, headline, repair, write_outcome
 
 TRAINING_IMAGES = 4000
 BATCH = 256
@@ -111,7 +111,7 @@ def _repair(
     model: DigitNet, digits: TensorDataset, held_out: TensorDataset, options: DemoOptions
 ) -> None:
     """Look for a repair on the optical digits that the MNIST images vouch for."""
-    print("\n3/3  Looking for a repair: one gradient step on some filters.")
+    print("\n3/3  Looking for a repair: some filters, chosen by POT, and what else one would do.")
     new, reference = (Samples.collect(DataLoader(s, BATCH)) for s in (digits, held_out))
     try:
         with Progress(quiet=options.quiet) as progress:
@@ -122,9 +122,10 @@ def _repair(
     except InputError as error:  # with --images
         print(f"No repair: {error}")
         return
-    write_outcome(options.out / "repair", outcome, {"model": "DigitNet"})
+    pictures = {"new": new, "reference": reference}
+    write_outcome(options.out / "repair", outcome, {"model": "DigitNet"}, pictures)
     print_outcome(outcome)
-    print(f"Repair {outcome.status}: {outcome.reason}. Written: {options.out / 'repair'}")
+    print(f"Repair: {outcome.status}. {headline(outcome)} Written: {options.out / 'repair'}")
 
 
 def _trainer(options: DemoOptions, name: str, monitor: SaliencyMonitor, epochs: int = 1) -> Trainer:

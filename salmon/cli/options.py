@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import OpenUnitInterval, PositiveInt
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
 
 from salmon.errors import InputError
 from salmon.repairs import RepairSettings
@@ -90,6 +90,8 @@ class RepairOptions(ProjectOptions):
         seed: The same as --repair.seed.
         dry_run: Load and split, then stop.
         write_checkpoint: Also write the repaired checkpoint.
+        pictures: Also write the images that turned right and wrong; artifacts may be public.
+        exit_nothing: The exit code where there is nothing to repair.
         repair: Settings of the repair; a section ``repair`` of the config may hold them, too.
     """
 
@@ -99,6 +101,8 @@ class RepairOptions(ProjectOptions):
     seed: int | None = None
     dry_run: bool = False
     write_checkpoint: bool = False
+    pictures: bool = False
+    exit_nothing: NonNegativeInt = 0
     repair: RepairSettings = field(default_factory=RepairSettings)
 
 

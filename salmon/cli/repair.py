@@ -1,5 +1,7 @@
 """``salmon repair``: from a checkpoint and data to a patch that the rules accept."""
 
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from salmon.cli.options import RepairOptions
 from salmon.cli.project import Project, chosen, load_project, run_pass
 from salmon.cli.table import print_table
 from salmon.errors import InputError
-from salmon.files import check_new_folder, publish_folder
+from salmon.files import check_new_folder, file_hash, publish_folder
 from salmon.filters import FilterIndex
 from salmon.monitor.sampling import SampleCollector
 from salmon.progress import Progress
@@ -17,17 +19,18 @@ from salmon.repairs import (
     ACCEPTED,
     COLUMNS,
     NOTHING_TO_REPAIR,
+    PATCH_NAME,
     Outcome,
     RepairSettings,
     Samples,
     comparison_rows,
+    headline,
     repair,
     write_outcome,
 )
 from salmon.tails import load_fit
 
-EXIT_CODES = {ACCEPTED: 0, NOTHING_TO_REPAIR: 0}
-NOT_ACCEPTED_CODE = 1
+REJECTED_CODE = 1
 
 
 def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
@@ -38,7 +41,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
             counts for the others.
 
     Returns:
-        The exit code: 0 accepted or nothing to repair, 1 not accepted.
+        The exit code: 0 accepted or nothing to repair, 1 rejected.
     """
     check_new_folder(options.out, force=options.force)
     if options.write_checkpoint and options.ckpt_path is None:
@@ -62,14 +65,57 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
             model, new, reference, settings,
             index=index, fit=fit, batch_size=options.batch_size, progress=progress,
         )  # fmt: skip
+    pictures = {"new": new} | ({} if reference is None else {"reference": reference})
+    context = _context(options, project.name)
     publish_folder(
-        options.out, lambda folder: _write(folder, outcome, project.name, options),
+        options.out,
+        lambda folder: _write(
+            folder, outcome, context, pictures if options.pictures else None, options
+        ),
         force=options.force,
-    )  # fmt: skip
+    )
     if not options.quiet:
         print_outcome(outcome)
-    print(f"Repair {outcome.status}: {outcome.reason}. Written: {options.out}")
-    return EXIT_CODES.get(outcome.status, NOT_ACCEPTED_CODE)
+    print(f"Repair: {outcome.status}. {headline(outcome)} Written: {options.out}")
+    tell_github(outcome.status)
+    codes: dict[str, int] = {ACCEPTED: 0, NOTHING_TO_REPAIR: options.exit_nothing}
+    return codes.get(outcome.status, REJECTED_CODE)
+
+
+def tell_github(status: str) -> None:
+    """Set the output ``status`` of a step of GitHub Actions, if this is one."""
+    place = os.environ.get("GITHUB_OUTPUT")
+    if place:
+        with Path(place).open("a", encoding="utf-8") as file:
+            file.write(f"status={status}\n")
+
+
+def _context(options: RepairOptions, name: str) -> dict[str, str]:
+    """What a report begins with: the network, and how to use, undo and remake the repair."""
+    found = {"model": name}
+    if options.ckpt_path is None:
+        return found
+    path = Path(options.ckpt_path)
+    patch = f"--patch {shlex.quote(str(options.out / PATCH_NAME))} --ckpt_path"
+    new = path.with_name(f"{path.stem}-repaired{path.suffix}")
+    old, changed = shlex.quote(str(path)), shlex.quote(str(new))
+    back = shlex.quote(str(path.with_name(f"{path.stem}-reverted{path.suffix}")))
+    return found | {
+        "checkpoint": f"{path.name}, SHA-256 {file_hash(path)}",
+        "apply": f"`salmon apply {patch} {old} --out {changed}`",
+        "revert": f"`salmon revert {patch} {changed} --out {back}`",
+        "remake": f"`{_remake(options)}`",
+    }
+
+
+def _remake(options: RepairOptions) -> str:
+    """The command that was given, with the splits' seed."""
+    words = ["salmon", "repair"]
+    for name in ("config", "model", "data", "cli", "ckpt_path", "new", "reference", "fit", "seed"):
+        value, usual = getattr(options, name), getattr(RepairOptions(), name)
+        if value is not None and value != usual:
+            words += [f"--{name}", str(value)]
+    return f"{shlex.join(words)} --out NEW_FOLDER (and the settings of report.json)"
 
 
 def _collected(
@@ -86,17 +132,23 @@ def _collected(
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Print the repair beside its rivals, and the rules."""
-    if outcome.verdict is None:
+    """Print the repair beside the other remedies, and the rules."""
+    if outcome.winner is None:
         return
     print_table("On samples that nothing was chosen by:", COLUMNS, comparison_rows(outcome))
-    for rule in outcome.verdict.rules:
+    for rule in outcome.winner.verdict.rules:
         print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
 
 
-def _write(folder: Path, outcome: Outcome, name: str, options: RepairOptions) -> None:
+def _write(
+    folder: Path,
+    outcome: Outcome,
+    context: Mapping[str, str],
+    pictures: Mapping[str, Samples] | None,
+    options: RepairOptions,
+) -> None:
     """All files of the output folder."""
-    write_outcome(folder, outcome, {"model": name})
+    write_outcome(folder, outcome, context, pictures)
     if options.write_checkpoint and outcome.patch is not None and options.ckpt_path is not None:
         checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
         outcome.patch.apply(checkpoint.state_dict)

@@ -6,6 +6,7 @@ from salmon.filters.discover import (
     UNITS,
     FilterLayer,
     by_clean_name,
+    clean_name,
     discover,
     parameters_by_name,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "FilterLayer",
     "Fingerprint",
     "by_clean_name",
+    "clean_name",
     "discover",
     "filter_rows",
     "parameters_by_name",

@@ -11,12 +11,20 @@ from salmon.forward import keep_rng
 from salmon.monitor.bases import logger
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import ViewMemory
-from salmon.monitor.output import is_local, run_folder
+from salmon.monitor.output import boards, is_local, run_folder
 from salmon.monitor.sampling import SampleBook
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import ordinary_tensors, rehearsal
 from salmon.progress import Progress
-from salmon.repairs import ACCEPTED, Outcome, RepairSettings, repair, write_outcome
+from salmon.repairs import (
+    ACCEPTED,
+    Outcome,
+    RepairSettings,
+    comment,
+    headline,
+    repair,
+    write_outcome,
+)
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
@@ -24,7 +32,7 @@ class RepairInTraining:
     """A repair that the monitor looks for by itself.
 
     Attributes:
-        settings: Of the repair.
+        settings: Of the repair; by default one gradient step on the filters that POT ranks first.
         after: "fit", once at its end, or "validation", after every one.
         apply: Whether an accepted repair changes the weights in memory; else it is only written.
         new: Which validation loader holds the new data, as named in the monitor's results, such as
@@ -33,7 +41,7 @@ class RepairInTraining:
             several, and with one loader the new data serve as both.
     """
 
-    settings: RepairSettings = field(default_factory=RepairSettings)
+    settings: RepairSettings = field(default_factory=lambda: RepairSettings(prefer="step"))
     after: str = "fit"
     apply: bool = False
     new: str | None = None
@@ -62,6 +70,11 @@ def repair_in_training(
         processes: All of them; the first one looks, and all get the outcome.
     """
     processes.reduce(book, book.merge)
+    if processes.first:
+        logger.info(
+            "SaliencyMonitor looks for a repair at step %d, on the samples of the last validation.",
+            trainer.global_step,
+        )
     # Asks the first rank, so all have to call.
     place = _folder(trainer, memory)
     folder = Path(place) / f"salmon-repair-{trainer.global_step:06d}"
@@ -120,18 +133,21 @@ def _look(
 
 
 def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
-    """Say in the log what was found."""
-    verdict = outcome.verdict
-    gain = "" if verdict is None else (
-        f" On samples that nothing was chosen by: new data {100 * verdict.new.before:.1f} % to "
-        f"{100 * verdict.new.after:.1f} %, reference data {100 * verdict.reference.before:.1f} % "
-        f"to {100 * verdict.reference.after:.1f} %, by {verdict.trial.filters} filters."
-    )  # fmt: skip
+    """Say what was found, in the log and to the loggers."""
     logger.info(
-        "SaliencyMonitor, repair at step %d: %s (%s).%s %s",
-        trainer.global_step, outcome.status, outcome.reason, gain,
+        "SaliencyMonitor, repair at step %d: %s. %s %s",
+        trainer.global_step, outcome.status, headline(outcome),
         "Nothing was written." if folder is None else f"Written: {folder}.",
     )  # fmt: skip
+    numbers = {"repair/accepted": float(outcome.status == ACCEPTED)}
+    if outcome.winner is not None:
+        verdict = outcome.winner.verdict
+        for name, found in (("new", verdict.new), ("reference", verdict.reference)):
+            numbers |= {f"repair/{name}_before": found.before, f"repair/{name}_after": found.after}
+    for each in () if rehearsal(trainer) else trainer.loggers:
+        each.log_metrics(numbers, step=trainer.global_step)
+    for board in boards(trainer):
+        board.text("repair", comment(outcome), trainer.global_step)
 
 
 def _folder(trainer: Trainer, memory: ViewMemory) -> str:

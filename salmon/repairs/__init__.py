@@ -4,7 +4,14 @@ from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
 from salmon.repairs.patch import Patch
 from salmon.repairs.predictions import to_device
-from salmon.repairs.report import COLUMNS, comparison_rows, write_outcome
+from salmon.repairs.report import (
+    COLUMNS,
+    PATCH_NAME,
+    comment,
+    comparison_rows,
+    headline,
+    write_outcome,
+)
 from salmon.repairs.samples import Gathering, Samples
 from salmon.repairs.settings import RepairSettings
 
@@ -12,14 +19,17 @@ __all__ = [
     "ACCEPTED",
     "COLUMNS",
     "NOTHING_TO_REPAIR",
+    "PATCH_NAME",
     "Edit",
     "Gathering",
     "Outcome",
     "Patch",
     "RepairSettings",
     "Samples",
+    "comment",
     "comparison_rows",
     "edited",
+    "headline",
     "repair",
     "to_device",
     "write_outcome",

@@ -1,12 +1,6 @@
-"""Edits: some filters of a network with new values, written for a while or for good.
+"""Edits: some rows of a network's tensors with new values, written for a while or for good."""
 
-Fine-tuning by one step is ``W[o] -= lr * dL/dW[o]``, pruning ``W[o] = 0`` (section 4 of the paper).
-The gradient is that of the original weights, so that one backward serves any number of filters and
-rates. A *normalised* step moves every filter by the same share of its norm:
-``W[o] -= lr * |W[o]| / |G[o]| * G[o]``.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,129 +8,82 @@ import torch
 from torch import Tensor, nn
 
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, FilterLayer, filter_rows, parameters_by_name, weight_of_rows
+from salmon.filters import FilterIndex, FilterLayer, by_clean_name, filter_rows, weight_of_rows
 
-KINDS = ("plain", "normalised", "prune")
+PLAIN = "tensor"
+"""Unit of the layout of a tensor that holds no filters, such as a bias or a running mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Change:
-    """Some filters of one weight, before and after."""
+    """New values of some rows of one tensor."""
 
-    layer: FilterLayer
-    channels: Tensor  # [m] int64, ascending
-    old: Tensor  # [m, size], in the type of the weight, on the CPU
-    new: Tensor  # [m, size]
+    layer: FilterLayer  # how the tensor is laid out in rows: filters, or one number each
+    channels: Tensor  # [m] int64, ascending numbers of the rows
+    values: Tensor  # [m, size], in the type of the tensor, on the CPU
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """What is changed in a network."""
+    """What is changed in a network; values of what is not named stay as they are."""
 
     changes: tuple[Change, ...]
 
     @property
     def filters(self) -> int:
-        """Number of touched filters."""
-        return sum(len(change.channels) for change in self.changes)
+        """Number of touched filters, heads and rows of linear layers."""
+        return sum(len(c.channels) for c in self.changes if c.layer.unit != PLAIN)
 
     @property
-    def parameters(self) -> int:
-        """Number of touched weights."""
-        return sum(change.new.numel() for change in self.changes)
+    def weights(self) -> int:
+        """Number of touched values."""
+        return sum(change.values.numel() for change in self.changes)
 
     @property
     def finite(self) -> bool:
         """Whether every new value is."""
-        return all(bool(torch.isfinite(change.new).all()) for change in self.changes)
+        return all(bool(torch.isfinite(change.values).all()) for change in self.changes)
 
-    @property
-    def relative_change(self) -> float:
-        """Largest ``|new - old| / |old|`` of a touched filter; infinite where old is zero."""
+    def values_in(self, state: Mapping[str, Tensor]) -> "Edit":
+        """The same rows with the values that tensors hold now, which undoes this edit there."""
+        return Edit(tuple(Change(c.layer, c.channels, rows_of(state, c)) for c in self.changes))
+
+    def relative_change(self, state: Mapping[str, Tensor]) -> float:
+        """Largest ``|new - old| / |old|`` of a touched filter; infinite where old is zero.
+
+        Args:
+            state: Tensors with the old values.
+        """
         worst = 0.0
         for change in self.changes:
-            old, new = change.old.double(), change.new.double()
+            if change.layer.unit == PLAIN:
+                continue
+            old, new = rows_of(state, change).double(), change.values.double()
             ratio = (new - old).norm(dim=1) / old.norm(dim=1)
             worst = max(worst, float(ratio.nan_to_num(nan=0.0).max()))
         return worst
 
 
-def step_edit(
-    model: nn.Module,
-    index: FilterIndex,
-    filters: Sequence[int] | Tensor,
-    gradients: Mapping[str, Tensor],
-    kind: str,
-    rate: float = 0.0,
-) -> Edit:
-    """Make an edit by one step on some filters; a filter without a gradient stays as it is.
-
-    Args:
-        gradients: By weight; none is needed to prune.
-        kind: One of :data:`KINDS`.
-        rate: Learning rate; of a normalised step the relative change of each filter.
-    """
-    _check(kind)
-    parameters = parameters_by_name(model)
-    changes = []
-    for layer, channels in by_layer(index, filters):
-        old = _rows(parameters[layer.weight], layer, channels)
-        new = torch.zeros_like(old)
-        if kind != "prune":
-            gradient = _rows(gradients[layer.weight], layer, channels).double()
-            new = _stepped(old, gradient, rate, normalised=kind == "normalised")
-        changes.append(Change(layer, channels, old, new))
-    return Edit(tuple(changes))
+def state_of(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a network, or of its state dict, by clean name; they share its memory."""
+    items = target.state_dict() if isinstance(target, nn.Module) else target
+    return by_clean_name({n: value for n, value in items.items() if isinstance(value, Tensor)})
 
 
-def edit_effects(
-    model: nn.Module, index: FilterIndex, gradients: Mapping[str, Tensor], kind: str
-) -> Tensor:
-    """First-order effect that an edit of each filter has on the loss.
-
-    A plain step lowers the loss by ``lr * |G|^2``, a normalised one by ``lr * |W| * |G|``, and
-    pruning lowers or raises it by ``|sum(W * G)|``; here ``lr`` is 1.
-
-    Args:
-        gradients: By weight.
-        kind: One of :data:`KINDS`.
-
-    Returns:
-        ``[F]`` float64, at least 0, on the CPU.
-    """
-    _check(kind)
-    parameters = parameters_by_name(model)
-    found = []
-    for layer in index.layers:
-        gradient = filter_rows(gradients[layer.weight].detach(), layer)
-        weight = filter_rows(parameters[layer.weight].detach(), layer).to(gradient)
-        if kind == "prune":
-            effect = (weight * gradient).sum(1).abs().double()
-        else:
-            norm = gradient.norm(dim=1).double()
-            effect = norm * (norm if kind == "plain" else weight.norm(dim=1))
-        found.append(effect.cpu())
-    return torch.cat(found)
-
-
-def _check(kind: str) -> None:
-    if kind not in KINDS:
-        raise InputError(f"edit is {kind!r}; one of {', '.join(KINDS)} is needed.")
-
-
-def _rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:
-    """``[m, size]`` rows of some channels of a weight or gradient, on the CPU."""
-    return filter_rows(values.detach(), layer)[channels.to(values.device)].cpu()
-
-
-def _stepped(old: Tensor, gradient: Tensor, rate: float, *, normalised: bool) -> Tensor:
-    """``[m, size]`` rows after a step, in the type of the old ones."""
-    wide = old.double()
-    scale = torch.ones(len(old), 1, dtype=torch.float64)
-    if normalised:
-        norm = gradient.norm(dim=1, keepdim=True)
-        scale = torch.where(norm > 0, wide.norm(dim=1, keepdim=True) / norm, 0.0)
-    return (wide - rate * scale * gradient).to(old.dtype)
+def plain_layout(name: str, tensor: Tensor) -> FilterLayer:
+    """Lay a tensor without filters out in rows: one for each number of its first dimension."""
+    rows = tensor.shape[0] if tensor.ndim else 1
+    return FilterLayer(
+        weight=name,
+        layer=name.rpartition(".")[0],
+        group="",
+        unit=PLAIN,
+        filters=rows,
+        size=tensor.numel() // rows,
+        rows=1,
+        parts=("",),
+        transposed_groups=0,
+    )
 
 
 def by_layer(
@@ -154,25 +101,88 @@ def by_layer(
         yield index.layers[position], numbers[layers == position] - index.starts[position]
 
 
-def write(tensors: Mapping[str, Tensor], changes: Sequence[Change], *, new: bool) -> None:
-    """Write the new, or the old, values of changes into tensors, in place."""
-    with torch.inference_mode(mode=False), torch.no_grad():
-        for change in changes:
-            weight = tensors[change.layer.weight].detach()
-            rows = filter_rows(weight, change.layer).clone()
-            rows[change.channels.to(weight.device)] = (change.new if new else change.old).to(weight)
-            weight.copy_(weight_of_rows(rows, change.layer, weight.shape))
+def rows_of(tensors: Mapping[str, Tensor], change: Change) -> Tensor:
+    """``[m, size]`` of what tensors hold in the rows of a change, on the CPU."""
+    return channel_rows(tensors[change.layer.weight], change.layer, change.channels)
+
+
+def channel_rows(values: Tensor, layer: FilterLayer, channels: Tensor) -> Tensor:
+    """``[m, size]`` rows of some channels of a weight or gradient, copied to the CPU."""
+    return filter_rows(values.detach(), layer)[channels.to(values.device)].cpu()
+
+
+def step_edit(
+    tensors: Mapping[str, Tensor],
+    index: FilterIndex,
+    filters: Sequence[int] | Tensor,
+    gradients: Mapping[str, Tensor],
+    rate: float,
+    *,
+    normalised: bool,
+) -> Edit:
+    """Make an edit by one step on some filters (section 4 of the paper).
+
+    A plain step is ``W[o] -= rate * G[o]``; a *normalised* one moves every filter by the same share
+    of its norm, ``W[o] -= rate * |W[o]| / |G[o]| * G[o]``. A filter without a gradient stays as it
+    is.
+
+    Args:
+        tensors: Of the network, by clean name.
+        gradients: By weight, shaped as it.
+    """
+    changes = []
+    for layer, channels in by_layer(index, filters):
+        old = channel_rows(tensors[layer.weight], layer, channels)
+        wide = old.double()
+        step = channel_rows(gradients[layer.weight], layer, channels).double()
+        if normalised:
+            norm = step.norm(dim=1, keepdim=True)
+            step = step * torch.where(norm > 0, wide.norm(dim=1, keepdim=True) / norm, 0.0)
+        changes.append(Change(layer, channels, (wide - rate * step).to(old.dtype)))
+    return Edit(tuple(changes))
+
+
+def between(old: Edit, new: Edit, share: float) -> Edit:
+    """Interpolate: ``old + share * (new - old)``; both have the same rows."""
+    changes = []
+    for a, b in zip(old.changes, new.changes, strict=True):
+        mixed = a.values.double() + share * (b.values.double() - a.values.double())
+        changes.append(Change(a.layer, a.channels, mixed.to(a.values.dtype)))
+    return Edit(tuple(changes))
+
+
+def write(tensors: Mapping[str, Tensor], edit: Edit) -> None:
+    """Write the values of an edit into tensors, in place."""
+    for change in edit.changes:
+        write_rows(tensors[change.layer.weight], change.layer, change.channels, change.values)
+
+
+def write_rows(weight: Tensor, layer: FilterLayer, channels: Tensor, values: Tensor) -> None:
+    """Write ``[m, size]`` values into some rows of a tensor, in place."""
+    with torch.inference_mode(mode=weight.is_inference()), torch.no_grad():
+        weight = weight.detach()
+        rows = filter_rows(weight, layer)
+        rows[channels.to(weight.device)] = values.to(weight)
+        if rows.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():  # a copy
+            weight.copy_(weight_of_rows(rows, layer, weight.shape))
+
+
+@contextmanager
+def kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let tensors be changed for a while; on exit each has its old bits."""
+    saved = [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for tensor, old in saved:
+                tensor.copy_(old)
 
 
 @contextmanager
 def edited(model: nn.Module, edit: Edit) -> Iterator[None]:
-    """Change a network for a while; on exit every weight has its old bits."""
-    parameters = parameters_by_name(model)
-    saved = {c.layer.weight: parameters[c.layer.weight].detach().clone() for c in edit.changes}
-    try:
-        write(parameters, edit.changes, new=True)
+    """Change a network for a while; on exit every tensor has its old bits."""
+    state = state_of(model)
+    with kept([state[change.layer.weight] for change in edit.changes]):
+        write(state, edit)
         yield
-    finally:
-        with torch.no_grad():
-            for name, old in saved.items():
-                parameters[name].detach().copy_(old)

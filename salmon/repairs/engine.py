@@ -1,11 +1,12 @@
-"""The repair from end to end: split, rank, search on guard, judge on accept.
+"""The repair from end to end: split, gather evidence, search on guard, judge on accept.
 
-The splits: *repair* gives ranking and gradient, *guard* the search, *accept* the verdict. Each
-sample is in one of them.
+The splits: *repair* gives what remedies are made from, *guard* the search, *accept* the verdict.
+Each sample is in one of them.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -13,25 +14,41 @@ from torch import nn
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.repairs.edit import Edit, edited
+from salmon.repairs.changes import LayerChange, SetChange, layer_changes, set_change
+from salmon.repairs.edit import edited
 from salmon.repairs.evidence import Evidence, Part, split_set
 from salmon.repairs.judge import Verdict, judge
 from salmon.repairs.patch import Patch
-from salmon.repairs.remedies import proposals
+from salmon.repairs.predictions import Predictions
+from salmon.repairs.remedies import ALL, batchnorm, combine, curvature, head, step, tune
 from salmon.repairs.samples import Samples
-from salmon.repairs.search import Trial, best_trial, rival_trials, search
+from salmon.repairs.search import Candidate, Search
 from salmon.repairs.settings import RepairSettings
+from salmon.repairs.trial import Guard, Proposals, Trial
 
 ACCEPTED = "accepted"
-NOT_ACCEPTED = "not accepted"
-NOTHING_TO_REPAIR = "nothing to repair"
+REJECTED = "rejected"
+NOTHING_TO_REPAIR = "nothing"
+
+RANDOM_DRAWS = 5
+
+_ORDERED = {"step": step, "curvature": curvature, "tune": tune}
+"""Remedies that change only what an order puts first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A trial and its verdict on the accept splits."""
+
+    trial: Trial
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
     """Everything a repair found; ``patch`` only where it was accepted."""
 
-    status: str  # "accepted", "not accepted" or "nothing to repair"
+    status: str  # "accepted", "rejected" or "nothing" (to repair)
     reason: str  # in a sentence
     settings: RepairSettings
     sizes: dict[str, dict[str, int]]  # "new" and "reference": samples by part
@@ -42,8 +59,11 @@ class Outcome:
     weights: int  # parameters of the network
     misclassified: int  # new samples in the repair split
     trials: tuple[Trial, ...] = ()
-    verdict: Verdict | None = None  # of the winner
-    rivals: tuple[Verdict, ...] = ()  # others with the winner's number of filters
+    winner: Judged | None = None
+    layers: tuple[LayerChange, ...] = ()  # what the winner changes
+    sets: dict[str, SetChange] = field(default_factory=dict)  # what it does to the accept splits
+    remedies: tuple[Judged, ...] = ()  # the best of every other remedy, at its own size
+    orders: tuple[Judged, ...] = ()  # the winner's remedy and size under other orders
     patch: Patch | None = None
 
 
@@ -58,7 +78,7 @@ def repair(
     batch_size: int = 64,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Outcome:
-    """Look for a one-step repair of what a network gets wrong, and judge it on other data.
+    """Look for a repair of what a network gets wrong, and judge it on other data.
 
     Args:
         model: The network; every bit of it is as before when this returns.
@@ -88,13 +108,14 @@ def repair(
         on_reference = split_set(model, reference, settings, "reference", batch_size)
     evidence = Evidence(
         model=model, index=index, given_fit=fit,
-        new=on_new["repair"], reference=on_reference["repair"],
+        new=_usable(on_new["repair"], "new"),
+        reference=_usable(on_reference["repair"], "reference"),
         settings=settings, batch_size=batch_size, say=say,
     )  # fmt: skip
     sets = {"new": on_new, "reference": on_reference}
     outcome = Outcome(
-        status=NOT_ACCEPTED,
-        reason="no trial gained on the guard split of the new data within the margin",
+        status=REJECTED,
+        reason="no trial gained on the guard split of the new data within the rules",
         settings=settings,
         sizes={name: {p: len(part.samples) for p, part in s.items()} for name, s in sets.items()},
         shared=reference is None,
@@ -110,45 +131,144 @@ def repair(
     if outcome.misclassified == 0:
         reason = "no sample of the repair split is misclassified; there is nothing to learn from"
         return replace(outcome, reason=reason)
-    guard = (on_new["guard"], on_reference["guard"])
-    found = search(model, list(proposals(evidence)), guard, settings, batch_size, say)
-    proposal_of, trials = dict(found), tuple(trial for trial, _ in found)
-    winner = best_trial(trials)
+    guard = Guard(model, on_new["guard"], on_reference["guard"], settings, batch_size)
+    search = _searched(evidence, Search(guard))
+    outcome = replace(outcome, trials=tuple(search.trials))
+    winner = search.winner(lambda trial: _may_win(trial, settings))
+    others = [found for found in search.best_by_remedy() if found is not winner]
     if winner is None:
-        return replace(outcome, trials=trials)
-
-    def judged(trial: Trial) -> tuple[Verdict, Edit]:
-        edit = proposal_of[trial].edit(trial.rate)
-        with edited(model, edit):
-            pair = on_new["accept"].before_and_now(model, batch_size)
-            reference_pair = on_reference["accept"].before_and_now(model, batch_size)
-        return judge(trial, edit, pair, reference_pair, settings), edit
-
-    verdict, edit = judged(winner)
-    failed = [rule.name for rule in verdict.rules if not rule.passed]
-    patch = None
-    if verdict.accepted:
-        info = {
-            "settings": asdict(settings),
-            "trial": asdict(winner),
-            "new": asdict(verdict.new),
-            "reference": asdict(verdict.reference),
-            "data": {
-                "new": new.fingerprint(),
-                "reference": None if reference is None else reference.fingerprint(),
-            },
-            "versions": {"torch": str(torch.__version__)},
-        }
-        patch = Patch.make(model, edit, info)
+        return replace(outcome, remedies=tuple(_judged(evidence, sets, each) for each in others))
+    pairs = _on_accept(evidence, sets, winner)
+    verdict = judge(winner.edit, pairs["new"], pairs["reference"], settings)
+    orders = _under_other_orders(evidence, guard, winner) if settings.rivals else []
     return replace(
         outcome,
-        status=ACCEPTED if verdict.accepted else NOT_ACCEPTED,
-        reason="every rule passed" if verdict.accepted else f"failed: {', '.join(failed)}",
-        trials=trials,
-        verdict=verdict,
-        rivals=tuple(judged(trial)[0] for trial in rival_trials(trials, winner)),
-        patch=patch,
+        status=ACCEPTED if verdict.accepted else REJECTED,
+        reason=_reason(verdict),
+        winner=Judged(trial=winner.trial, verdict=verdict),
+        layers=layer_changes(winner.edit, evidence.state),
+        sets={
+            name: set_change(*pairs[name], parts["accept"].samples.ids)
+            for name, parts in sets.items()
+        },
+        remedies=tuple(_judged(evidence, sets, each) for each in others),
+        orders=tuple(_judged(evidence, sets, each) for each in orders),
+        patch=_patch(evidence, winner, verdict, new, reference) if verdict.accepted else None,
     )
+
+
+def _usable(part: Part, what: str) -> Part:
+    """Without the samples for which the network has no probabilities, such as those with NaN."""
+    rows = part.before.known.nonzero().squeeze(1)
+    if not len(rows):
+        raise InputError(
+            f"the network has no probabilities for any of the {len(part.samples)} {what} samples "
+            "in the repair split, only NaN; look at the inputs and the weights."
+        )
+    return part.take(rows)
+
+
+def _reason(verdict: Verdict) -> str:
+    failed = [rule.name for rule in verdict.rules if not rule.passed]
+    return f"failed: {', '.join(failed)}" if failed else "every rule passed"
+
+
+def _patch(
+    evidence: Evidence,
+    winner: Candidate,
+    verdict: Verdict,
+    new: Samples,
+    reference: Samples | None,
+) -> Patch:
+    """The winner, and what it was made with."""
+    info = {
+        "settings": asdict(evidence.settings),
+        "trial": asdict(winner.trial),
+        "new": asdict(verdict.new),
+        "reference": asdict(verdict.reference),
+        "data": {
+            "new": new.fingerprint(),
+            "reference": None if reference is None else reference.fingerprint(),
+        },
+        "versions": {"torch": str(torch.__version__)},
+    }
+    return Patch.make(evidence.model, winner.edit, info)
+
+
+def _searched(evidence: Evidence, search: Search) -> Search:
+    """Run the remedies, and then mixtures of the two best ones."""
+    settings = evidence.settings
+    plan = list(_plan(evidence))
+    for done, (name, proposals) in enumerate(plan):
+        search.run(proposals, partial(evidence.say, f"search: {name}", done, len(plan)))
+    best = [c for c in search.best_by_remedy() if _may_win(c.trial, settings) and c.trial.allowed]
+    best.sort(key=lambda c: -c.trial.gain)
+    names = list(dict.fromkeys(candidate.trial.remedy for candidate in best))
+    if len(names) > 1:
+        pair = [next(c for c in best if c.trial.remedy == name) for name in names[:2]]
+        search.run(combine(evidence, pair), partial(evidence.say, "search: both", 1, 1))
+    return search
+
+
+def _plan(evidence: Evidence) -> Iterator[tuple[str, Proposals]]:
+    """Every remedy that is asked for, under a name to be shown."""
+    settings = evidence.settings
+    if settings.prefer == "step":
+        yield "step", step(evidence, settings.order, evidence.shares)
+        return
+    for name in settings.remedies:
+        if name in _ORDERED:
+            yield name, _ORDERED[name](evidence, settings.order, evidence.shares)
+    if "batchnorm" in settings.remedies:
+        yield "batchnorm", batchnorm(evidence, settings.order)
+    if "head" in settings.remedies:
+        yield "head", head(evidence)
+    if "tune" in settings.remedies:
+        yield "tune all", tune(evidence, ALL, (1.0,))
+
+
+def _may_win(trial: Trial, settings: RepairSettings) -> bool:
+    """Whether the user lets such a trial win."""
+    if settings.prefer == "any":
+        return True
+    return trial.order == settings.order and set(trial.remedy.split(" + ")) <= set(_ORDERED)
+
+
+def _under_other_orders(evidence: Evidence, guard: Guard, winner: Candidate) -> list[Candidate]:
+    """The best of the winner's remedy on as many filters that other orders put first."""
+    settings, trial = evidence.settings, winner.trial
+    remedy = _ORDERED.get(trial.remedy.split(" + ")[0])
+    if remedy is None or trial.order == ALL:
+        return []
+    names = ["pot", "spread:pot", "pot-ml", "zscore", "magnitude", "gradient", "group"]
+    names += [f"{kind}:{draw}" for kind in ("random", "spread:random")
+              for draw in range(1, RANDOM_DRAWS + 1)]  # fmt: skip
+    names = [name for name in names if name != settings.order]
+    found = []
+    for done, name in enumerate(names):
+        search = Search(guard)
+        proposals = remedy(evidence, name, (trial.filters / len(evidence.index),))
+        search.run(proposals, partial(evidence.say, f"rivals: {name}", done, len(names)))
+        found += search.best_by_remedy()
+    return found
+
+
+def _on_accept(
+    evidence: Evidence, sets: dict[str, dict[str, Part]], found: Candidate
+) -> dict[str, tuple[Predictions, Predictions]]:
+    """What the network said of the accept splits, and what it says with an edit."""
+    with edited(evidence.model, found.edit):
+        return {
+            name: parts["accept"].before_and_now(evidence.model, evidence.batch_size)
+            for name, parts in sets.items()
+        }
+
+
+def _judged(evidence: Evidence, sets: dict[str, dict[str, Part]], found: Candidate) -> Judged:
+    """A candidate that is not the winner; nothing is chosen by its verdict."""
+    pairs = _on_accept(evidence, sets, found)
+    verdict = judge(found.edit, pairs["new"], pairs["reference"], evidence.settings)
+    return Judged(trial=found.trial, verdict=verdict)
 
 
 def _accuracy(parts: dict[str, Part]) -> float:

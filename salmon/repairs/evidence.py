@@ -13,9 +13,11 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name, weight_of_rows
 from salmon.forward import call_network, eval_mode, gradients_on, no_trace
 from salmon.gpd import LEAST_WITH_PRIOR, TailFit
+from salmon.repairs.edit import state_of
+from salmon.repairs.orders import filter_order
 from salmon.repairs.predictions import Predictions, predict, to_device
 from salmon.repairs.samples import Batch, Samples, check_sizes
-from salmon.repairs.settings import LAST_LINEAR, RepairSettings
+from salmon.repairs.settings import RepairSettings
 from salmon.saliency import are_probabilities, filter_saliency, sample_losses
 from salmon.tails import Tails, fit_tails
 
@@ -29,6 +31,11 @@ class Part:
 
     samples: Samples
     before: Predictions
+
+    def take(self, rows: Tensor) -> "Part":
+        """The samples of ``[M]`` row numbers."""
+        before = Predictions(self.before.logits[rows], self.before.targets[rows])
+        return Part(self.samples.take(rows), before)
 
     def before_and_now(self, model: nn.Module, batch_size: int) -> tuple[Predictions, Predictions]:
         """What the original network says, and what the network says as it is now."""
@@ -64,6 +71,11 @@ class Evidence:
     say: Say
 
     @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The network's own tensors by clean name."""
+        return state_of(self.model)
+
+    @cached_property
     def mistakes(self) -> Samples:
         """New samples that the network gets wrong."""
         return self.new.samples.take((~self.new.before.right).nonzero().squeeze(1))
@@ -77,7 +89,7 @@ class Evidence:
         for profile in self._profiles(self.reference.samples, "fit"):
             tails.update(profile)
         fit = fit_tails(tails, level, index=self.index)
-        if "pot" in self.settings.rankings and not bool(fit.usable.any()):
+        if not bool(fit.usable.any()):
             need = math.ceil(LEAST_WITH_PRIOR / (1 - level) - 1e-9)  # 50 at level 0.9
             raise InputError(
                 f"no filter could be fitted to {len(self.reference.samples)} reference samples in "
@@ -104,40 +116,39 @@ class Evidence:
             yield profile
 
     @cached_property
-    def indices(self) -> dict[str, FilterIndex]:
-        """By ranking the filters that it orders; ``last_linear`` has its own, or is left out."""
-        found = dict.fromkeys(self.settings.rankings, self.index)
-        if LAST_LINEAR in found:
-            last = _last_linear(self.model)
-            if last is None:
-                del found[LAST_LINEAR]
-            else:
-                found[LAST_LINEAR] = last
-        return found
+    def gradients(self) -> dict[str, Tensor]:
+        """Mean gradients of the new samples by weight; float64, shaped as the weights."""
+        names = [layer.weight for layer in self.index.layers]
+        return mean_gradients(self.model, self.new.samples, names, self.batch_size)
 
     @cached_property
-    def directions(self) -> dict[FilterIndex, dict[str, Tensor]]:
-        """Mean gradients to follow by weight, for each of the indices."""
-        indices = set(self.indices.values())
-        names = sorted({layer.weight for index in indices for layer in index.layers})
-        followed = self.mistakes if self.settings.gradient == "wrong" else self.new.samples
-        step = mean_gradients(self.model, followed, names, self.batch_size)
-        if not self.settings.keep_reference:
-            return dict.fromkeys(indices, step)
+    def kept_gradients(self) -> dict[str, Tensor]:
+        """The same, without what points against the reference samples' in each filter."""
+        names = [layer.weight for layer in self.index.layers]
         keep = mean_gradients(self.model, self.reference.samples, names, self.batch_size)
-        return {index: without_conflict(index, step, keep) for index in indices}
+        return without_conflict(self.index, self.gradients, keep)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Shares of the filters to try, rising, each with another number of filters."""
+        shares = sorted(self.settings.shares, reverse=True)
+        return tuple(sorted({self._count(share): share for share in shares}.values()))
 
-def _last_linear(model: nn.Module) -> FilterIndex | None:
-    """The rows of the last linear layer, as filters; None where there is no such layer."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        return None
-    clean = names[-1].replace("_orig_mod.", "")
-    try:
-        return FilterIndex.from_model(model, units=("linear",), include=[clean])
-    except InputError:  # such as the output projection of an attention
-        return None
+    def _count(self, share: float) -> int:
+        return max(1, round(share * len(self.index)))
+
+    def first(self, order: str, share: float) -> Tensor:
+        """``[m]`` numbers of the filters that an order puts first, a share of all of them."""
+        if order not in self._orders:
+            self._orders[order] = filter_order(
+                order, self.index, self.fit, self.profile, self.gradients, self.state,
+                self.settings.seed,
+            )  # fmt: skip
+        return self._orders[order][: self._count(share)]
+
+    @cached_property
+    def _orders(self) -> dict[str, Tensor]:
+        return {}
 
 
 @contextmanager

@@ -1,21 +1,28 @@
-"""The trade-off of a repair as a picture: gain on new data against loss on reference data."""
+"""Figures of a repair: gain against loss, and the images that turned right or wrong."""
 
 import io
 from collections.abc import Sequence
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from salmon.repairs.search import Trial
+from salmon.repairs.changes import SetChange
+from salmon.repairs.samples import Samples
+from salmon.repairs.trial import Trial
 
 # Okabe and Ito's colours, told apart by most colour-blind people.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_TITLE = "Gain on new data against loss on reference data, by ranking"
+_TITLE = "Gain on new data against loss on reference data, by remedy"
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tradeoff", "text.parse_math": False}
+_IMAGES, _COLUMNS = 24, 12
 
 
 def tradeoff_svg(trials: Sequence[Trial], margin: float) -> str:
-    """Draw for every ranking the largest gain found at each loss, up to the allowed one and beyond.
+    """Draw for every remedy the largest gain found at each loss, up to the allowed one and beyond.
 
     Returns:
         A vector graphic; the same trials give the same text.
@@ -29,15 +36,15 @@ def tradeoff_svg(trials: Sequence[Trial], margin: float) -> str:
 
 def tradeoff(trials: Sequence[Trial], margin: float) -> Figure:
     """The figure of :func:`tradeoff_svg`, in percentage points; losses far beyond are left out."""
-    shown = [t for t in trials if t.lost <= 4 * max(margin, 0.01)]
-    figure = Figure(figsize=(7.2, 4.4))
-    axes = figure.add_axes((0.1, 0.13, 0.66, 0.83))
+    shown = [t for t in trials if t.complete and t.lost <= 4 * max(margin, 0.01)]
+    figure = Figure(figsize=(7.6, 4.4))
+    axes = figure.add_axes((0.1, 0.13, 0.6, 0.83))
     axes.axvline(100 * margin, color="#888888", ls="--", lw=1, label="margin")
-    for number, ranking in enumerate(dict.fromkeys(trial.ranking for trial in trials)):
-        front = _front([trial for trial in shown if trial.ranking == ranking])
+    for number, name in enumerate(dict.fromkeys(_line(trial) for trial in trials)):
+        front = _front([trial for trial in shown if _line(trial) == name])
         losses, gains = [100 * t.lost for t in front], [100 * max(0.0, t.gain) for t in front]
         colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(losses, gains, "o-", color=colour, lw=2, ms=5, label=ranking, clip_on=False)
+        axes.plot(losses, gains, "o-", color=colour, lw=2, ms=5, label=name, clip_on=False)
     axes.set_xlim(
         100 * min([0.0, *(t.lost for t in shown)]),
         100 * max([margin * 1.5, 0.005, *(t.lost for t in shown)]),
@@ -50,6 +57,10 @@ def tradeoff(trials: Sequence[Trial], margin: float) -> Figure:
     return figure
 
 
+def _line(trial: Trial) -> str:
+    return f"{trial.remedy} ({trial.order})"
+
+
 def _front(trials: Sequence[Trial]) -> list[Trial]:
     """Trials that no other one of them beats in both gain and loss, by rising loss."""
     front: list[Trial] = []
@@ -57,3 +68,42 @@ def _front(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.gain > front[-1].gain:
             front.append(trial)
     return front
+
+
+def samples_png(samples: Samples, change: SetChange) -> bytes | None:
+    """Draw the first fixed and the first broken images of a set, with their classes.
+
+    Args:
+        samples: Among which those of the set are found by their ids.
+
+    Returns:
+        None where the inputs are no images (``[N, 1 or 3, H, W]``) or nothing changed.
+    """
+    images = next((leaf for leaf in pytree.tree_leaves(samples.inputs) if _are_images(leaf)), None)
+    if images is None or not (change.fixed or change.broken):
+        return None
+    row_of = {name: row for row, name in enumerate(samples.ids)}
+    lines = 2 * _IMAGES // _COLUMNS
+    figure = Figure(figsize=(_COLUMNS, 1.3 * lines))
+    for title, found, place in (("fixed", change.fixed, 0), ("broken", change.broken, _IMAGES)):
+        for number, one in enumerate(found[:_IMAGES]):
+            axes = figure.add_subplot(lines, _COLUMNS, place + number + 1)
+            axes.imshow(_shown(images[row_of[one.id]]), cmap="gray")
+            axes.set_title(f"{title}: {one.target}\n{one.before} to {one.after}", fontsize=7)
+            axes.axis("off")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _are_images(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.shape[1] in (1, 3)
+
+
+def _shown(image: Tensor) -> NDArray[np.float32]:
+    """``[H, W]`` or ``[H, W, 3]`` in [0, 1], whatever the image was normalised with."""
+    wide = image.detach().float()
+    low, high = wide.min(), wide.max()
+    scaled = (wide - low) / (high - low).clamp(min=1e-12)
+    shown: NDArray[np.float32] = scaled.permute(1, 2, 0).squeeze(2).numpy()
+    return shown

@@ -1,11 +1,13 @@
 """The verdict on a repair: rules to pass on the accept splits, by which nothing was chosen."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from salmon.repairs.edit import Edit
 from salmon.repairs.predictions import Comparison, Predictions, compare
-from salmon.repairs.search import ROUNDING, Trial
 from salmon.repairs.settings import RepairSettings
+
+ROUNDING = 1e-12  # 3 of 300 is 1 %, in floats too
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +20,19 @@ class Rule:
     bound: float  # what was allowed
     text: str  # in a sentence
 
+    @property
+    def headroom(self) -> float:
+        """By how much the value could grow; negative where the rule failed."""
+        return self.bound - self.value
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A trial on the accept splits."""
+    """An edit on the accept splits."""
 
-    trial: Trial
     new: Comparison
     reference: Comparison
     rules: tuple[Rule, ...]
-    parameters: int  # touched weights
 
     @property
     def accepted(self) -> bool:
@@ -36,40 +41,35 @@ class Verdict:
 
 
 def judge(
-    trial: Trial,
     edit: Edit,
     new: tuple[Predictions, Predictions],
     reference: tuple[Predictions, Predictions],
     settings: RepairSettings,
 ) -> Verdict:
     """Apply every rule to what the network said of both sets before and after the edit."""
-    on_new, on_reference = compare(*new), compare(*reference)
-    rules = [
-        _simple("finite weights", 0.0 if edit.finite else 1.0, 0.0, "weights that are not finite"),
-        _simple(
-            "relative change", edit.relative_change, settings.max_relative_change,
-            "largest relative change of a filter",
-        ),
-        _gain_rule(on_new, settings.alpha),
-        _loss_rule(on_reference, settings),
-        _class_rule(*reference, settings),
-        _broken_rule(on_new, settings.max_broken),
-        _broken_reference_rule(on_reference, settings.max_broken_reference),
-        *(
-            _simple(
-                f"calibration on {name} data", found.ece_after - found.ece_before,
-                settings.max_ece_increase, "increase of the expected calibration error",
-            )
-            for name, found in (("new", on_new), ("reference", on_reference))
-        ),
-    ]  # fmt: skip
-    return Verdict(
-        trial=trial,
-        new=on_new,
-        reference=on_reference,
-        rules=tuple(rules),
-        parameters=edit.parameters,
-    )
+    on_new = compare(*new)
+    rules = (_gain_rule(on_new, settings.alpha), *safety_rules(edit, new, reference, settings))
+    return Verdict(new=on_new, reference=compare(*reference), rules=rules)
+
+
+def safety_rules(
+    edit: Edit,
+    new: tuple[Predictions, Predictions],
+    reference: tuple[Predictions, Predictions],
+    settings: RepairSettings,
+) -> Iterator[Rule]:
+    """Rules that every trial of the search has to keep, too, the quickest ones first."""
+    yield _simple("finite weights", 0.0 if edit.finite else 1.0, 0.0, "weights not finite")
+    on_reference = compare(*reference)
+    yield _loss_rule(on_reference, settings)
+    yield _broken_rule(compare(*new), settings.max_broken)
+    yield _broken_reference_rule(on_reference, settings.max_broken_reference)
+    yield _class_rule(*reference, settings)
+    for name, (before, after) in (("new", new), ("reference", reference)):
+        yield _simple(
+            f"calibration on {name} data", after.calibration_error - before.calibration_error,
+            settings.max_ece_increase, "increase of the expected calibration error",
+        )  # fmt: skip
 
 
 def _simple(name: str, value: float, bound: float, what: str) -> Rule:

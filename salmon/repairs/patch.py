@@ -1,6 +1,6 @@
-"""Patches: new values of some filters on disk, that go onto the very weights they were made for.
+"""Patches: new values of some weights on disk, that go onto the very network they were made for.
 
-A safetensors file: for every touched weight ``w`` the tensors ``w/channels`` [m], ``w/old`` and
+A safetensors file: for every touched tensor ``w`` the tensors ``w/channels`` [m], ``w/old`` and
 ``w/new`` [m, size]; one metadata entry ``salmon`` with JSON: format, description of the weights,
 SHA-256 of every tensor of the base network, of the touched ones after the patch and of the patch's
 own content, and whatever the maker adds. Values are absolute, so that applying twice is applying
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from salmon.errors import InputError, StateError
 from salmon.files import tensor_hash, write_atomically
-from salmon.filters import FilterLayer, by_clean_name
+from salmon.filters import FilterLayer
 from salmon.records import record_of
-from salmon.repairs.edit import Change, Edit, write
+from salmon.repairs.edit import Change, Edit, state_of, write
 
 FORMAT = "salmon.patch/1"
 _PARTS = ("channels", "old", "new")
@@ -31,9 +31,10 @@ _PARTS = ("channels", "old", "new")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """Touched filters with old and new values, and the network they belong to."""
+    """New and old values of some rows of tensors, and the network they belong to."""
 
     edit: Edit
+    undo: Edit  # the same rows with the old values
     base: dict[str, str]  # SHA-256 by name of every tensor of the state dict
     patched: dict[str, str]  # of the touched ones with the patch
     info: dict[str, Any] = field(default_factory=dict)  # settings, seed, versions, metrics
@@ -46,15 +47,16 @@ class Patch:
             model: The network, without the edit.
             info: Plain values that JSON takes, kept with the patch.
         """
-        state = _state(model)
+        state = state_of(model)
         touched = {c.layer.weight: state[c.layer.weight].clone() for c in edit.changes}
-        write(touched, edit.changes, new=True)
+        write(touched, edit)
         for name, value in state.items():  # the same memory under another name, such as tied ones
             for weight in list(touched):
                 if name not in touched and value.is_set_to(state[weight]):
                     touched[name] = touched[weight]
         return cls(
             edit,
+            edit.values_in(state),
             {name: tensor_hash(value) for name, value in state.items()},
             {name: tensor_hash(value) for name, value in touched.items()},
             dict(info or {}),
@@ -67,9 +69,12 @@ class Patch:
             OSError: If it cannot be written.
         """
         tensors: dict[str, Tensor] = {}
-        for change in self.edit.changes:
-            for part in _PARTS:
-                tensors[f"{change.layer.weight}/{part}"] = getattr(change, part).contiguous()
+        for change, old in zip(self.edit.changes, self.undo.changes, strict=True):
+            parts = (change.channels, old.values, change.values)
+            for name, tensor in zip(_PARTS, parts, strict=True):
+                tensors[f"{change.layer.weight}/{name}"] = tensor.clone(
+                    memory_format=torch.contiguous_format
+                )
         header = {
             "format": FORMAT,
             "layers": {change.layer.weight: asdict(change.layer) for change in self.edit.changes},
@@ -140,7 +145,7 @@ class Patch:
 
     def _write(self, target: nn.Module | Mapping[str, Tensor], *, new: bool) -> bool:
         """Write one side of the edit where the other one is."""
-        state = _state(target)
+        state = state_of(target)
         self._check_tensors(state)
         here = {name: tensor_hash(state[name]) for name in self.base}
         sides = {False: self.base, True: self.base | self.patched}
@@ -159,7 +164,7 @@ class Patch:
             )
         weights = [change.layer.weight for change in self.edit.changes]
         values = {name: state[name].detach().clone() for name in weights}
-        write(values, self.edit.changes, new=new)
+        write(values, self.edit if new else self.undo)
         wrong = [name for name in weights if tensor_hash(values[name]) != sides[new][name]]
         if wrong:  # somebody made the patch by hand
             raise StateError(
@@ -183,9 +188,9 @@ class Patch:
         for change in self.edit.changes:
             weight, layer = state[change.layer.weight], change.layer
             size, groups = layer.filters * layer.size, layer.transposed_groups
-            if weight.numel() != size or weight.dtype != change.old.dtype:
+            if weight.numel() != size or weight.dtype != change.values.dtype:
                 raise StateError(
-                    f"the patch needs {layer.weight} with {size} weights of {change.old.dtype}, "
+                    f"the patch needs {layer.weight} with {size} weights of {change.values.dtype}, "
                     f"but here it has {weight.numel()} of {weight.dtype}; apply it to the network "
                     "it was made for, in the same precision."
                 )
@@ -207,18 +212,19 @@ def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     info = record_of(dict[str, Any], header.get("info"), "info")
     if set(tensors) != {f"{name}/{part}" for name in layers for part in _PARTS}:
         raise InputError("its tensors are not those that it describes")
-    changes = []
+    sides: dict[str, list[Change]] = {"old": [], "new": []}
     for name, layer in layers.items():
-        changes.append(Change(layer, *(tensors[f"{name}/{part}"] for part in _PARTS)))
-        _check_change(changes[-1])
-    if not {change.layer.weight for change in changes} <= set(patched) <= set(base):
+        channels, old, new = (tensors[f"{name}/{part}"] for part in _PARTS)
+        _check_change(layer, channels, old, new)
+        sides["old"].append(Change(layer, channels, old))
+        sides["new"].append(Change(layer, channels, new))
+    if not set(layers) <= set(patched) <= set(base):
         raise InputError("its checksums do not belong to its tensors")
-    return Patch(Edit(tuple(changes)), base, patched, info)
+    return Patch(Edit(tuple(sides["new"])), Edit(tuple(sides["old"])), base, patched, info)
 
 
-def _check_change(change: Change) -> None:
+def _check_change(layer: FilterLayer, channels: Tensor, old: Tensor, new: Tensor) -> None:
     """Refuse tensors that do not fit the description of their weight."""
-    layer, channels, old, new = change.layer, change.channels, change.old, change.new
     if min(layer.filters, layer.size, layer.rows, layer.transposed_groups + 1) < 1 or (
         not layer.parts or layer.filters % len(layer.parts)
     ):
@@ -239,9 +245,3 @@ def _content_hash(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> s
     for name in sorted(tensors):
         digest.update(f"{name} {tensor_hash(tensors[name])}".encode())
     return digest.hexdigest()
-
-
-def _state(target: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by clean name; those of a module share its memory."""
-    items = target.state_dict() if isinstance(target, nn.Module) else target
-    return by_clean_name({n: value for n, value in items.items() if isinstance(value, Tensor)})

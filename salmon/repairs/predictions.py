@@ -27,10 +27,10 @@ class Predictions:
     @property
     def right(self) -> Tensor:
         """``[N]`` bool: classified right; a sample whose probabilities are NaN is wrong."""
-        return (self.logits.argmax(1) == self.targets) & self._known
+        return (self.logits.argmax(1) == self.targets) & self.known
 
     @property
-    def _known(self) -> Tensor:
+    def known(self) -> Tensor:
         """``[N]`` bool: has probabilities; a logit of minus infinity, as of a mask, is one of 0."""
         return ~torch.isnan(self.logits.softmax(1)).any(1)
 
@@ -45,7 +45,7 @@ class Predictions:
         # Imported here, since it takes longer than all else that the command line needs.
         from torchmetrics.functional.classification import multiclass_calibration_error
 
-        known = self._known
+        known = self.known
         if not bool(known.any()):
             return float("nan")
         probabilities, targets = self.logits[known].softmax(1), self.targets[known]
@@ -64,14 +64,16 @@ class Comparison:
     after: float
     fixed: int  # wrong before, right after
     broken: int  # right before, wrong after
-    p: float  # exact one-sided McNemar test that no more are fixed than broken
-    ece_before: float  # expected calibration error
-    ece_after: float
 
     @property
     def gain(self) -> float:
         """Accuracy won."""
         return self.after - self.before
+
+    @property
+    def p(self) -> float:
+        """Of the exact one-sided McNemar test that no more are fixed than broken."""
+        return mcnemar(self.fixed, self.broken)
 
     @property
     def broken_per_fixed(self) -> float:
@@ -120,9 +122,6 @@ def compare(before: Predictions, after: Predictions) -> Comparison:
         after=after.accuracy,
         fixed=fixed,
         broken=broken,
-        p=mcnemar(fixed, broken),
-        ece_before=before.calibration_error,
-        ece_after=after.calibration_error,
     )
 
 

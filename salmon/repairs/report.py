@@ -1,10 +1,10 @@
-"""What a repair leaves behind: report.json, report.md, junit.xml, tradeoff.svg and the patch.
+"""What a repair leaves behind: reports for people and programs, figures, and the patch.
 
-The same outcome gives the same bytes; times and paths are not in it.
+The same outcome gives the same bytes; times are not in it.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,48 @@ from xml.etree import ElementTree
 import torch
 
 from salmon.files import json_text, write_atomically
-from salmon.markdown import cell, markdown_table
-from salmon.repairs.engine import NOTHING_TO_REPAIR, Outcome
-from salmon.repairs.judge import Verdict
-from salmon.repairs.search import Trial
+from salmon.markdown import cell, literal, markdown_table
+from salmon.repairs.changes import LayerChange, SampleChange, SetChange
+from salmon.repairs.engine import NOTHING_TO_REPAIR, Judged, Outcome
+from salmon.repairs.samples import Samples
+from salmon.repairs.trial import Trial
 
-SCHEMA = "salmon.repair/1"
+SCHEMA = "salmon.repair/2"
 PATCH_NAME = "patch.safetensors"
 MAX_MARKDOWN = 60_000  # bytes; GitHub's comments hold 65,536 characters
-_TRIAL_ROWS = 60
+_TRIAL_ROWS, _LAYER_ROWS, _NAMED = 60, 40, 20
 
 
-def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | None = None) -> None:
-    """Write the reports, and the patch where the repair was accepted; makes the folder."""
-    from salmon.repairs.figure import tradeoff_svg  # matplotlib takes a second to load
+def write_outcome(
+    folder: Path,
+    outcome: Outcome,
+    context: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, Samples] | None = None,
+) -> None:
+    """Write the reports, and the patch where the repair was accepted; makes the folder.
+
+    Args:
+        context: Names and values that the reports begin with, such as the model and the commands.
+        pictures: By name, "new" and "reference", the samples that the repair was given; their fixed
+            and broken images are drawn. Reports may be public, so None draws none.
+    """
+    from salmon.repairs.figure import samples_png, tradeoff_svg  # matplotlib takes a second to load
 
     texts = {
         "report.json": json_text(report(outcome, context), indent=1) + "\n",
         "report.md": markdown(outcome, context),
+        "comment.md": comment(outcome, context),
         "junit.xml": junit(outcome),
         "tradeoff.svg": tradeoff_svg(outcome.trials, outcome.settings.margin),
     }
     if outcome.patch is not None:
         outcome.patch.save(folder / PATCH_NAME)
-    for name, text in texts.items():
-        data = text.encode()
+    files = {name: text.encode() for name, text in texts.items()}
+    for name, samples in (pictures or {}).items():
+        drawn = samples_png(samples, outcome.sets[name]) if name in outcome.sets else None
+        if drawn is not None:
+            files[f"{name}.png"] = drawn
+    for name, data in files.items():
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
 
 
@@ -48,7 +65,7 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
         "status": outcome.status,
         "reason": outcome.reason,
         "context": dict(context or {}),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "versions": _versions(),
         "settings": asdict(outcome.settings),
         "samples": outcome.sizes,
         "new_data_serves_as_reference": outcome.shared,
@@ -57,100 +74,230 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
         "misclassified_in_repair": outcome.misclassified,
         "filters": outcome.filters,
         "parameters": outcome.weights,
-        "verdict": _verdict(outcome.verdict),
-        "rivals": [_verdict(rival) for rival in outcome.rivals],
+        "winner": None if outcome.winner is None else _judged(outcome.winner),
+        "layers": [asdict(layer) for layer in outcome.layers],
+        "accept": {name: asdict(found) for name, found in outcome.sets.items()},
+        "remedies": [_judged(each) for each in outcome.remedies],
+        "orders": [_judged(each) for each in outcome.orders],
         "trials": [asdict(trial) for trial in outcome.trials],
     }
 
 
-def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
-    if verdict is None:
-        return None
+def _versions() -> dict[str, str]:
+    from salmon import __version__
+
+    found = {"salmon": __version__, "torch": str(torch.__version__)}
+    return found | {"python": platform.python_version()}
+
+
+def _judged(found: Judged) -> dict[str, Any]:
+    verdict = found.verdict
+    sides = {"new": verdict.new, "reference": verdict.reference}
     return {
         "accepted": verdict.accepted,
-        "trial": asdict(verdict.trial),
-        "parameters": verdict.parameters,
-        "new": asdict(verdict.new) | {"gain": verdict.new.gain},
-        "reference": asdict(verdict.reference) | {"gain": verdict.reference.gain},
-        "rules": [asdict(rule) for rule in verdict.rules],
+        "trial": asdict(found.trial),
+        **{name: asdict(s) | {"gain": s.gain, "p": s.p} for name, s in sides.items()},
+        "rules": [asdict(rule) | {"headroom": rule.headroom} for rule in verdict.rules],
     }
 
 
+def comment(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
+    """The report's first part, for the conversation of a pull request."""
+    return _text(_summary(outcome, context))
+
+
 def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
-    """The report for people, fit for a job summary or a comment: less than 60 kB."""
-    parts = [
-        f"# Repair: {outcome.status}",
-        f"{outcome.reason[:1].upper()}{outcome.reason[1:]}.",
-        *(f"- {cell(name)}: {cell(value)}" for name, value in (context or {}).items()),
-        _data_text(outcome),
-    ]
-    if outcome.verdict is not None:
+    """The report for people, fit for a job summary: less than 60 kB."""
+    parts = _summary(outcome, context)
+    if outcome.winner is not None:
         parts += [
-            "## Rules, on samples that nothing was chosen by",
-            markdown_table(
-                ["rule", "", "what was found"],
-                [[r.name, "passed" if r.passed else "**failed**", r.text]
-                 for r in outcome.verdict.rules],
-            ),
-            "## The repair and its rivals at equal budget",
-            markdown_table(COLUMNS, comparison_rows(outcome)),
-            "Accuracy on the accept splits; p is McNemar's exact one-sided test of fixed against "
-            "broken new samples. Each rival is its best trial on the guard splits with as many "
-            f"filters (of {outcome.filters}), or with any number where it was not tried with as "
-            'many; "all" and "last_linear" have sizes of their own.',
-        ]  # fmt: skip
-    if outcome.trials:
-        parts += [
-            "## Search on the guard splits",
-            _trials_text(outcome.trials),
-            "Figure: tradeoff.svg. All trials: report.json.",
+            "## What was changed",
+            _layers_text(outcome),
+            "## What became of the samples",
+            *(_set_text(name, found) for name, found in outcome.sets.items()),
         ]
+    if outcome.remedies or outcome.orders:
+        parts += [
+            "## Beside other remedies",
+            markdown_table(COLUMNS, comparison_rows(outcome)),
+            "Each at its own size, its best on the guard splits; accuracies on the accept splits; "
+            "p is McNemar's exact one-sided test of fixed against broken new samples. Nothing was "
+            "chosen by this table.",
+        ]
+    if outcome.trials:
+        parts += ["## Search on the guard splits", _trials_text(outcome.trials)]
+    parts.append(f"Data: {_data_text(outcome)}")
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    parts.append(f"Versions: {versions}. Settings and all trials: report.json.")
+    return _text(parts)
+
+
+def _text(parts: Sequence[str]) -> str:
     whole = "\n\n".join(parts) + "\n"
     return whole if len(whole.encode()) < MAX_MARKDOWN else whole[: MAX_MARKDOWN // 2] + "\n...\n"
 
 
+def _summary(outcome: Outcome, context: Mapping[str, Any] | None) -> list[str]:
+    """Status, what it means, the rules, and how to use it."""
+    parts = [f"# Repair: {outcome.status}", headline(outcome)]
+    details = dict(context or {})
+    if details:
+        parts.append("\n".join(f"- {cell(name)}: {cell(value)}" for name, value in details.items()))
+    if outcome.winner is not None:
+        rules = [
+            [r.name, "passed" if r.passed else "**failed**", f"{r.headroom:.3g}", r.text]
+            for r in outcome.winner.verdict.rules
+        ]
+        parts += [
+            "## Rules, on samples that nothing was chosen by",
+            markdown_table(["rule", "", "headroom", "what was found"], rows=rules),
+        ]
+    return parts
+
+
+def headline(outcome: Outcome) -> str:
+    """What was found in a few sentences, beginning with a remedy that gains more, if one does."""
+    winner = outcome.winner
+    whole = f"{outcome.reason[:1].upper()}{outcome.reason[1:]}."
+    if winner is None:
+        best = max(_accepted(outcome), key=lambda each: each.verdict.new.gain, default=None)
+        return whole if best is None else f"{_advice(best)} {whole}"
+    better = [
+        each for each in _accepted(outcome)
+        if each.verdict.new.gain > winner.verdict.new.gain + _CLEARLY
+    ]  # fmt: skip
+    first = ""
+    if better:
+        first = _advice(max(better, key=lambda each: each.verdict.new.gain)) + " "
+    trial, new, old = winner.trial, winner.verdict.new, winner.verdict.reference
+    return (
+        f"{first}{_named(trial)} changes {trial.filters} of {outcome.filters} filters "
+        f"({100 * trial.weights / outcome.weights:.2g} % of the weights): new data "
+        f"{100 * new.before:.1f} % to {100 * new.after:.1f} % right ({new.fixed} fixed, "
+        f"{new.broken} broken), reference data {100 * old.before:.1f} % to {100 * old.after:.1f} % "
+        f"({old.fixed} fixed, {old.broken} broken). {whole} Chosen among "
+        f"{len(outcome.trials)} trials."
+    )
+
+
+_CLEARLY = 0.01
+"""Accuracy by which another remedy has to gain more, to be named first."""
+
+
+def _accepted(outcome: Outcome) -> list[Judged]:
+    return [each for each in outcome.remedies if each.verdict.accepted]
+
+
+def _advice(better: Judged) -> str:
+    new, old = better.verdict.new, better.verdict.reference
+    return (
+        f"**{_named(better.trial)} gains more**: {100 * new.gain:+.1f} points on the new data, "
+        f"{100 * old.gain:+.1f} on the reference data, within the same rules, by "
+        f"{better.trial.weights} weights; prefer='any' lets it win, if the whole network may "
+        "change."
+    )
+
+
+def _named(trial: Trial) -> str:
+    return f"{trial.remedy} ({trial.order}, {trial.how})"
+
+
 COLUMNS = (
-    "ranking", "filters", "weights", "step", "new before", "new after", "fixed", "broken", "p",
-    "reference before", "reference after",
+    "remedy", "order", "filters", "weights", "how", "new before", "new after", "fixed", "broken",
+    "p", "reference before", "reference after", "rules",
 )  # fmt: skip
 
 
 def comparison_rows(outcome: Outcome) -> list[list[str]]:
-    """The winner and its rivals, a row each, on the accept splits."""
-    verdicts = [v for v in (outcome.verdict, *outcome.rivals) if v is not None]
+    """The winner and what it is compared with, a row each, on the accept splits."""
+    first = [outcome.winner] if outcome.winner is not None else []
     return [
         [
-            v.trial.ranking,
-            f"{v.trial.filters}",
-            f"{100 * v.parameters / outcome.weights:.2f} %",
-            f"{v.trial.step} {v.trial.rate:g}",
-            f"{100 * v.new.before:.1f} %",
-            f"{100 * v.new.after:.1f} %",
-            f"{v.new.fixed}",
-            f"{v.new.broken}",
-            f"{v.new.p:.2g}",
-            f"{100 * v.reference.before:.1f} %",
-            f"{100 * v.reference.after:.1f} %",
+            each.trial.remedy,
+            each.trial.order,
+            f"{each.trial.filters}",
+            f"{100 * each.trial.weights / outcome.weights:.2f} %",
+            each.trial.how,
+            f"{100 * each.verdict.new.before:.1f} %",
+            f"{100 * each.verdict.new.after:.1f} %",
+            f"{each.verdict.new.fixed}",
+            f"{each.verdict.new.broken}",
+            f"{each.verdict.new.p:.2g}",
+            f"{100 * each.verdict.reference.before:.1f} %",
+            f"{100 * each.verdict.reference.after:.1f} %",
+            "kept" if each.verdict.accepted else "broken",
         ]
-        for v in verdicts
+        for each in (*first, *outcome.remedies, *outcome.orders)
     ]
 
 
 def junit(outcome: Outcome) -> str:
-    """A test case per rule of acceptance, for CI systems."""
+    """A test case per rule of acceptance with the measured value, for CI systems."""
     suite = ElementTree.Element("testsuite", name="salmon repair")
-    cases = [("search", outcome.status == NOTHING_TO_REPAIR, outcome.reason)]
-    if outcome.verdict is not None:
-        cases = [(rule.name, rule.passed, rule.text) for rule in outcome.verdict.rules]
-    for name, passed, text in cases:
+    cases: list[tuple[str, bool, str, dict[str, str]]] = [
+        ("search", outcome.status == NOTHING_TO_REPAIR, outcome.reason, {})
+    ]
+    if outcome.winner is not None:
+        cases = [
+            (r.name, r.passed, r.text, {"value": f"{r.value:.6g}", "bound": f"{r.bound:.6g}"})
+            for r in outcome.winner.verdict.rules
+        ]
+    for name, passed, text, measured in cases:
         case = ElementTree.SubElement(suite, "testcase", classname="repair", name=name)
-        if not passed:
+        if measured:
+            properties = ElementTree.SubElement(case, "properties")
+            for key, value in measured.items():
+                ElementTree.SubElement(properties, "property", name=key, value=value)
+        if passed:
+            ElementTree.SubElement(case, "system-out").text = text
+        else:
             ElementTree.SubElement(case, "failure", message=text)
     suite.set("tests", str(len(cases)))
-    suite.set("failures", str(sum(not passed for _, passed, _ in cases)))
+    suite.set("failures", str(sum(not passed for _, passed, _, _ in cases)))
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+def _layers_text(outcome: Outcome) -> str:
+    """Tensors and rows by name."""
+    rows = [
+        [literal(layer.name), f"{len(layer.rows)} of {layer.of}", _some(layer),
+         f"{layer.weights}", f"{100 * layer.relative_change:.1f} %"]
+        for layer in outcome.layers[:_LAYER_ROWS]
+    ]  # fmt: skip
+    more = len(outcome.layers) - _LAYER_ROWS
+    table = markdown_table(["tensor", "rows", "which", "weights", "relative change"], rows)
+    return table + (f"\n\nAnd {more} more tensors, in report.json." if more > 0 else "")
+
+
+def _some(layer: LayerChange) -> str:
+    if len(layer.rows) == layer.of:
+        return "all"
+    more = len(layer.rows) - _NAMED
+    return ", ".join(layer.rows[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _set_text(name: str, found: SetChange) -> str:
+    """Classes, and who was fixed and broken."""
+    rows = [
+        [c.label, c.samples, f"{100 * c.before:.1f} %", f"{100 * c.after:.1f} %"]
+        for c in found.classes[:_TRIAL_ROWS]
+    ]
+    table = markdown_table([f"class of the {name} data", "samples", "before", "after"], rows)
+    fixed, broken = _listed(found.fixed), _listed(found.broken)
+    return f"{table}\n\nFixed: {fixed}. Broken: {broken}."
+
+
+def _listed(samples: Sequence[SampleChange]) -> str:
+    if not samples:
+        return "none"
+    more = len(samples) - _NAMED
+    shown = [
+        f"{literal(str(s.id))} (class {s.target}, {s.before} to {s.after})"
+        for s in samples[:_NAMED]
+    ]
+    return "; ".join(shown) + (f" and {more} more, in report.json" if more > 0 else "")
 
 
 def _data_text(outcome: Outcome) -> str:
@@ -168,22 +315,26 @@ def _data_text(outcome: Outcome) -> str:
         )
     if outcome.given_fit:
         notes.append("The tails were given, not fitted to the repair split of the reference data.")
-    table = markdown_table(["samples", *parts, "right before"], rows)
     notes.append(f"Splits by id, stratified, seed {outcome.settings.seed}.")
-    return f"{table}\n\n{' '.join(notes)}"
+    table = markdown_table(["samples", *parts, "right before"], rows)
+    return f"{' '.join(notes)}\n\n{table}"
 
 
 def _trials_text(trials: tuple[Trial, ...]) -> str:
-    """The best trial of every ranking, number of filters and step."""
-    best: dict[tuple[str, int, str], Trial] = {}
+    """The best trial of every remedy, order and number of filters."""
+    best: dict[tuple[str, str, int], Trial] = {}
     for trial in trials:
-        key = (trial.ranking, trial.filters, trial.step)
-        if key not in best or (trial.allowed, trial.gain) > (best[key].allowed, best[key].gain):
-            best[key] = trial
+        known = best.get(trial.group)
+        if known is None or (trial.allowed, trial.gain) > (known.allowed, known.gain):
+            best[trial.group] = trial
     rows = [
-        [t.ranking, str(t.filters), t.step, f"{t.rate:g}", f"{100 * t.gain:+.1f}",
-         f"{-100 * t.lost:+.1f}", "yes" if t.allowed else "no"]
+        [t.remedy, t.order, str(t.filters), t.how, f"{100 * t.gain:+.1f}", f"{-100 * t.lost:+.1f}",
+         "allowed" if t.allowed else t.failed or "given up"]
         for t in list(best.values())[:_TRIAL_ROWS]
     ]  # fmt: skip
-    names = ["ranking", "filters", "step", "rate", "new, points", "reference, points", "allowed"]
-    return f"{len(trials)} trials; the best rate of each line:\n\n{markdown_table(names, rows)}"
+    names = ["remedy", "order", "filters", "how", "new, points", "reference, points", ""]
+    given_up = sum(not trial.complete for trial in trials)
+    return (
+        f"{len(trials)} trials, of which {given_up} were given up after a third of the samples; "
+        f"the best of each size:\n\n{markdown_table(names, rows)}\n\nFigure: tradeoff.svg."
+    )

@@ -39,6 +39,14 @@ class Samples:
             tuple(self.ids[row] for row in rows.tolist()),
         )
 
+    def joined(self, other: "Samples") -> "Samples":
+        """These samples, and then others of the same form."""
+        inputs = pytree.tree_map(
+            lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
+            self.inputs, other.inputs,
+        )  # fmt: skip
+        return Samples(inputs, torch.cat([self.targets, other.targets]), self.ids + other.ids)
+
     def fingerprint(self) -> str:
         """SHA-256 of ids, classes and inputs, which tells what data a patch was made with."""
         digest = hashlib.sha256(repr(self.ids).encode())

@@ -1,108 +1,93 @@
-"""Search on the guard splits: which proposal, at which rate.
+"""Search on the guard splits: what the remedies propose, and which of it is taken."""
 
-Every trial is one forward over both guard splits. The winner is the trial with the largest gain on
-the new data whose loss on the reference data lies within the margin.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from torch import Tensor
 
-from torch import nn
-
-from salmon.repairs.edit import edited
-from salmon.repairs.evidence import Part
-from salmon.repairs.predictions import compare
-from salmon.repairs.remedies import Proposal
-from salmon.repairs.settings import RepairSettings
-
-ROUNDING = 1e-12  # 3 of 300 is 1 %, in floats too
+from salmon.repairs.edit import Edit
+from salmon.repairs.trial import Guard, Proposals, Trial, paired_difference
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One edit that was tried, and what it did on the guard splits."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """The best trial of a group so far, with what it takes to use it."""
 
-    ranking: str
-    filters: int
-    step: str  # "normalised", "plain" or "prune"
-    rate: float  # 0 of "prune"
-    gain: float  # accuracy won on the new data
-    lost: float  # accuracy lost on the reference data
-    fixed: int  # new samples
-    broken: int
-    relative_change: float  # largest of a filter
-    allowed: bool  # within the margin and the caps on broken samples and relative change
+    trial: Trial
+    edit: Edit
+    right: Tensor  # [N] bool: of the new samples of the guard split
 
 
-def search(
-    model: nn.Module,
-    proposals: Sequence[Proposal],
-    guard: tuple[Part, Part],
-    settings: RepairSettings,
-    batch_size: int,
-    say: Callable[[str, int, int], None],
-) -> list[tuple[Trial, Proposal]]:
-    """Try every proposal; a rate is not raised further once it loses twice the margin.
+@dataclass(slots=True)
+class Search:
+    """Trials in their order, and the best one of every group (:attr:`Trial.group`)."""
 
-    Args:
-        guard: Of the new and of the reference data.
-        say: Gets ``"search"`` and the numbers of finished and of all proposals.
-    """
-    trials, confidence = [], settings.reference_confidence
-    for number, proposal in enumerate(proposals):
-        for rate in proposal.rates:
-            edit = proposal.edit(rate)
-            with edited(model, edit):
-                new, reference = (
-                    compare(*part.before_and_now(model, batch_size)) for part in guard
-                )
-            most_lost, change = reference.loss_bound(confidence), edit.relative_change
-            trial = Trial(
-                ranking=proposal.ranking,
-                filters=proposal.filters,
-                step=proposal.step,
-                rate=rate,
-                gain=new.gain,
-                lost=-reference.gain,
-                fixed=new.fixed,
-                broken=new.broken,
-                relative_change=change,
-                allowed=most_lost <= settings.margin + ROUNDING
-                and new.broken_per_fixed <= settings.max_broken
-                and change <= settings.max_relative_change
-                and edit.finite,
-            )
-            trials.append((trial, proposal))
-            # Larger steps lose more, so that the rest of these rates cannot win.
-            if trial.lost > 2 * max(settings.margin, 0.01):
-                break
-        say("search", number + 1, len(proposals))
-    return trials
+    guard: Guard
+    trials: list[Trial] = field(default_factory=list)
+    best: dict[tuple[str, str, int], Candidate] = field(default_factory=dict)
+
+    def run(self, proposals: Proposals, say: Callable[[], None]) -> None:
+        """Try all that a remedy proposes; it is told how each fared.
+
+        Args:
+            say: Called after every trial.
+        """
+        trial = None
+        while True:
+            try:
+                proposal = proposals.send(trial)  # type: ignore[arg-type]  # None starts it
+            except StopIteration:
+                return
+            groups = [c for c in self.best.values() if c.trial.remedy == proposal.remedy]
+            own = [c for c in groups if c.trial.order == proposal.order and c.trial.allowed]
+            leader = max(own, key=lambda c: c.trial.gain, default=None)
+            trial, right = self.guard.try_out(proposal, None if leader is None else leader.right)
+            if leader is not None and trial.gain < leader.trial.gain:
+                near = trial.allowed and _is_near(right, leader.right)
+                trial = replace(trial, near=near)
+            self.trials.append(trial)
+            known = self.best.get(trial.group)
+            if known is None or _merit(trial) > _merit(known.trial):
+                self.best[trial.group] = Candidate(trial, proposal.edit, right)
+            say()
+
+    def winner(self, eligible: Callable[[Trial], bool]) -> Candidate | None:
+        """Of what may win and gains, the edit of fewest weights that is about as good as the best.
+
+        That is: whose gain on the new data is within one standard error, of the paired
+        difference, of the largest one. So a search of many trials does not take the luckiest.
+
+        Returns:
+            None where none is allowed, or none gains.
+        """
+        found = [
+            c for c in self.best.values()
+            if c.trial.allowed and c.trial.gain > 0 and eligible(c.trial)
+        ]  # fmt: skip
+        if not found:
+            return None
+        leader = max(found, key=lambda c: _merit(c.trial))
+        near = [c for c in found if _is_near(c.right, leader.right)]
+        return min(near, key=lambda c: (c.trial.weights, -c.trial.gain, c.trial.lost))
+
+    def best_by_remedy(self) -> list[Candidate]:
+        """The best of each remedy with each order, allowed or not, in the order they ran."""
+        found: dict[tuple[str, str], Candidate] = {}
+        for candidate in self.best.values():
+            family = candidate.trial.remedy, candidate.trial.order
+            known = found.get(family)
+            if known is None or _merit(candidate.trial) > _merit(known.trial):
+                found[family] = candidate
+        return list(found.values())
 
 
-def best_trial(trials: Sequence[Trial]) -> Trial | None:
-    """The winner.
-
-    Returns:
-        The allowed trial with the largest gain, then the smallest loss, then the fewest filters,
-        then the smallest change; None where none gains.
-    """
-    winners = [trial for trial in trials if trial.allowed and trial.gain > 0]
-    return min(winners, key=lambda t: (-t.gain, t.lost, t.filters, t.relative_change), default=None)
+def _merit(trial: Trial) -> tuple[bool, float, float, float]:
+    """Larger is better."""
+    if not trial.allowed:  # then the one that loses least
+        return False, -trial.lost, trial.gain, 0.0
+    return True, trial.gain, -trial.lost, -trial.relative_change
 
 
-def rival_trials(trials: Sequence[Trial], winner: Trial) -> list[Trial]:
-    """Of every other ranking the best trial with the winner's number of filters."""
-    rivals = []
-    for ranking in dict.fromkeys(trial.ranking for trial in trials):
-        if ranking == winner.ranking:
-            continue
-        own = [trial for trial in trials if trial.ranking == ranking]
-        equal = [trial for trial in own if trial.filters == winner.filters] or own
-        allowed = [trial for trial in equal if trial.allowed]
-        rivals.append(
-            min(allowed, key=lambda t: (-t.gain, t.lost))
-            if allowed
-            else min(equal, key=lambda t: (t.lost, -t.gain))
-        )
-    return rivals
+def _is_near(right: Tensor, best: Tensor) -> bool:
+    behind, error = paired_difference(best, right)
+    return behind <= error

@@ -4,11 +4,10 @@ from dataclasses import dataclass, fields
 from math import inf
 
 from salmon.errors import InputError
-from salmon.repairs.edit import KINDS
+from salmon.repairs.orders import ORDERS, check_order
 
-LAST_LINEAR = "last_linear"
-EFFECT = "effect"
-RANKINGS = ("pot", "zscore", "magnitude", "random", "all", LAST_LINEAR)
+REMEDIES = ("step", "curvature", "batchnorm", "head", "tune")
+PREFERENCES = ("targeted", "step", "any")
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
@@ -16,18 +15,18 @@ class RepairSettings:
     """Settings of a repair; every bound of the acceptance is one.
 
     Attributes:
-        rankings: How filters are chosen: "pot", "zscore", "magnitude", "random", "group:<name>",
-            "effect" (of the step on the loss, to first order), "all" (every filter) and
-            "last_linear" (all rows of the last linear layer).
-        shares: Shares of all filters that are tried, best-ranked first.
-        steps: "normalised" gives every filter the same relative change, "plain" subtracts the
-            gradient times the rate, "prune" sets filters to zero (a relative change of 1, which
-            max_relative_change has to allow).
-        rates: Learning rates of normalised steps: relative change of each touched filter.
-        plain_rates: Learning rates of plain steps.
-        gradient: Samples whose mean gradient is followed: "all" new ones, the right ones included,
-            or "wrong", the misclassified ones only.
-        keep_reference: Take out of each filter's step what points against the reference loss.
+        remedies: What is tried: "step" (one gradient step on the first filters of the order),
+            "curvature" (one step away from what the reference data excite), "batchnorm"
+            (statistics of the new data), "head" (the last linear layer fitted anew) and "tune"
+            (several steps with replay, on the first filters of the order and on all weights).
+        prefer: What may win: "targeted" remedies, which change only filters that the order puts
+            first; the one "step" alone, and nothing else is tried; or "any" of them.
+        order: Which filters come first: "pot", "pot-ml", "zscore", "magnitude", "gradient",
+            "random", "random:<number>", "group" (the last one) or "group:<name>"; with "spread:"
+            before it, the same share of every layer.
+        shares: Shares of all filters that are tried, the first ones of the order.
+        epochs: Most epochs of a tuning.
+        rivals: Whether the report compares the winner's remedy under other orders, too.
         level: Quantile level of the thresholds of the fits.
         split: Shares of repair, guard and accept.
         min_split: Fewest samples in each split of each set.
@@ -40,18 +39,16 @@ class RepairSettings:
         min_class: Classes with fewer reference samples in the split have no floor.
         max_broken: New samples that may turn wrong per new sample that is fixed.
         max_broken_reference: Share of the right reference samples that may turn wrong.
-        max_relative_change: Largest relative change of a touched filter.
         max_ece_increase: Most by which the expected calibration error may grow on either set.
         seed: Of the splits and of every random choice.
     """
 
-    rankings: tuple[str, ...] = RANKINGS
-    shares: tuple[float, ...] = (0.005, 0.02, 0.07)
-    steps: tuple[str, ...] = ("normalised", "plain")
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    plain_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1)
-    gradient: str = "all"
-    keep_reference: bool = True
+    remedies: tuple[str, ...] = REMEDIES
+    prefer: str = "targeted"
+    order: str = "pot"
+    shares: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05)
+    epochs: int = 5
+    rivals: bool = False
     level: float = 0.90
     split: tuple[float, float, float] = (0.4, 0.3, 0.3)
     min_split: int = 30
@@ -63,7 +60,6 @@ class RepairSettings:
     min_class: int = 10
     max_broken: float = 0.5
     max_broken_reference: float = 0.03
-    max_relative_change: float = 0.5
     max_ece_increase: float = 0.05
     seed: int = 0
 
@@ -82,39 +78,32 @@ class RepairSettings:
                 self._refuse(name, wanted)
 
     def _check_choices(self) -> None:
-        for name in ("rankings", "steps", "shares"):
+        for name in ("remedies", "shares"):
             if not getattr(self, name) or isinstance(getattr(self, name), str):
                 self._refuse(name, "a list of some")
-        for ranking in self.rankings:
-            if ranking not in (*RANKINGS, EFFECT) and not ranking.startswith("group:"):
-                self._refuse("rankings", f"some of {', '.join(RANKINGS)}, {EFFECT} or group:<name>")
-        if set(self.steps) - set(KINDS):
-            self._refuse("steps", f"some of {', '.join(KINDS)}")
-        if self.gradient not in ("wrong", "all"):
-            self._refuse("gradient", "'wrong' or 'all'")
+        if set(self.remedies) - set(REMEDIES):
+            self._refuse("remedies", f"some of {', '.join(REMEDIES)}")
+        if self.prefer not in PREFERENCES:
+            self._refuse("prefer", f"one of {', '.join(PREFERENCES)}")
+        if self.prefer == "step" and "step" not in self.remedies:
+            self._refuse("remedies", "some with step, which prefer='step' takes")
+        if not check_order(self.order):
+            self._refuse("order", f"one of {', '.join(ORDERS)}, or group:<name>, or spread:<one>")
 
     def _refuse(self, name: str, wanted: str) -> None:
         raise InputError(f"{name} is {getattr(self, name)!r}; needed: {wanted}.")
-
-    def rates_of(self, step: str) -> tuple[float, ...]:
-        """Rates to try, rising; a single 0 for "prune"."""
-        rates = {"normalised": self.rates, "plain": self.plain_rates, "prune": (0.0,)}
-        return tuple(sorted(rates[step]))
 
 
 _TINY = 5e-324  # the smallest float above 0
 _BELOW_1 = 1 - 2**-53  # the largest one below 1
 _SHARE = (0, 1, "a share in [0, 1] (5 % is 0.05)")
 _INSIDE = (_TINY, _BELOW_1, "a number in (0, 1) (5 % is 0.05)")
-_RATES = (_TINY, inf, "numbers above 0")
 _AT_LEAST_0 = (0, inf, "at least 0")
 _AT_LEAST_1 = (1, inf, "at least 1")
 _SPLIT = "three shares above 0 that add up to 1 (40 % is 0.4)"
 _BOUNDS: dict[str, tuple[float, float, str]] = {
     "shares": (_TINY, 1, "shares in (0, 1] (5 % is 0.05)"),
     "split": (_TINY, 1, _SPLIT),
-    "rates": _RATES,
-    "plain_rates": _RATES,
     "level": _INSIDE,
     "alpha": _INSIDE,
     "reference_confidence": (0.5, _BELOW_1, "a number in [0.5, 1) (95 % is 0.95)"),
@@ -123,7 +112,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_broken_reference": _SHARE,
     "max_ece_increase": _SHARE,
     "max_broken": _AT_LEAST_0,
-    "max_relative_change": _AT_LEAST_0,
+    "epochs": _AT_LEAST_1,
     "min_split": _AT_LEAST_1,
     "max_samples": _AT_LEAST_1,
     "min_class": _AT_LEAST_1,

@@ -1,5 +1,6 @@
 """Per-sample, per-filter saliency of a network on a batch."""
 
+from salmon.saliency.catch import Catcher
 from salmon.saliency.checks import Coverage, VerificationError, coverage, coverage_of, verify
 from salmon.saliency.input_map import input_saliency, map_of_image
 from salmon.saliency.losses import (
@@ -14,10 +15,13 @@ from salmon.saliency.losses import (
     sample_losses,
     take_rows,
 )
-from salmon.saliency.profile import Measurement, filter_saliency, measure
+from salmon.saliency.profile import Measurement, filter_saliency, indexed_weights, measure
+from salmon.saliency.reduce import Geometry
 
 __all__ = [
+    "Catcher",
     "Coverage",
+    "Geometry",
     "Loss",
     "Measurement",
     "VerificationError",
@@ -28,6 +32,7 @@ __all__ = [
     "coverage",
     "coverage_of",
     "filter_saliency",
+    "indexed_weights",
     "input_saliency",
     "labels_of",
     "logits_of",

@@ -1,5 +1,6 @@
 """``salmon diagnose``, ``repair``, ``apply`` and ``revert``, as a person or a CI job types them."""
 
+import hashlib
 import json
 import os
 import random
@@ -55,16 +56,21 @@ def test_a_repair_from_config_to_patched_checkpoint(
 ) -> None:
     assert main(["repair", *GIVEN, "--out", "out", "--write_checkpoint"]) == 0
     shown = capsys.readouterr().out
-    assert "Repair accepted: every rule passed. Written: out" in shown
+    assert "Repair: accepted." in shown
+    assert "Every rule passed." in shown
+    assert shown.rstrip().endswith("Written: out")
     assert "passed  reference accuracy" in shown
     names = {path.name for path in (project / "out").iterdir()}
     assert names == {
-        "report.json", "report.md", "junit.xml", "tradeoff.svg", "patch.safetensors",
-        "repaired.ckpt",
+        "report.json", "report.md", "comment.md", "junit.xml", "tradeoff.svg",
+        "patch.safetensors", "repaired.ckpt",
     }  # fmt: skip
     report = json.loads((project / "out" / "report.json").read_text())
-    assert report["settings"]["shares"] == [0.07]  # of the config's own section
-    assert {trial["ranking"] for trial in report["trials"]} == {"pot", "all"}
+    assert report["settings"]["shares"] == [0.1]  # of the config's own section
+    assert {trial["order"] for trial in report["trials"]} == {"pot", "all"}
+    digest = hashlib.sha256((project / "last.ckpt").read_bytes()).hexdigest()
+    assert report["context"]["checkpoint"] == f"last.ckpt, SHA-256 {digest}"
+    assert report["context"]["apply"].startswith("`salmon apply --patch out/patch.safetensors")
     patch = ("--patch", "out/patch.safetensors")
     assert main(["apply", *patch, "--ckpt_path", "last.ckpt", "--out", "new.ckpt"]) == 0
     repaired, applied = weights(project / "out" / "repaired.ckpt"), weights(project / "new.ckpt")
@@ -100,27 +106,32 @@ def test_a_plain_state_dict_stays_one(project: Path, name: str) -> None:
 
 def test_names_do_instead_of_a_config(project: Path) -> None:
     names = ("--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders")
-    few = ("--repair.rankings", "[pot]", "--repair.shares", "[0.07]", "--repair.rates", "[0.1]")
+    few = ("--repair.prefer", "step", "--repair.shares", "[0.1]")
     code = main(["repair", *names, *GIVEN[2:], "--quiet", "--out", "out", "--seed", "3", *few])
     report = json.loads((project / "out" / "report.json").read_text())
-    assert code == {"accepted": 0, "not accepted": 1}[report["status"]]
+    assert code == {"accepted": 0, "rejected": 1}[report["status"]]
     assert report["settings"]["seed"] == 3
-    assert report["settings"]["rates"] == [0.1]
+    assert {trial["remedy"] for trial in report["trials"]} == {"step"}
 
 
 def test_a_refused_repair_exits_with_1_and_leaves_its_reports(project: Path) -> None:
-    bound = ("--repair.max_relative_change", "1e-6")
+    bound = ("--repair.alpha", "1e-300")
     assert main(["repair", *GIVEN, "--quiet", "--out", "out", *bound]) == 1
     assert not (project / "out" / "patch.safetensors").exists()
     suite = ElementTree.parse(project / "out" / "junit.xml").getroot()
     assert suite.get("failures") == "1"
 
 
-def test_nothing_to_repair_exits_with_0(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_to_repair_exits_with_0_or_as_wished(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(project / "outputs"))
     unshifted = (project / "config.yaml").read_text().replace("samples: 400", "shifted: false")
     (project / "config.yaml").write_text(unshifted)
     assert main(["repair", *GIVEN, "--out", "out"]) == 0
-    assert "nothing to repair: no new sample is misclassified" in capsys.readouterr().out
+    assert "Repair: nothing. No new sample is misclassified." in capsys.readouterr().out
+    assert main(["repair", *GIVEN, "--out", "again", "--exit_nothing", "3"]) == 3
+    assert (project / "outputs").read_text() == "status=nothing\nstatus=nothing\n"
 
 
 def test_a_dry_run_writes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +145,8 @@ def test_the_same_seed_gives_the_same_bytes(project: Path) -> None:
     for name in ("one", "other"):
         main(["repair", *GIVEN, "--quiet", "--out", name, "--seed", "1"])
     for path in sorted((project / "one").iterdir()):
-        assert path.read_bytes() == (project / "other" / path.name).read_bytes()
+        other = (project / "other" / path.name).read_bytes()
+        assert path.read_bytes() == other.replace(b"--patch other/", b"--patch one/")
 
 
 def test_output_is_not_overwritten_without_force(
@@ -212,7 +224,7 @@ def test_wrong_input_exits_with_2_and_one_line(
         ("project_of_a_user.Net", "project_of_a_user.loaders", "does not fit"),
         ("samples: 400", "samples: 40", "the new data have 40 samples"),
         ("samples: 400", "shuffle: true", "does not keep the order of its dataset"),
-        ("shares: [0.07]", "shares: [7]", "shares is (7.0,)"),
+        ("shares: [0.1]", "shares: [7]", "shares is (7.0,)"),
         (CONFIG, "- 1", "is no mapping"),
         (CONFIG, "a: [", "cannot be read"),
     ],

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import salmon
 from salmon import FilterIndex, InputError, Patch, SaliencyMonitor
 from salmon.filters import parameters_by_name
-from salmon.repairs.edit import step_edit
+from salmon.repairs import Edit
+from salmon.repairs.edit import Change
 from tests.networks import PlainNet, batch
 from tests.trainers import Module, loader, trainer
 
@@ -183,7 +184,9 @@ def test_a_patch_of_a_parametrised_network_goes_on_and_off_its_state() -> None:
     index = FilterIndex.from_model(network)
     weights = {layer.weight for layer in index.layers}
     assert "features.0.weight" in weights
-    patch = Patch.make(network, step_edit(network, index, [0, 1], {}, "prune"))
+    layer = next(each for each in index.layers if each.weight == "features.0.weight")
+    zeros = Change(layer, torch.arange(2), torch.zeros(2, layer.size))
+    patch = Patch.make(network, Edit((zeros,)))
     state = {name: value.clone() for name, value in network.state_dict().items()}
     assert patch.apply(state)
     assert not state["features.0.parametrizations.weight.original"][:2].any()

@@ -74,7 +74,7 @@ def test_a_repair_takes_the_first_two_of_nested_loaders_or_those_that_are_named(
         ({"new": "loader_x.a", "reference": "loader_x.a"}, (40, 40)),
     ]
     for names, sizes in cases:
-        settings = RepairSettings(rankings=("all",), min_split=1, level=0.5)
+        settings = RepairSettings(prefer="step", order="random", min_split=1, level=0.5)
         wanted = RepairInTraining(settings=settings, after="validation", **names)
         monitor = SaliencyMonitor(level=0.5, repair=wanted)
         trainer(tmp_path, monitor).validate(Each(), data, verbose=False)

@@ -16,7 +16,7 @@ from salmon import InputError, Patch, RepairInTraining, RepairSettings, Saliency
 from tests.project_of_a_user import Net
 from tests.shifts import dataset, trained
 
-FEW = RepairSettings(rankings=("all",), rates=(0.01, 0.03), steps=("normalised",))
+FEW = RepairSettings(prefer="step", order="magnitude", shares=(1.0,))
 
 
 def module() -> Net:
@@ -62,6 +62,7 @@ def test_a_repair_is_looked_for_and_the_training_goes_on_unchanged(
     report = json.loads((folder / "report.json").read_text())
     assert monitor.outcome is not None
     assert monitor.outcome.status == report["status"] == "accepted"
+    assert "looks for a repair at step 2" in log.text
     assert "repair at step 2: accepted" in log.text
     assert not report["new_data_serves_as_reference"]
     # The patch fits the network as it is now, and the checkpoint beside it.
@@ -101,7 +102,7 @@ def test_a_repair_is_looked_for_in_a_validation_without_training(tmp_path: Path)
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists:UserWarning")
 def test_no_patch_of_an_earlier_look_at_the_same_step_stays(tmp_path: Path) -> None:
-    for settings, accepted in ((FEW, True), (replace(FEW, max_relative_change=0.0), False)):
+    for settings, accepted in ((FEW, True), (replace(FEW, alpha=1e-300), False)):
         monitor = SaliencyMonitor(repair=RepairInTraining(settings=settings))
         fit(tmp_path, monitor, ModelCheckpoint(tmp_path / "checkpoints"))
         folder = tmp_path / "checkpoints" / "salmon-repair-000002"

@@ -84,7 +84,7 @@ CONFIG: dict[str, Any] = {
                     "init_args": {"label_smoothing": 0.1},
                 },
                 "views": {"pictures": 1, "maps": False},
-                "repair": {"after": "fit", "settings": {"margin": 0.02, "rates": [0.01]}},
+                "repair": {"after": "fit", "settings": {"margin": 0.02, "shares": [0.01]}},
                 "exclude": None,
             },
         }],
@@ -115,5 +115,5 @@ def test_all_arguments_can_be_given_in_yaml(
     assert (settings.loss.reduction, settings.loss.label_smoothing) == ("none", 0.1)
     assert settings.views == ViewSettings(pictures=1, maps=False)
     assert monitor._repair is not None
-    assert monitor._repair.settings == RepairSettings(margin=0.02, rates=(0.01,))
+    assert monitor._repair.settings == RepairSettings(margin=0.02, shares=(0.01,), prefer="step")
     assert settings.exclude == ()

@@ -74,9 +74,7 @@ def test_inputs_that_the_step_prepares_are_measured(
 def test_a_repair_in_a_training_looks_at_the_inputs_that_the_step_prepares(
     tmp_path: Path,
 ) -> None:
-    settings = RepairSettings(
-        rankings=("all",), rates=(0.03,), steps=("normalised",), min_split=5, level=0.5
-    )
+    settings = RepairSettings(prefer="step", order="magnitude", min_split=5, level=0.5)
     wanted = RepairInTraining(settings=settings, after="validation")
     monitor = SaliencyMonitor(level=0.7, repair=wanted, strict=True)
     trainer(tmp_path, monitor).validate(seeded(Normalises), loader(digits(200)), verbose=False)

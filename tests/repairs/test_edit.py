@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from salmon import FilterIndex, InputError
 from salmon.filters import filter_rows, weight_of_rows
 from salmon.repairs import Edit, edited
-from salmon.repairs.edit import step_edit
+from salmon.repairs.edit import Change, plain_layout, rows_of, state_of, step_edit
 from salmon.repairs.evidence import mean_gradients, without_conflict
 from tests.shifts import some, trained
 
@@ -39,7 +39,9 @@ def test_rows_of_a_transposed_convolution_are_its_output_channels(groups: int) -
     index = FilterIndex.from_model(network)
     inputs = torch.randn(1, 4, 5, 5)
     whole = network(inputs)
-    with edited(network, step_edit(network, index, [3], {}, "prune")):
+    (layer,) = index.layers
+    zero = Edit((Change(layer, torch.tensor([3]), torch.zeros(1, layer.size)),))
+    with edited(network, zero):
         pruned = network(inputs)
     assert not pruned[:, 3].any()
     others = [0, 1, 2, 4, 5]
@@ -58,26 +60,28 @@ def network_and_gradients() -> tuple[nn.Sequential, FilterIndex, dict[str, Tenso
 def test_steps_follow_their_formulas(kind: str) -> None:
     network, index, gradients = network_and_gradients()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    edit = step_edit(network, index, [5, 1], gradients, kind, 0.1)
-    assert (edit.filters, edit.parameters) == (2, 5)
+    normalised = kind == "normalised"
+    edit = step_edit(before, index, [5, 1], gradients, 0.1, normalised=normalised)
+    assert (edit.filters, edit.weights) == (2, 5)
     with edited(network, edit):
         after = {name: p.detach().clone() for name, p in network.named_parameters()}
     for name, touched in (("0.weight", 1), ("1.weight", 2)):
         w, g = before[name][touched].double(), gradients[name][touched].double()
-        rate = 0.1 * w.norm() / g.norm() if kind == "normalised" else 0.1
+        rate = 0.1 * w.norm() / g.norm() if normalised else 0.1
         torch.testing.assert_close(after[name][touched].double(), w - rate * g, rtol=1e-6, atol=0)
         others = [i for i in range(len(before[name])) if i != touched]
         assert torch.equal(after[name][others], before[name][others])
-    if kind == "normalised":
-        assert edit.relative_change == pytest.approx(0.1, rel=1e-5)
+    if normalised:
+        assert edit.relative_change(before) == pytest.approx(0.1, rel=1e-5)
 
 
 def test_a_filter_without_a_gradient_stays_as_it_is() -> None:
     network, index, gradients = network_and_gradients()
     gradients["0.weight"][1] = 0
-    edit = step_edit(network, index, [1], gradients, "normalised", 0.5)
-    assert torch.equal(edit.changes[0].old, edit.changes[0].new)
-    assert edit.relative_change == 0
+    state = state_of(network)
+    edit = step_edit(state, index, [1], gradients, 0.5, normalised=True)
+    assert torch.equal(edit.changes[0].values, rows_of(state, edit.changes[0]))
+    assert edit.relative_change(state) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -86,8 +90,8 @@ def test_weights_get_their_bits_back(dtype: torch.dtype, fails: bool) -> None:
     network, index, gradients = network_and_gradients()
     network.to(dtype)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    edit = step_edit(network, index, range(7), gradients, "plain", 0.3)
-    assert {change.new.dtype for change in edit.changes} == {dtype}
+    edit = step_edit(state_of(network), index, range(7), gradients, 0.3, normalised=False)
+    assert {change.values.dtype for change in edit.changes} == {dtype}
     try:
         with edited(network, edit):
             assert not torch.equal(network.get_parameter("0.weight"), before["0.weight"])
@@ -102,11 +106,35 @@ def test_weights_get_their_bits_back(dtype: torch.dtype, fails: bool) -> None:
 def test_edits_know_what_they_change() -> None:
     network, index, gradients = network_and_gradients()
     gradients["0.weight"][0] = torch.nan
-    assert not step_edit(network, index, [0], gradients, "plain", 0.1).finite
-    assert step_edit(network, index, [1], gradients, "plain", 0.1).finite
-    assert Edit(()).relative_change == 0
+    state = state_of(network)
+    assert not step_edit(state, index, [0], gradients, 0.1, normalised=False).finite
+    edit = step_edit(state, index, [1], gradients, 0.1, normalised=False)
+    assert edit.finite
+    assert Edit(()).relative_change(state) == 0
+    undo = edit.values_in(state)
+    with edited(network, edit), edited(network, undo):
+        assert torch.equal(rows_of(state_of(network), edit.changes[0]), undo.changes[0].values)
     with pytest.raises(InputError, match=r"filters lie in 3\.\.7 but the index holds 0\.\.6"):
-        step_edit(network, index, [7, 3], gradients, "plain", 0.1)
+        step_edit(state, index, [7, 3], gradients, 0.1, normalised=False)
+
+
+def test_tensors_without_filters_are_edited_row_by_row() -> None:
+    network = trained()
+    state = state_of(network)
+    before = {name: value.clone() for name, value in state.items()}
+    names = ("1.running_var", "8.bias", "8.weight")
+    changes = []
+    for name in names:
+        layout = plain_layout(name, state[name])
+        assert (layout.filters, layout.size) == (len(state[name]), state[name][0].numel())
+        changes.append(Change(layout, torch.tensor([2]), torch.full((1, layout.size), 7.0)))
+    edit = Edit(tuple(changes))
+    assert (edit.filters, edit.weights) == (0, 2 + 512)
+    with edited(network, edit):
+        for name in names:
+            assert bool((state[name][2] == 7).all())
+            assert torch.equal(state[name][:2], before[name][:2])
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
 def test_mean_gradients_are_those_of_a_loop_over_samples() -> None:

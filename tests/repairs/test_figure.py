@@ -5,22 +5,29 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 
-from salmon.repairs.figure import tradeoff, tradeoff_svg
-from salmon.repairs.search import Trial
+from salmon import Samples
+from salmon.repairs.changes import SampleChange, SetChange
+from salmon.repairs.figure import samples_png, tradeoff, tradeoff_svg
+from salmon.repairs.trial import Trial
 
 
-def trial(ranking: str, gain: float, lost: float) -> Trial:
-    return Trial(ranking, 4, "plain", 0.1, gain, lost, 3, 1, 0.1, allowed=True)
+def trial(order: str, gain: float, lost: float, *, complete: bool = True) -> Trial:
+    return Trial(
+        remedy="tune", order=order, how="1 epoch", filters=4, weights=9, relative_change=0.1,
+        samples=300, gain=gain, lost=lost, fixed=3, broken=1, failed="", complete=complete,
+    )  # fmt: skip
 
 
 TRIALS = [
     trial("pot", 0.02, 0.0), trial("pot", 0.05, 0.01), trial("pot", 0.04, 0.012),
-    trial("pot", 0.5, 0.9), trial("group:$x_1$ <b>&", 0.01, -0.002),
+    trial("pot", 0.5, 0.9), trial("pot", 0.6, 0.0, complete=False),
+    trial("group:$x_1$ <b>&", 0.01, -0.002),
 ]  # fmt: skip
 
 
-def test_each_ranking_has_a_line_through_the_largest_gains_at_each_loss() -> None:
+def test_each_remedy_has_a_line_through_the_largest_gains_at_each_loss() -> None:
     (axes,) = tradeoff(TRIALS, 0.01).axes
     margin, pot, other = axes.lines
     assert np.asarray(margin.get_xdata()).tolist() == [1, 1]
@@ -36,8 +43,25 @@ def test_the_vector_graphic_is_the_same_each_time_and_shows_names_as_text() -> N
     root = ElementTree.fromstring(text)
     assert root.attrib["role"] == "img"
     shown = [element.text for element in root.iter() if element.tag.endswith("}text")]
-    assert {"pot", "group:$x_1$ <b>&", "margin"} <= set(shown)
+    assert {"tune (pot)", "tune (group:$x_1$ <b>&)", "margin"} <= set(shown)
 
 
 def test_a_search_without_trials_has_a_figure() -> None:
     assert "<svg" in tradeoff_svg([], 0.0)
+
+
+def changed(numbers: list[int]) -> tuple[SampleChange, ...]:
+    return tuple(SampleChange(id=f"s{n}", row=n, target=1, before=2, after=1) for n in numbers)
+
+
+def test_fixed_and_broken_images_are_drawn_and_anything_else_is_not() -> None:
+    ids = tuple(f"s{n}" for n in range(40))
+    images = Samples(torch.rand(40, 3, 8, 8), torch.zeros(40, dtype=torch.int64), ids)
+    change = SetChange(classes=(), fixed=changed(list(range(30))), broken=changed([31]))
+    drawn = samples_png(images, change)
+    assert drawn is not None
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn == samples_png(images, change)
+    assert samples_png(images, SetChange(classes=(), fixed=(), broken=())) is None
+    tables = Samples(torch.rand(40, 3), images.targets, ids)
+    assert samples_png(tables, change) is None

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from salmon import FilterIndex, InputError, RepairSettings
-from salmon.repairs.edit import Edit, step_edit
+from salmon.repairs.edit import Edit, state_of, step_edit
 from salmon.repairs.judge import judge
 from salmon.repairs.predictions import Comparison, Predictions, compare, mcnemar
-from salmon.repairs.search import Trial
 from tests.shifts import trained
 
 
@@ -24,7 +23,7 @@ def test_mcnemar_counts_all_outcomes(fixed: int, broken: int) -> None:
 
 
 def test_the_loss_bound_grows_with_confidence() -> None:
-    found = Comparison(300, 0.9, 0.89, 2, 5, 0.9, 0.1, 0.1)
+    found = Comparison(300, 0.9, 0.89, 2, 5)
     assert found.loss_bound(0.5) == pytest.approx(0.01)
     # Wald: 0.01 + 1.6449 * sqrt(7 - 9/300) / 300
     expected = 0.01 + 1.644854 * 6.97**0.5 / 300
@@ -44,14 +43,11 @@ BEFORE_NEW, BEFORE_REFERENCE = list(range(100)), list(range(400))
 STRICT = RepairSettings(margin=0.01, class_margin=0.05, max_broken_reference=0.02)
 
 
-def edit(rate: float = 0.1) -> Edit:
+def edit() -> Edit:
     network = trained()
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    return step_edit(network, index, [0], gradients, "normalised", rate)
-
-
-TRIAL = Trial("pot", 1, "normalised", 0.1, 0.1, 0.0, 1, 0, 0.1, allowed=True)
+    return step_edit(state_of(network), index, [0], gradients, 0.1, normalised=True)
 
 
 def failed(
@@ -62,7 +58,6 @@ def failed(
     sharp: float = 0.5,
 ) -> set[str]:
     verdict = judge(
-        TRIAL,
         change or edit(),
         (predictions(BEFORE_NEW, TARGETS), predictions(new, TARGETS, sharp)),
         (predictions(BEFORE_REFERENCE, TARGETS), predictions(reference, TARGETS)),
@@ -100,9 +95,8 @@ def test_four_lost_of_four_hundred_are_one_point() -> None:
 
 
 def test_bad_weights_fail() -> None:
-    assert "relative change" in failed(list(range(150)), BEFORE_REFERENCE, change=edit(0.6))
     change = edit()
-    change.changes[0].new[0, 0] = torch.nan
+    change.changes[0].values[0, 0] = torch.nan
     assert "finite weights" in failed(list(range(150)), BEFORE_REFERENCE, change=change)
 
 
@@ -124,6 +118,14 @@ def test_samples_without_finite_logits_are_wrong() -> None:
     assert Predictions(logits, torch.arange(4)).right.tolist() == [True, False, True, True]
 
 
+def test_rules_tell_how_much_room_they_leave() -> None:
+    pair = (predictions(BEFORE_REFERENCE, TARGETS), predictions(list(range(2, 400)), TARGETS))
+    new = (predictions(BEFORE_NEW, TARGETS), predictions(list(range(150)), TARGETS))
+    rules = {rule.name: rule for rule in judge(edit(), new, pair, STRICT).rules}
+    assert rules["reference accuracy"].headroom == pytest.approx(0.01 - 2 / 400)
+    assert rules["broken reference samples"].headroom == pytest.approx(0.02 - 2 / 400)
+
+
 def test_comparisons_count_what_changed() -> None:
     found = compare(predictions([0, 1, 2], TARGETS[:8]), predictions([1, 2, 3, 4], TARGETS[:8]))
     assert (found.samples, found.fixed, found.broken) == (8, 2, 1)
@@ -133,10 +135,10 @@ def test_comparisons_count_what_changed() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rankings": ("best",)}, {"rankings": ()}, {"steps": ("big",)}, {"gradient": "some"},
-        {"split": (0.5, 0.5, 0.5)}, {"shares": (2.0,)}, {"rates": (0.0,)}, {"alpha": 0.0},
+        {"remedies": ("best",)}, {"remedies": ()}, {"remedies": "tune"}, {"prefer": "head"},
+        {"remedies": ("tune",), "prefer": "step"}, {"order": "best"}, {"order": "pot:3"},
+        {"split": (0.5, 0.5, 0.5)}, {"shares": (2.0,)}, {"epochs": 0}, {"alpha": 0.0},
         {"reference_confidence": 0.4}, {"margin": -0.1}, {"min_split": 0},
-        {"rankings": ("effect:plain",)},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salmon import FilterIndex, InputError, Patch, StateError
-from salmon.repairs.edit import step_edit
+from salmon.repairs.edit import Change, Edit, plain_layout, state_of, step_edit
 from salmon.repairs.patch import FORMAT
 from tests.shifts import trained
 
@@ -28,8 +28,43 @@ def patch_of(network: nn.Module, rate: float = 0.1) -> Patch:
     index = FilterIndex.from_model(network)
     torch.manual_seed(1)
     gradients = {name: torch.randn_like(p) for name, p in network.named_parameters()}
-    edit = step_edit(network, index, [1, 3, 20], gradients, "normalised", rate)
+    edit = step_edit(state_of(network), index, [1, 3, 20], gradients, rate, normalised=True)
     return Patch.make(network, edit, {"seed": 0, "gain": 0.25})
+
+
+def edits(network: nn.Module) -> dict[str, Edit]:
+    """One of every kind of tensor that a remedy changes."""
+    state = state_of(network)
+    found = {}
+    for name in ("0.weight", "1.weight", "1.running_mean", "8.weight", "8.bias"):
+        layout = plain_layout(name, state[name])
+        channels = torch.arange(0, layout.filters, 2)
+        values = state[name][channels].reshape(len(channels), -1) * 1.5 + 0.25
+        found[name] = Edit((Change(layout, channels, values),))
+    found["all"] = Edit(tuple(change for edit in found.values() for change in edit.changes))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", edits(trained()))
+def test_patches_of_any_tensor_go_on_and_off_to_the_bit_across_a_checkpoint(
+    tmp_path: Path, dtype: torch.dtype, kind: str
+) -> None:
+    network = trained().to(dtype)
+    before = state(network)
+    Patch.make(network, edits(network)[kind]).save(tmp_path / "p")
+    torch.save(network.state_dict(), tmp_path / "old.pt")
+    patch = Patch.load(tmp_path / "p")
+    on_disk = torch.load(tmp_path / "old.pt", weights_only=True)
+    assert patch.apply(on_disk)
+    assert patch.apply(network)
+    assert same(network, on_disk)
+    changed = {name for name in before if not torch.equal(before[name], on_disk[name])}
+    assert changed == {change.layer.weight for change in patch.edit.changes}
+    assert patch.revert(on_disk)
+    assert patch.revert(network)
+    assert same(network, before)
+    assert all(torch.equal(on_disk[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -76,7 +111,8 @@ def test_tied_weights_stay_tied() -> None:
     network[1].weight = network[0].weight
     index = FilterIndex.from_model(network)
     gradients = {name: torch.ones_like(p) for name, p in network.named_parameters()}
-    patch = Patch.make(network, step_edit(network, index, [0], gradients, "plain", 0.1))
+    edit = step_edit(state_of(network), index, [0], gradients, 0.1, normalised=False)
+    patch = Patch.make(network, edit)
     assert patch.apply(network)
     assert not patch.apply(network)
     assert network[1].weight is network[0].weight
@@ -193,8 +229,8 @@ def resealed(network: nn.Module, **changes: object) -> Patch:
         ("channels", torch.tensor([1, 99])),
         ("channels", torch.tensor([1])),
         ("channels", torch.tensor([1.0, 3.0])),
-        ("new", torch.zeros(2, 3)),
-        ("new", torch.zeros(2, 9, dtype=torch.float64)),
+        ("values", torch.zeros(2, 3)),
+        ("values", torch.zeros(2, 9, dtype=torch.float64)),
     ],
 )
 def test_tensors_that_do_not_fit_together_are_refused(
@@ -222,4 +258,4 @@ def test_filters_out_of_range_make_no_edit() -> None:
     network = trained()
     index = FilterIndex.from_model(network)
     with pytest.raises(InputError, match="the index holds"):
-        step_edit(network, index, [-1], {}, "prune")
+        step_edit(state_of(network), index, [-1], {}, 0.1, normalised=False)

@@ -1,0 +1,98 @@
+"""What a repair changed: layers of the network, and samples of the accept splits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from salmon.repairs.edit import Edit, rows_of
+from salmon.repairs.predictions import Predictions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerChange:
+    """One tensor of the network."""
+
+    name: str  # such as "layer1.0.conv1.weight"
+    rows: tuple[str, ...]  # that were changed, such as ("3", "17"); filters where it holds filters
+    of: int  # all rows
+    weights: int  # changed values
+    relative_change: float  # |new - old| / |old| of all these rows; infinite where old is zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassChange:
+    """One class of a set."""
+
+    label: int
+    samples: int
+    before: float  # accuracy
+    after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleChange:
+    """One sample that turned right or wrong."""
+
+    id: int | str
+    row: int  # in its split
+    target: int
+    before: int  # predicted class
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetChange:
+    """What became of an accept split."""
+
+    classes: tuple[ClassChange, ...]
+    fixed: tuple[SampleChange, ...]
+    broken: tuple[SampleChange, ...]
+
+
+def layer_changes(edit: Edit, state: Mapping[str, Tensor]) -> tuple[LayerChange, ...]:
+    """Describe an edit of a network whose tensors still have the old values."""
+    found = []
+    for change in edit.changes:
+        old, new = rows_of(state, change).double(), change.values.double()
+        moved, norm = float((new - old).norm()), float(old.norm())
+        found.append(
+            LayerChange(
+                name=change.layer.weight,
+                rows=tuple(change.layer.channel_label(c) for c in change.channels.tolist()),
+                of=change.layer.filters,
+                weights=new.numel(),
+                relative_change=moved / norm if norm else float("inf") if moved else 0.0,
+            )
+        )
+    return tuple(found)
+
+
+def set_change(before: Predictions, after: Predictions, ids: tuple[int | str, ...]) -> SetChange:
+    """Compare what a network said of the same samples before and after."""
+    was, now, targets = before.right, after.right, before.targets
+    classes = []
+    for label in targets.unique().tolist():
+        own = targets == label
+        classes.append(
+            ClassChange(
+                label=label,
+                samples=int(own.sum()),
+                before=float(was[own].double().mean()),
+                after=float(now[own].double().mean()),
+            )
+        )
+
+    def changed(which: Tensor) -> tuple[SampleChange, ...]:
+        return tuple(
+            SampleChange(
+                id=ids[row],
+                row=row,
+                target=int(targets[row]),
+                before=int(before.logits[row].argmax()),
+                after=int(after.logits[row].argmax()),
+            )
+            for row in which.nonzero().squeeze(1).tolist()
+        )
+
+    return SetChange(classes=tuple(classes), fixed=changed(~was & now), broken=changed(was & ~now))
