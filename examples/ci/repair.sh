@@ -3,7 +3,7 @@
 #
 #   repair.sh CONFIG CHECKPOINT OUT [more options of 'salmon repair']
 #
-# Exit code 0: accepted, or nothing to repair. 1: not accepted. 2: something is wrong with the input.
+# Exit code 0: accepted, or nothing to repair. 1: rejected. 2: something is wrong with the input.
 set -uo pipefail
 config=$1 checkpoint=$2 out=$3
 shift 3

@@ -25,6 +25,8 @@ from salmon.progress import Progress
 from salmon.repairs import RepairSettings, Samples, headline, repair, write_outcome
 
 TRAINING_IMAGES = 4000
+SHARES = (0.005, 0.01, 0.02)
+"""Of the filters, that a repair may change."""
 BATCH = 256
 
 Batch = list[Tensor]
@@ -116,7 +118,7 @@ def _repair(
     try:
         with Progress(quiet=options.quiet) as progress:
             outcome = repair(
-                model, new, reference, RepairSettings(seed=options.seed),
+                model, new, reference, RepairSettings(seed=options.seed, shares=SHARES),
                 batch_size=BATCH, progress=progress,
             )  # fmt: skip
     except InputError as error:  # with --images

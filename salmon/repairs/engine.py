@@ -241,8 +241,7 @@ def _under_other_orders(evidence: Evidence, guard: Guard, winner: Candidate) -> 
     if remedy is None or trial.order == ALL:
         return []
     names = ["pot", "spread:pot", "pot-ml", "zscore", "magnitude", "gradient", "group"]
-    names += [f"{kind}:{draw}" for kind in ("random", "spread:random")
-              for draw in range(1, RANDOM_DRAWS + 1)]  # fmt: skip
+    names += [f"random:{draw}" for draw in range(1, RANDOM_DRAWS + 1)]
     names = [name for name in names if name != settings.order]
     found = []
     for done, name in enumerate(names):

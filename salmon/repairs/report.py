@@ -6,6 +6,7 @@ The same outcome gives the same bytes; times are not in it.
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -84,9 +85,7 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
 
 
 def _versions() -> dict[str, str]:
-    from salmon import __version__
-
-    found = {"salmon": __version__, "torch": str(torch.__version__)}
+    found = {"salmon": version("salmon-saliency"), "torch": str(torch.__version__)}
     return found | {"python": platform.python_version()}
 
 

@@ -88,7 +88,6 @@ def test_orders_are_compared_at_the_winners_size(outcome: Outcome) -> None:
     orders = [each.trial.order for each in outcome.orders]
     assert {"spread:pot", "pot-ml", "zscore", "magnitude", "gradient", "group"} <= set(orders)
     assert sum(order.startswith("random:") for order in orders) == 5
-    assert sum(order.startswith("spread:random:") for order in orders) == 5
     size = outcome.winner.trial.filters
     assert {each.trial.filters for each in outcome.orders} == {size}
 

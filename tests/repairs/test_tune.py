@@ -13,7 +13,7 @@ from salmon.repairs import edited
 from salmon.repairs.edit import Edit, by_layer, state_of
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.remedies import ALL, tune
-from salmon.repairs.remedies.tune import PATIENCE, RATES, TORN, WAYS, Tuning
+from salmon.repairs.remedies.tune import PATIENCE, RATES, TORN, WAYS, WHOLE, Tuning
 from salmon.repairs.samples import Batch
 from salmon.repairs.trial import Proposal, Trial
 from tests.evidences import assert_same, driven, evidence_of, trial_of
@@ -136,7 +136,7 @@ def test_the_order_all_tunes_every_parameter() -> None:
     assert {c.layer.weight for c in proposal.edit.changes} == set(parameters)
     assert proposal.edit.weights == sum(p.numel() for p in parameters.values())
     masks = {name: torch.ones_like(value) for name, value in parameters.items()}
-    assert_like(evidence, proposal.edit, by_hand(evidence, masks, RATES[0]))
+    assert_like(evidence, proposal.edit, by_hand(evidence, masks, WHOLE * RATES[0]))
 
 
 def test_transposed_convolutions_are_tuned_by_output_channel() -> None:
@@ -235,7 +235,7 @@ def test_a_tuning_takes_the_first_rate_that_gains_until_some_epochs_in_a_row_are
 
 
 def test_where_no_rate_gains_the_one_that_loses_least_goes_on() -> None:
-    worth = dict(zip((epochs_of(r, 1)[0] for r in RATES), (-0.3, -0.1, -0.2, -0.3), strict=True))
+    worth = dict(zip((epochs_of(r, 1)[0] for r in RATES), (-0.3, -0.1, -0.2), strict=True))
     proposals = driven(
         tune(evidence_of(trained(), epochs=2), "random", (0.1,)),
         lambda proposal: trial_of(proposal, gain=worth.get(proposal.how, 0.1), failed="gain"),

@@ -23,8 +23,10 @@ from salmon.repairs.trial import Proposal, Proposals, Trial
 from salmon.saliency import sample_losses
 
 ALL = "all"
-RATES = (0.03, 0.01, 0.003, 0.001)
+RATES = (0.03, 0.01, 0.003)
 """Learning rates; taken is the first one whose first epoch gains and does not tear the network."""
+WHOLE = 0.1
+"""Factor of the rates where every parameter moves."""
 TORN = 0.05
 """Accuracy on the reference data of which that is said."""
 MOMENTUM = 0.9
@@ -46,7 +48,7 @@ def tune(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
         layout = _layout(evidence, order, share)
         begun: list[tuple[Trial, Tuning]] = []
         for rate in RATES:
-            run = Tuning(evidence, layout, rate)
+            run = Tuning(evidence, layout, WHOLE * rate if order == ALL else rate)
             trial = yield run.epoch(order)
             begun.append((trial, run))
             if _merit(trial) > 0 and trial.lost <= TORN:
