@@ -1,5 +1,6 @@
 """``salmon repair``: from a checkpoint and data to a patch that the rules accept."""
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -66,7 +67,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
             index=index, fit=fit, batch_size=options.batch_size, progress=progress,
         )  # fmt: skip
     pictures = {"new": new} | ({} if reference is None else {"reference": reference})
-    context = _context(options, project.name)
+    context = _context(options, explicit, project.name, patched=outcome.patch is not None)
     publish_folder(
         options.out,
         lambda folder: _write(
@@ -90,32 +91,40 @@ def tell_github(status: str) -> None:
             file.write(f"status={status}\n")
 
 
-def _context(options: RepairOptions, name: str) -> dict[str, str]:
+def _context(
+    options: RepairOptions, explicit: Mapping[str, Any], name: str, *, patched: bool
+) -> dict[str, str]:
     """What a report begins with: the network, and how to use, undo and remake the repair."""
-    found = {"model": name}
+    found = {"model": name, "remake": f"`{shlex.join(_remake(options, explicit))}`"}
     if options.ckpt_path is None:
         return found
     path = Path(options.ckpt_path)
-    patch = f"--patch {shlex.quote(str(options.out / PATCH_NAME))} --ckpt_path"
-    new = path.with_name(f"{path.stem}-repaired{path.suffix}")
-    old, changed = shlex.quote(str(path)), shlex.quote(str(new))
-    back = shlex.quote(str(path.with_name(f"{path.stem}-reverted{path.suffix}")))
-    return found | {
-        "checkpoint": f"{path.name}, SHA-256 {file_hash(path)}",
-        "apply": f"`salmon apply {patch} {old} --out {changed}`",
-        "revert": f"`salmon revert {patch} {changed} --out {back}`",
-        "remake": f"`{_remake(options)}`",
-    }
+    found["checkpoint"] = f"{path.name}, SHA-256 {file_hash(path)}"
+    if patched:
+        place, old = str(options.out / PATCH_NAME), str(path)
+        new, back = (
+            str(path.with_name(f"{path.stem}-{word}{path.suffix}"))
+            for word in ("repaired", "reverted")
+        )
+        for verb, given, out in (("apply", old, new), ("revert", new, back)):
+            words = ["salmon", verb, "--patch", place, "--ckpt_path", given, "--out", out]
+            found[verb] = f"`{shlex.join(words)}`"
+    return found
 
 
-def _remake(options: RepairOptions) -> str:
-    """The command that was given, with the splits' seed."""
+def _remake(options: RepairOptions, explicit: Mapping[str, Any]) -> list[str]:
+    """The words of the command that was given."""
     words = ["salmon", "repair"]
+    usual = RepairOptions()
     for name in ("config", "model", "data", "cli", "ckpt_path", "new", "reference", "fit", "seed"):
-        value, usual = getattr(options, name), getattr(RepairOptions(), name)
-        if value is not None and value != usual:
-            words += [f"--{name}", str(value)]
-    return f"{shlex.join(words)} --out NEW_FOLDER (and the settings of report.json)"
+        value = getattr(options, name)
+        if value == getattr(usual, name):
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            words += [f"--{name}", str(each)]
+    for name, value in explicit.items():
+        words += [f"--repair.{name}", json.dumps(value) if not isinstance(value, str) else value]
+    return words
 
 
 def _collected(

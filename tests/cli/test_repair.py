@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,6 +113,18 @@ def test_names_do_instead_of_a_config(project: Path) -> None:
     assert code == {"accepted": 0, "rejected": 1}[report["status"]]
     assert report["settings"]["seed"] == 3
     assert {trial["remedy"] for trial in report["trials"]} == {"step"}
+
+
+def test_a_report_has_the_command_that_remakes_it(project: Path) -> None:
+    few = ("--repair.prefer", "step", "--repair.shares", "[0.1, 0.3]", "--repair.alpha", "1e-300")
+    main(["repair", *GIVEN, "--quiet", "--out", "out", "--seed", "3", *few])
+    report = json.loads((project / "out" / "report.json").read_text())
+    assert set(report["context"]) == {"model", "remake", "checkpoint"}  # there is no patch
+    words = shlex.split(report["context"]["remake"].strip("`"))
+    assert words[0] == "salmon"
+    main([*words[1:], "--quiet", "--out", "again"])
+    again = (project / "again" / "report.json").read_bytes()
+    assert again == (project / "out" / "report.json").read_bytes()
 
 
 def test_a_refused_repair_exits_with_1_and_leaves_its_reports(project: Path) -> None:
