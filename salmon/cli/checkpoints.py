@@ -158,6 +158,6 @@ def _patched(options: PatchOptions, *, new: bool) -> int:
     changed = patch.apply(state) if new else patch.revert(state)
     write_checkpoint(options.out, checkpoint, repaired=new)
     verb = "applied" if new else "reverted"
-    what = f"{verb}: {patch.edit.filters} filters" if changed else f"was {verb} already"
+    what = f"{verb}: {patch.edit.weights} weights" if changed else f"was {verb} already"
     print(f"The patch {what}. Written: {options.out}")
     return 0

@@ -116,12 +116,15 @@ def _remake(options: RepairOptions, explicit: Mapping[str, Any]) -> list[str]:
     """The words of the command that was given."""
     words = ["salmon", "repair"]
     usual = RepairOptions()
-    for name in ("config", "model", "data", "cli", "ckpt_path", "new", "reference", "fit", "seed"):
+    for name in (
+        "config", "model", "data", "cli", "ckpt_path", "weights_only", "new", "reference", "fit",
+        "device", "batch_size", "seed",
+    ):  # fmt: skip
         value = getattr(options, name)
         if value == getattr(usual, name):
             continue
         for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name}", str(each)]
+            words += [f"--{name}", str(each).lower() if isinstance(each, bool) else str(each)]
     for name, value in explicit.items():
         words += [f"--repair.{name}", json.dumps(value) if not isinstance(value, str) else value]
     return words

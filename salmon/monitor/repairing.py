@@ -96,8 +96,8 @@ def repair_in_training(
     if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
         outcome.patch.apply(module)
         logger.warning(
-            "SaliencyMonitor changed %d filters of the network in memory, as apply=True asks; the "
-            "optimizer's state belongs to the old weights.", outcome.patch.edit.filters,
+            "SaliencyMonitor changed %d weights of the network in memory, as apply=True asks; the "
+            "optimizer's state belongs to the old weights.", outcome.patch.edit.weights,
         )  # fmt: skip
     return outcome
 

@@ -31,7 +31,7 @@ class Edit:
 
     @property
     def filters(self) -> int:
-        """Number of touched filters, heads and rows of linear layers."""
+        """Number of touched filters of the index; rows of other tensors are none."""
         return sum(len(c.channels) for c in self.changes if c.layer.unit != PLAIN)
 
     @property
@@ -60,7 +60,7 @@ class Edit:
                 continue
             old, new = rows_of(state, change).double(), change.values.double()
             ratio = (new - old).norm(dim=1) / old.norm(dim=1)
-            worst = max(worst, float(ratio.nan_to_num(nan=0.0).max()))
+            worst = max(worst, float(ratio.nan_to_num(nan=0.0, posinf=torch.inf).max()))
         return worst
 
 

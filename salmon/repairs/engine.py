@@ -115,7 +115,8 @@ def repair(
     sets = {"new": on_new, "reference": on_reference}
     outcome = Outcome(
         status=REJECTED,
-        reason="no trial gained on the guard split of the new data within the rules",
+        reason=f"nothing that may win (prefer={settings.prefer!r}) gained on the guard split of "
+        "the new data within the rules",
         settings=settings,
         sizes={name: {p: len(part.samples) for p, part in s.items()} for name, s in sets.items()},
         shared=reference is None,
@@ -125,7 +126,7 @@ def repair(
         weights=sum(parameter.numel() for parameter in model.parameters()),
         misclassified=len(evidence.mistakes),
     )
-    if outcome.before["new"] == 1:
+    if not any(bool((~p.before.right & p.before.known).any()) for p in on_new.values()):
         reason = "no new sample is misclassified"
         return replace(outcome, status=NOTHING_TO_REPAIR, reason=reason)
     if outcome.misclassified == 0:
@@ -134,7 +135,7 @@ def repair(
     guard = Guard(model, on_new["guard"], on_reference["guard"], settings, batch_size)
     search = _searched(evidence, Search(guard))
     outcome = replace(outcome, trials=tuple(search.trials))
-    winner = search.winner(lambda trial: _may_win(trial, settings))
+    winner = search.winner(lambda trial: settings.lets_win(trial.remedy, trial.order))
     others = [found for found in search.best_by_remedy() if found is not winner]
     if winner is None:
         return replace(outcome, remedies=tuple(_judged(evidence, sets, each) for each in others))
@@ -201,7 +202,11 @@ def _searched(evidence: Evidence, search: Search) -> Search:
     plan = list(_plan(evidence))
     for done, (name, proposals) in enumerate(plan):
         search.run(proposals, partial(evidence.say, f"search: {name}", done, len(plan)))
-    best = [c for c in search.best_by_remedy() if _may_win(c.trial, settings) and c.trial.allowed]
+    best = [
+        c
+        for c in search.best_by_remedy()
+        if c.trial.allowed and settings.lets_win(*c.trial.group[:2])
+    ]
     best.sort(key=lambda c: -c.trial.gain)
     names = list(dict.fromkeys(candidate.trial.remedy for candidate in best))
     if len(names) > 1:
@@ -216,7 +221,7 @@ def _plan(evidence: Evidence) -> Iterator[tuple[str, Proposals]]:
     if settings.prefer == "step":
         yield "step", step(evidence, settings.order, evidence.shares)
         return
-    for name in settings.remedies:
+    for name in dict.fromkeys(settings.remedies):
         if name in _ORDERED:
             yield name, _ORDERED[name](evidence, settings.order, evidence.shares)
     if "batchnorm" in settings.remedies:
@@ -225,13 +230,6 @@ def _plan(evidence: Evidence) -> Iterator[tuple[str, Proposals]]:
         yield "head", head(evidence)
     if "tune" in settings.remedies:
         yield "tune all", tune(evidence, ALL, (1.0,))
-
-
-def _may_win(trial: Trial, settings: RepairSettings) -> bool:
-    """Whether the user lets such a trial win."""
-    if settings.prefer == "any":
-        return True
-    return trial.order == settings.order and set(trial.remedy.split(" + ")) <= set(_ORDERED)
 
 
 def _under_other_orders(evidence: Evidence, guard: Guard, winner: Candidate) -> list[Candidate]:

@@ -165,6 +165,9 @@ class Patch:
         weights = [change.layer.weight for change in self.edit.changes]
         values = {name: state[name].detach().clone() for name in weights}
         write(values, self.edit if new else self.undo)
+        for name in set(self.patched) - set(values):  # tied ones, which a state dict may hold apart
+            twin = next(w for w in weights if self.patched[w] == self.patched[name])
+            values[name] = values[twin]
         wrong = [name for name in weights if tensor_hash(values[name]) != sides[new][name]]
         if wrong:  # somebody made the patch by hand
             raise StateError(

@@ -133,7 +133,10 @@ def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
 
 def _text(parts: Sequence[str]) -> str:
     whole = "\n\n".join(parts) + "\n"
-    return whole if len(whole.encode()) < MAX_MARKDOWN else whole[: MAX_MARKDOWN // 2] + "\n...\n"
+    data = whole.encode()
+    if len(data) < MAX_MARKDOWN:
+        return whole
+    return data[: MAX_MARKDOWN - 100].decode(errors="ignore") + "\n...\n"
 
 
 def _summary(outcome: Outcome, context: Mapping[str, Any] | None) -> list[str]:
@@ -159,19 +162,22 @@ def headline(outcome: Outcome) -> str:
     winner = outcome.winner
     whole = f"{outcome.reason[:1].upper()}{outcome.reason[1:]}."
     if winner is None:
-        best = max(_accepted(outcome), key=lambda each: each.verdict.new.gain, default=None)
+        best = max(_forbidden(outcome), key=lambda each: each.verdict.new.gain, default=None)
         return whole if best is None else f"{_advice(best)} {whole}"
     better = [
-        each for each in _accepted(outcome)
+        each for each in _forbidden(outcome)
         if each.verdict.new.gain > winner.verdict.new.gain + _CLEARLY
     ]  # fmt: skip
     first = ""
     if better:
         first = _advice(max(better, key=lambda each: each.verdict.new.gain)) + " "
     trial, new, old = winner.trial, winner.verdict.new, winner.verdict.reference
+    changed = f"{trial.filters} of {outcome.filters} filters"
+    if not trial.filters:
+        changed = f"{trial.weights} values and no filter"
     return (
-        f"{first}{_named(trial)} changes {trial.filters} of {outcome.filters} filters "
-        f"({100 * trial.weights / outcome.weights:.2g} % of the weights): new data "
+        f"{first}{_named(trial)} changes {changed} "
+        f"({100 * trial.weights / outcome.weights:.2f} % of the weights): new data "
         f"{100 * new.before:.1f} % to {100 * new.after:.1f} % right ({new.fixed} fixed, "
         f"{new.broken} broken), reference data {100 * old.before:.1f} % to {100 * old.after:.1f} % "
         f"({old.fixed} fixed, {old.broken} broken). {whole} Chosen among "
@@ -183,8 +189,13 @@ _CLEARLY = 0.01
 """Accuracy by which another remedy has to gain more, to be named first."""
 
 
-def _accepted(outcome: Outcome) -> list[Judged]:
-    return [each for each in outcome.remedies if each.verdict.accepted]
+def _forbidden(outcome: Outcome) -> list[Judged]:
+    """Remedies that keep the rules but may not win."""
+    lets_win = outcome.settings.lets_win
+    return [
+        each for each in outcome.remedies
+        if each.verdict.accepted and not lets_win(each.trial.remedy, each.trial.order)
+    ]  # fmt: skip
 
 
 def _advice(better: Judged) -> str:

@@ -39,8 +39,17 @@ class Samples:
             tuple(self.ids[row] for row in rows.tolist()),
         )
 
+    def alike(self, other: "Samples") -> bool:
+        """Whether other samples have the same nesting, shapes and types, so that they may join."""
+        (own, spec), (others, other_spec) = map(pytree.tree_flatten, (self.inputs, other.inputs))
+        forms = (
+            [(t.shape[1:], t.dtype) if isinstance(t, Tensor) else None for t in leaves]
+            for leaves in (own, others)
+        )
+        return spec == other_spec and next(forms) == next(forms)
+
     def joined(self, other: "Samples") -> "Samples":
-        """These samples, and then others of the same form."""
+        """These samples, and then others that are alike."""
         inputs = pytree.tree_map(
             lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
             self.inputs, other.inputs,

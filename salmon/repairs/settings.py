@@ -1,13 +1,15 @@
 """All settings of a repair, checked once."""
 
+import sys
 from dataclasses import dataclass, fields
-from math import inf
 
 from salmon.errors import InputError
 from salmon.repairs.orders import ORDERS, check_order
 
 REMEDIES = ("step", "curvature", "batchnorm", "head", "tune")
 PREFERENCES = ("targeted", "step", "any")
+TARGETED = ("step", "curvature", "tune")
+"""Remedies that change only filters which the order puts first."""
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots, which jsonargparse cannot read
@@ -69,17 +71,25 @@ class RepairSettings:
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         self._check_choices()
-        if len(self.split) != 3 or abs(sum(self.split) - 1) > 1e-9:
-            self._refuse("split", _SPLIT)
         for name, (low, high, wanted) in _BOUNDS.items():
             found = getattr(self, name)
             values = found if isinstance(found, tuple) else (found,)
-            if not all(low <= value <= high for value in values):
+            if not all(_within(value, low, high) for value in values):
                 self._refuse(name, wanted)
+        if len(self.split) != 3 or abs(sum(self.split) - 1) > 1e-9:
+            self._refuse("split", _SPLIT)
+        for name in ("seed", "epochs", "min_split", "max_samples", "min_class"):
+            if not isinstance(getattr(self, name), int):
+                self._refuse(name, "a whole number")
+
+    def lets_win(self, remedy: str, order: str) -> bool:
+        """Whether a remedy, or a mixture such as "tune + head", may win with an order."""
+        targeted = order == self.order and set(remedy.split(" + ")) <= set(TARGETED)
+        return targeted or self.prefer == "any"
 
     def _check_choices(self) -> None:
-        for name in ("remedies", "shares"):
-            if not getattr(self, name) or isinstance(getattr(self, name), str):
+        for name in ("remedies", "shares", "split"):
+            if not isinstance(getattr(self, name), tuple) or not getattr(self, name):
                 self._refuse(name, "a list of some")
         if set(self.remedies) - set(REMEDIES):
             self._refuse("remedies", f"some of {', '.join(REMEDIES)}")
@@ -87,19 +97,24 @@ class RepairSettings:
             self._refuse("prefer", f"one of {', '.join(PREFERENCES)}")
         if self.prefer == "step" and "step" not in self.remedies:
             self._refuse("remedies", "some with step, which prefer='step' takes")
-        if not check_order(self.order):
+        if not isinstance(self.order, str) or not check_order(self.order):
             self._refuse("order", f"one of {', '.join(ORDERS)}, or group:<name>, or spread:<one>")
 
     def _refuse(self, name: str, wanted: str) -> None:
         raise InputError(f"{name} is {getattr(self, name)!r}; needed: {wanted}.")
 
 
+def _within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and low <= value <= high
+
+
+_LARGEST = sys.float_info.max
 _TINY = 5e-324  # the smallest float above 0
 _BELOW_1 = 1 - 2**-53  # the largest one below 1
 _SHARE = (0, 1, "a share in [0, 1] (5 % is 0.05)")
 _INSIDE = (_TINY, _BELOW_1, "a number in (0, 1) (5 % is 0.05)")
-_AT_LEAST_0 = (0, inf, "at least 0")
-_AT_LEAST_1 = (1, inf, "at least 1")
+_AT_LEAST_0 = (0, _LARGEST, "a finite number, at least 0")
+_AT_LEAST_1 = (1, _LARGEST, "at least 1")
 _SPLIT = "three shares above 0 that add up to 1 (40 % is 0.4)"
 _BOUNDS: dict[str, tuple[float, float, str]] = {
     "shares": (_TINY, 1, "shares in (0, 1] (5 % is 0.05)"),

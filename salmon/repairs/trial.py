@@ -83,7 +83,8 @@ class Guard:
             order = torch.randperm(len(part.samples), generator=random)
             first = max(1, round(FIRST_LOOK * len(order)))
             looks.append([part.take(rows) for rows in (order[:first], order[first:])])
-        self._looks = list(zip(*looks, strict=True))
+        whole = all(len(second.samples) for _, second in looks)
+        self._looks = list(zip(*looks, strict=True)) if whole else [(new, reference)]
 
     def try_out(self, proposal: Proposal, rival: Tensor | None) -> tuple[Trial, Tensor]:
         """Try a proposal.

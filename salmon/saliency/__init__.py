@@ -1,6 +1,6 @@
 """Per-sample, per-filter saliency of a network on a batch."""
 
-from salmon.saliency.catch import Catcher
+from salmon.saliency.catch import Catcher, Use
 from salmon.saliency.checks import Coverage, VerificationError, coverage, coverage_of, verify
 from salmon.saliency.input_map import input_saliency, map_of_image
 from salmon.saliency.losses import (
@@ -24,6 +24,7 @@ __all__ = [
     "Geometry",
     "Loss",
     "Measurement",
+    "Use",
     "VerificationError",
     "are_probabilities",
     "check_labels",

@@ -80,7 +80,7 @@ def test_weights_change_only_when_asked_to(tmp_path: Path, log: pytest.LogCaptur
     assert monitor.outcome is not None
     assert monitor.outcome.patch is not None
     assert not monitor.outcome.patch.apply(net)  # it is on already
-    assert "changed 48 filters of the network in memory" in log.text
+    assert "changed 4752 weights of the network in memory" in log.text
 
 
 def test_a_repair_is_looked_for_in_a_validation_without_training(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_hopeless_trials_are_given_up_after_a_part_of_the_samples(outcome: Outco
 def test_networks_without_batchnorm_or_head_have_fewer_remedies() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 12), nn.Flatten()).eval()
-    settings = replace(FEW, remedies=("step", "batchnorm", "head"))
+    settings = replace(FEW, remedies=("step", "batchnorm", "head"), order="magnitude")
     found = repair(network, some(300, 2, shifted=True), some(300, 1, shifted=False), settings)
     assert {trial.remedy for trial in found.trials} == {"step"}
 
@@ -242,6 +242,23 @@ def test_fits_of_another_network_are_refused() -> None:
     tails.update(torch.rand(200, 3))
     with pytest.raises(InputError, match="fit has 3 filters but this network has 48"):
         repair(trained(), some(300, 2, shifted=True), None, FEW, fit=fit_tails(tails))
+
+
+def test_advice_is_only_to_what_may_not_win_already(outcome: Outcome) -> None:
+    data = some(300, 2, shifted=True), some(300, 1, shifted=False)
+    found = repair(trained(), *data, RepairSettings(remedies=("head",)))
+    assert found.winner is None
+    assert headline(found).startswith("**head (all, ")
+    assert "othing that may win (prefer='targeted') gained" in headline(found)
+    free = replace(outcome, settings=replace(outcome.settings, prefer="any"))
+    assert "gains more" not in headline(free)
+
+
+def test_a_sample_without_probabilities_is_nothing_to_repair() -> None:
+    network, samples = trained(), some(300, 1, shifted=False)
+    clean = samples.take(predict(network, samples, 64).right.nonzero().squeeze(1))
+    clean.inputs[7] = torch.nan
+    assert repair(network, clean, samples, FEW).status == NOTHING_TO_REPAIR
 
 
 def test_too_few_data_are_refused() -> None:

@@ -138,7 +138,9 @@ def test_comparisons_count_what_changed() -> None:
         {"remedies": ("best",)}, {"remedies": ()}, {"remedies": "tune"}, {"prefer": "head"},
         {"remedies": ("tune",), "prefer": "step"}, {"order": "best"}, {"order": "pot:3"},
         {"split": (0.5, 0.5, 0.5)}, {"shares": (2.0,)}, {"epochs": 0}, {"alpha": 0.0},
-        {"reference_confidence": 0.4}, {"margin": -0.1}, {"min_split": 0},
+        {"reference_confidence": 0.4}, {"margin": -0.1}, {"min_split": 0}, {"shares": 0.05},
+        {"seed": 1.5}, {"epochs": 1.5}, {"split": 0.3}, {"order": 3}, {"shares": ("a",)},
+        {"max_broken": math.inf},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:

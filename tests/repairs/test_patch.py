@@ -117,6 +117,11 @@ def test_tied_weights_stay_tied() -> None:
     assert not patch.apply(network)
     assert network[1].weight is network[0].weight
     assert patch.revert(network)
+    apart = {name: value.clone() for name, value in network.state_dict().items()}
+    assert patch.apply(apart)
+    assert torch.equal(apart["0.weight"], apart["1.weight"])
+    assert patch.revert(apart)
+    assert all(torch.equal(value, apart[name]) for name, value in network.state_dict().items())
 
 
 def test_other_weights_are_refused_with_the_reason() -> None:

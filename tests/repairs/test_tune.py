@@ -1,13 +1,15 @@
 """Tuning: stochastic gradient descent on chosen filters alone, and some of the way back."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import count
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from salmon.repairs import edited
 from salmon.repairs.edit import Edit, by_layer, state_of
@@ -83,8 +85,8 @@ def test_an_epoch_has_no_more_batches_than_it_may(monkeypatch: pytest.MonkeyPatc
     evidence, sizes = evidence_of(trained()), []  # 200 samples
     run = tuning_of(evidence, CHOSEN, 0.03)
 
-    def nothing(batch: Batch) -> list[Tensor]:
-        sizes.append(len(batch[1]))
+    def nothing(parts: Sequence[Batch], samples: int) -> list[Tensor]:
+        sizes.append(samples)
         return [torch.zeros(())] * 2
 
     monkeypatch.setattr(run, "_gradients", nothing)
@@ -278,3 +280,38 @@ def test_every_share_starts_from_the_original_weights() -> None:
     proposal = next(proposal for proposal in proposals if proposal.edit.filters == 5)
     fresh = tuning_of(evidence, evidence.first("random", 0.1).tolist(), RATES[0])
     assert_same(proposal.edit, fresh.epoch("").edit)
+
+
+class Checkpointed(nn.Module):
+    """Runs its first layers once more in the backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = trained()
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = checkpoint(self.body[:3], images, use_reentrant=False)
+        return torch.as_tensor(self.body[3:](first))
+
+
+def test_a_forward_that_is_run_twice_is_tuned_as_one_that_is_not() -> None:
+    plain, twice = (evidence_of(network) for network in (trained(), Checkpointed().eval()))
+    edits = [tuning_of(each, CHOSEN, 0.03).epoch("pot").edit for each in (plain, twice)]
+    for one, other in zip(*(edit.changes for edit in edits), strict=True):
+        torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
+
+
+def test_sets_of_other_sizes_are_measured_apart() -> None:
+    evidence = evidence_of(trained())
+    larger = nn.functional.interpolate(evidence.new.samples.inputs, size=(16, 16))
+    samples = replace(evidence.new.samples, inputs=larger)
+    evidence = replace(evidence, new=replace(evidence.new, samples=samples))
+    proposal = tuning_of(evidence, CHOSEN, 0.03).epoch("pot")
+    assert proposal.edit.finite
+    assert proposal.edit.relative_change(evidence.state) > 0
+
+
+def test_an_order_without_filters_proposes_nothing() -> None:
+    evidence = evidence_of(trained())
+    evidence._orders["pot"] = torch.arange(0)
+    assert driven(tune(evidence, "pot", (0.1,))) == []

@@ -4,7 +4,7 @@ First in the channels of the filters that an order puts first, then in all. Each
 statistics are those of the network whose earlier layers normalise by their batches already.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -75,21 +75,27 @@ def new_statistics(evidence: Evidence) -> list[_Norm]:
     norms = [
         _Norm(clean_name(path), module)
         for path, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not isinstance(module, nn.SyncBatchNorm)  # which would wait for other processes
     ]
     with (
         torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model),
-        eagerly(), _watched(model, norms),
+        eagerly(), _watched(model, norms) as forget,
     ):  # fmt: skip
         for inputs, targets in evidence.new.samples.batches(evidence.batch_size):
             if len(targets) > 1:
                 call_network(model, to_device(inputs, model))
+                forget()
     return [norm for norm in norms if norm.count > 1]
 
 
 @contextmanager
-def _watched(model: nn.Module, norms: Sequence[_Norm]) -> Iterator[None]:
-    """Let layers normalise by their batches, and tell what they saw."""
+def _watched(model: nn.Module, norms: Sequence[_Norm]) -> Iterator[Callable[[], None]]:
+    """Let layers normalise by their batches, and tell what they saw.
+
+    Yields what to call after each batch.
+    """
     made: dict[int, tuple[Tensor, str]] = {}
 
     def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -101,9 +107,6 @@ def _watched(model: nn.Module, norms: Sequence[_Norm]) -> Iterator[None]:
         norm.see(values)
         norm.source = made[id(values)][1] if id(values) in made else None
 
-    def forget(module: nn.Module, inputs: Any, output: Any) -> None:
-        made.clear()
-
     hooks = [
         module.register_forward_hook(partial(note, clean_name(path)))
         for path, module in model.named_modules()
@@ -113,11 +116,10 @@ def _watched(model: nn.Module, norms: Sequence[_Norm]) -> Iterator[None]:
         norm.module.register_forward_pre_hook(partial(see, norm), with_kwargs=True)
         for norm in norms
     ]
-    hooks.append(model.register_forward_hook(forget))
     for norm in norms:
         norm.module.training = True
     try:
-        yield
+        yield made.clear
     finally:
         for norm in norms:
             norm.module.training = False

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from salmon.filters import FilterIndex, filter_rows, weight_of_rows
-from salmon.forward import call_network, eval_mode, gradients_on, no_trace
+from salmon.forward import call_network, eagerly, eval_mode, gradients_on, no_trace
 from salmon.repairs.edit import by_layer, step_edit
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
 from salmon.repairs.samples import Samples
 from salmon.repairs.trial import Proposal, Proposals
-from salmon.saliency import Catcher, Geometry, indexed_weights
+from salmon.saliency import Catcher, Geometry, Use, indexed_weights
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 """Relative change of each filter."""
@@ -37,6 +37,8 @@ def curvature(evidence: Evidence, order: str, shares: Sequence[float]) -> Propos
     Rates and numbers of filters are tried as those of a plain step.
     """
     index, filters = evidence.index, evidence.first(order, max(shares))
+    if not len(filters):  # none is ranked
+        return
     patches = input_patches(
         evidence.model, evidence.reference.samples, index, evidence.batch_size,
         evidence.settings.seed,
@@ -110,21 +112,31 @@ def input_patches(
     random = torch.Generator().manual_seed(seed)
     found: dict[str, list[Tensor]] = defaultdict(list)
     unread: set[str] = set()
-    with torch.inference_mode(mode=False), no_trace(model), eval_mode(model), gradients_on(weights):
+    with (
+        torch.inference_mode(mode=False), no_trace(model), eval_mode(model), eagerly(),
+        gradients_on(weights),
+    ):  # fmt: skip
         for inputs, targets in samples.batches(batch_size):
             share = len(targets) / len(samples)
             with torch.enable_grad(), Catcher(weights, len(targets)) as catcher:
                 call_network(model, to_device(inputs, model))
             for use in catcher.uses.values():
                 name, size = index.layers[use.position].weight, index.layers[use.position].size
-                plain = use.geometry is not None and not use.geometry.transposed and use.whole
-                if not plain or use.inputs._version != use.version or use.geometry is None:
+                geometry = use.geometry
+                if geometry is None or not _is_plain(use, geometry):
                     unread.add(name)
                     continue
                 most = max(1, round(share * min(MOST_PATCHES, PATCHES_PER_WEIGHT * size)))
-                found[name].append(_some_patches(use.inputs, use.geometry, most, random))
+                found[name].append(_some_patches(use.inputs, geometry, most, random))
             catcher.release()
     return {name: torch.cat(p, 1) for name, p in found.items() if name not in unread}
+
+
+def _is_plain(use: Use, geometry: Geometry) -> bool:
+    """Whether a batch was convolved with the whole weight, and its input is still as it was."""
+    batched = use.inputs.ndim == len(geometry.kernel) + 2
+    unchanged = use.inputs._version == use.version
+    return use.whole and not geometry.transposed and batched and unchanged
 
 
 def _some_patches(inputs: Tensor, geometry: Geometry, most: int, random: torch.Generator) -> Tensor:

@@ -63,13 +63,15 @@ def ridge(features: Tensor, logits: Tensor, targets: Tensor, penalty: float) -> 
     """
     classes = logits.shape[1]
     wanted = SCALE * (nn.functional.one_hot(targets, classes).double() - 1 / classes)
-    system = features.T @ features
+    wide = len(features) < features.shape[1]  # then the system of the samples is the smaller one
+    system = features @ features.T if wide else features.T @ features
+    added = penalty * system.trace() / features.shape[1]
     # Without any feature that is not zero, nothing changes.
-    ridge = penalty * system.trace() / len(system)
-    system.diagonal().add_(ridge if ridge > 0 else 1.0)
+    system.diagonal().add_(added if added > 0 else 1.0)
     missing = wanted - (logits - logits.mean(1, keepdim=True))
-    change: Tensor = torch.linalg.solve(system, features.T @ missing)
-    return change
+    right = missing if wide else features.T @ missing
+    change: Tensor = torch.linalg.solve(system, right)
+    return features.T @ change if wide else change
 
 
 def _last_linear(model: nn.Module) -> tuple[str, nn.Linear] | None:

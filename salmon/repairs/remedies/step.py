@@ -18,6 +18,8 @@ def step(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
     """
     for share in sorted(shares, reverse=True):
         filters, near = evidence.first(order, share), False
+        if not len(filters):  # none is ranked
+            return
         for kind, rates in RATES.items():
             for rate in rates:
                 edit = step_edit(

@@ -7,11 +7,13 @@ moving; then interpolation between old and new weights (Wortsman et al. 2022, CV
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from salmon.filters import CONVOLUTIONS, FilterLayer, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, eval_mode, gradients_on, no_trace
@@ -31,7 +33,7 @@ TORN = 0.05
 """Accuracy on the reference data of which that is said."""
 MOMENTUM = 0.9
 BATCH = 64
-MOST_BATCHES = 60
+MOST_BATCHES = 30
 """Of an epoch, which is a pass over all samples where these are fewer."""
 PATIENCE = 2
 WAYS = (0.75, 0.5, 0.25)
@@ -46,6 +48,8 @@ def tune(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
     """
     for share in sorted(shares, reverse=True):
         layout = _layout(evidence, order, share)
+        if not layout:  # no filter is ranked
+            return
         begun: list[tuple[Trial, Tuning]] = []
         for rate in RATES:
             run = Tuning(evidence, layout, WHOLE * rate if order == ALL else rate)
@@ -98,7 +102,7 @@ class Tuning:
         self, evidence: Evidence, layout: Sequence[tuple[FilterLayer, Tensor]], rate: float
     ) -> None:
         """Start from the original weights."""
-        self.rate, self.epochs = rate, 0
+        self.rate, self.epochs, self._by_row = rate, 0, True
         self._evidence, self._layout = evidence, layout
         known = parameters_by_name(evidence.model)
         self._weights = [known[layer.weight] for layer, _ in layout]
@@ -132,7 +136,7 @@ class Tuning:
                     self._layout, self._weights, self._channels, self._values, strict=True
                 ):
                     write_rows(weight, layer, at, value)
-                found = self._gradients(batch)
+                found = self._gradients(batch, sum(len(targets) for _, targets in batch))
                 for value, speed, gradient in zip(self._values, self._speed, found, strict=True):
                     speed.mul_(MOMENTUM).add_(gradient)
                     value.sub_(speed, alpha=self.rate)
@@ -140,17 +144,27 @@ class Tuning:
         how = f"{self.epochs} epoch{'s' * (self.epochs > 1)} at {self.rate:g}"
         return Proposal("tune", order, how, self.edit)
 
-    def _gradients(self, batch: Batch) -> list[Tensor]:
+    def _gradients(self, parts: Sequence[Batch], samples: int) -> list[Tensor]:
         """``[m, size]`` gradients of the mean loss of a batch, of the rows of each weight."""
+        try:
+            return self._measured(parts, samples)
+        except CheckpointError:  # a forward that is run once more for its backward
+            self._by_row = False
+            return self._measured(parts, samples)
+
+    def _measured(self, parts: Sequence[Batch], samples: int) -> list[Tensor]:
         model = self._evidence.model
-        inputs, targets = to_device(batch, model)
         with (
             torch.inference_mode(mode=False), no_trace(model), eval_mode(model), eagerly(),
             gradients_on(self._weights), torch.enable_grad(),
         ):  # fmt: skip
             rows = _ChosenRows(self._weights, self._layout, self._channels)
-            with rows:
-                loss = sample_losses(call_network(model, inputs), targets, None).mean()
+            loss = torch.zeros(())
+            for part in parts:
+                inputs, targets = to_device(part, model)
+                with rows if self._by_row else nullcontext():
+                    losses = sample_losses(call_network(model, inputs), targets, None)
+                loss = loss.to(losses.device) + losses.sum() / samples
             leaves = [*self._weights, *rows.leaves.values()]
             found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         of_rows = dict(zip(rows.leaves, found[len(self._weights) :], strict=True))
@@ -162,14 +176,17 @@ class Tuning:
             gradients.append(gradient)
         return gradients
 
-    def _batches(self) -> Iterator[Batch]:
-        """New and reference samples in a random order, each at most once."""
+    def _batches(self) -> Iterator[list[Batch]]:
+        """New and reference samples in a random order, each at most once; apart if unlike."""
         new, reference = self._evidence.new.samples, self._evidence.reference.samples
+        alike = new.alike(reference)
         order = torch.randperm(len(new) + len(reference), generator=self._random)
         for rows in order[: MOST_BATCHES * BATCH].split(BATCH):
             own, other = rows[rows < len(new)], rows[rows >= len(new)] - len(new)
-            batch = new.take(own).joined(reference.take(other))
-            yield batch.inputs, batch.targets
+            parts = [s for s in (new.take(own), reference.take(other)) if len(s)]
+            if alike and len(parts) > 1:
+                parts = [parts[0].joined(parts[1])]
+            yield [(part.inputs, part.targets) for part in parts]
 
 
 class _ChosenRows(TorchFunctionMode):
