@@ -1,6 +1,6 @@
 """The command ``salmon``: arguments and exit codes.
 
-Exit codes: 0 done, accepted, or nothing to repair; 1 repair not accepted; 2 usage or input error
+Exit codes: 0 done, accepted, or nothing to repair; 1 repair rejected; 2 usage or input error
 with one clear line, or an error in the user's own code with its traceback.
 """
 
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SalmonError as error:
         print(f"salmon: {error}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001
-        # Of the user's model or data. Python's own exit code 1 would say "not accepted".
+        # Of the user's model or data. Python's own exit code 1 would say "rejected".
         traceback.print_exc()
         print(f"salmon: {type(error).__name__}: {error}", file=sys.stderr)
     return ERROR

@@ -15,7 +15,7 @@ from salmon.repairs import edited
 from salmon.repairs.edit import Edit, by_layer, state_of
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.remedies import ALL, tune
-from salmon.repairs.remedies.tune import PATIENCE, RATES, TORN, WAYS, WHOLE, Tuning
+from salmon.repairs.remedies.tune import KEEP, PATIENCE, RATES, TORN, WAYS, WHOLE, Tuning
 from salmon.repairs.samples import Batch
 from salmon.repairs.trial import Proposal, Trial
 from tests.evidences import assert_same, driven, evidence_of, trial_of
@@ -43,16 +43,20 @@ def masks_of_chosen(network: nn.Module) -> dict[str, Tensor]:
 def by_hand(
     evidence: Evidence, masks: Mapping[str, Tensor], rate: float, epochs: int = 1
 ) -> nn.Module:
-    """A copy of the network after SGD on all samples of both sets, with masked gradients."""
+    """A copy of the network after SGD with masked gradients, keeping the reference's logits."""
     network = deepcopy(evidence.model).eval()
     optimizer = torch.optim.SGD([network.get_parameter(n) for n in masks], rate, momentum=0.9)
     sets = evidence.new.samples, evidence.reference.samples
     inputs, targets = torch.cat([s.inputs for s in sets]), torch.cat([s.targets for s in sets])
     random = torch.Generator().manual_seed(evidence.settings.seed)
+    original = evidence.model(inputs).detach()
     for _ in range(epochs):
         for rows in torch.randperm(len(targets), generator=random).split(64):
             network.zero_grad()
-            nn.functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()
+            logits = network(inputs[rows])
+            loss = nn.functional.cross_entropy(logits, targets[rows])
+            moved = (logits - original[rows]).square().mean(1)[rows >= len(sets[0])]
+            (loss + KEEP * moved.sum() / len(rows)).backward()
             for name, mask in masks.items():
                 gradient = network.get_parameter(name).grad
                 assert gradient is not None

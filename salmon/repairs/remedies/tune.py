@@ -2,8 +2,10 @@
 
 Stochastic gradient descent with momentum on batches of new and reference samples alike, the network
 in eval mode (so that no BatchNorm statistic moves), no weight but those of the chosen filters
-moving; then interpolation between old and new weights (Wortsman et al. 2022, CVPR). The order
-:data:`ALL` tunes every parameter, which is what one would do without a ranking.
+moving. To the cross-entropy of a reference sample comes the mean square of what its logits moved
+(replay with logits: Buzzega et al. 2020, NeurIPS). Then follows interpolation between old and new
+weights (Wortsman et al. 2022, CVPR). The order :data:`ALL` tunes every parameter, which is what one
+would do without a ranking.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +22,8 @@ from salmon.forward import call_network, eagerly, eval_mode, gradients_on, no_tr
 from salmon.repairs.edit import Change, Edit, between, by_layer, kept, plain_layout, write_rows
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
-from salmon.repairs.samples import Batch
 from salmon.repairs.trial import Proposal, Proposals, Trial
-from salmon.saliency import sample_losses
+from salmon.saliency import logits_of, sample_losses
 
 ALL = "all"
 RATES = (0.03, 0.01, 0.003)
@@ -33,11 +34,17 @@ TORN = 0.05
 """Accuracy on the reference data of which that is said."""
 MOMENTUM = 0.9
 BATCH = 64
+KEEP = 1.0
+"""Weight of the mean square by which the logits of a reference sample move."""
 MOST_BATCHES = 30
 """Of an epoch, which is a pass over all samples where these are fewer."""
 PATIENCE = 2
 WAYS = (0.75, 0.5, 0.25)
 """Shares of the change that are tried beside the whole of it."""
+
+
+_Part = tuple[Any, Tensor, Tensor]
+"""Inputs, classes, and the original logits of the reference samples, which come last."""
 
 
 def tune(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
@@ -136,7 +143,7 @@ class Tuning:
                     self._layout, self._weights, self._channels, self._values, strict=True
                 ):
                     write_rows(weight, layer, at, value)
-                found = self._gradients(batch, sum(len(targets) for _, targets in batch))
+                found = self._gradients(batch, sum(len(targets) for _, targets, _ in batch))
                 for value, speed, gradient in zip(self._values, self._speed, found, strict=True):
                     speed.mul_(MOMENTUM).add_(gradient)
                     value.sub_(speed, alpha=self.rate)
@@ -144,7 +151,7 @@ class Tuning:
         how = f"{self.epochs} epoch{'s' * (self.epochs > 1)} at {self.rate:g}"
         return Proposal("tune", order, how, self.edit)
 
-    def _gradients(self, parts: Sequence[Batch], samples: int) -> list[Tensor]:
+    def _gradients(self, parts: Sequence[_Part], samples: int) -> list[Tensor]:
         """``[m, size]`` gradients of the mean loss of a batch, of the rows of each weight."""
         try:
             return self._measured(parts, samples)
@@ -152,7 +159,7 @@ class Tuning:
             self._by_row = False
             return self._measured(parts, samples)
 
-    def _measured(self, parts: Sequence[Batch], samples: int) -> list[Tensor]:
+    def _measured(self, parts: Sequence[_Part], samples: int) -> list[Tensor]:
         model = self._evidence.model
         with (
             torch.inference_mode(mode=False), no_trace(model), eval_mode(model), eagerly(),
@@ -161,10 +168,14 @@ class Tuning:
             rows = _ChosenRows(self._weights, self._layout, self._channels)
             loss = torch.zeros(())
             for part in parts:
-                inputs, targets = to_device(part, model)
+                inputs, targets, known = to_device(part, model)
                 with rows if self._by_row else nullcontext():
-                    losses = sample_losses(call_network(model, inputs), targets, None)
-                loss = loss.to(losses.device) + losses.sum() / samples
+                    output = call_network(model, inputs)
+                loss = loss.to(targets.device) + sample_losses(output, targets, None).sum()
+                moved = logits_of(output)[len(targets) - len(known) :] - known
+                moved = torch.where(known.isfinite(), moved, 0.0)  # a masked class has no logit
+                loss = loss + KEEP * moved.square().mean(1).sum()
+            loss = loss / samples
             leaves = [*self._weights, *rows.leaves.values()]
             found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         of_rows = dict(zip(rows.leaves, found[len(self._weights) :], strict=True))
@@ -176,17 +187,19 @@ class Tuning:
             gradients.append(gradient)
         return gradients
 
-    def _batches(self) -> Iterator[list[Batch]]:
+    def _batches(self) -> Iterator[list[_Part]]:
         """New and reference samples in a random order, each at most once; apart if unlike."""
+        logits = self._evidence.reference.before.logits.to(self._values[0].dtype)
         new, reference = self._evidence.new.samples, self._evidence.reference.samples
         alike = new.alike(reference)
         order = torch.randperm(len(new) + len(reference), generator=self._random)
         for rows in order[: MOST_BATCHES * BATCH].split(BATCH):
             own, other = rows[rows < len(new)], rows[rows >= len(new)] - len(new)
-            parts = [s for s in (new.take(own), reference.take(other)) if len(s)]
-            if alike and len(parts) > 1:
-                parts = [parts[0].joined(parts[1])]
-            yield [(part.inputs, part.targets) for part in parts]
+            first, second, known = new.take(own), reference.take(other), logits[other]
+            parts = [(first, known[:0]), (second, known)]
+            if alike and len(own) and len(other):
+                parts = [(first.joined(second), known)]
+            yield [(s.inputs, s.targets, known) for s, known in parts if len(s)]
 
 
 class _ChosenRows(TorchFunctionMode):
