@@ -1,6 +1,6 @@
 """One trial on the guard splits: a proposed edit, and what it does there."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,21 @@ class Trial:
 
 Proposals = Generator[Proposal, Trial, None]
 """What a remedy proposes; it gets the trial of each proposal before it makes the next one."""
+
+
+def rising(proposals: Iterable[Proposal], margin: float) -> Generator[Proposal, Trial, bool]:
+    """Propose the same change in rising sizes, until one is given up or loses twice the margin.
+
+    Returns:
+        Whether one of them gained about as much as the best of its remedy.
+    """
+    near = False
+    for proposal in proposals:
+        trial = yield proposal
+        near = near or trial.near
+        if not trial.complete or trial.lost > 2 * margin:
+            break
+    return near
 
 
 class Guard:

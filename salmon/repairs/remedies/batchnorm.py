@@ -20,7 +20,7 @@ from salmon.forward import call_network, eagerly, eval_mode, no_trace
 from salmon.repairs.edit import Change, Edit, by_layer, plain_layout
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
-from salmon.repairs.trial import Proposal, Proposals
+from salmon.repairs.trial import Proposal, Proposals, rising
 
 SHARES = (0.05, 1.0)
 """Of the filters whose channels are blended."""
@@ -59,14 +59,15 @@ def batchnorm(evidence: Evidence, order: str) -> Proposals:
     norms = new_statistics(evidence)
     for share in SHARES if norms else ():
         channels = _channels(norms, evidence.index, evidence.first(order, share), whole=share == 1)
-        for blend in BLENDS:
-            edit = _blended(norms, channels, evidence.state, blend)
-            if not edit.changes:
-                break
-            name = order if share < 1 else "all"
-            trial = yield Proposal("batchnorm", name, f"{blend:.0%} new", edit)
-            if not trial.complete or trial.lost > 2 * evidence.settings.margin:
-                break
+        name = order if share < 1 else "all"
+        blends = (
+            Proposal(
+                "batchnorm", name, f"{blend:.0%} new",
+                _blended(norms, channels, evidence.state, blend),
+            )
+            for blend in (BLENDS if channels else ())
+        )  # fmt: skip
+        yield from rising(blends, evidence.settings.margin)
 
 
 def new_statistics(evidence: Evidence) -> list[_Norm]:

@@ -19,7 +19,7 @@ from salmon.repairs.edit import by_layer, step_edit
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
 from salmon.repairs.samples import Samples
-from salmon.repairs.trial import Proposal, Proposals
+from salmon.repairs.trial import Proposal, Proposals, rising
 from salmon.saliency import Catcher, Geometry, Use, indexed_weights
 
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -45,15 +45,16 @@ def curvature(evidence: Evidence, order: str, shares: Sequence[float]) -> Propos
     )  # fmt: skip
     directions, served = _directions(index, filters, evidence.gradients, patches)
     for share in sorted(shares, reverse=True):
-        chosen, near = evidence.first(order, share), False
+        chosen = evidence.first(order, share)
         chosen = chosen[torch.isin(chosen, served)]
-        for rate in RATES if len(chosen) else ():
-            edit = step_edit(evidence.state, index, chosen, directions, rate, normalised=True)
-            trial = yield Proposal("curvature", order, f"{rate:g}", edit)
-            near = near or trial.near
-            if not trial.complete or trial.lost > 2 * evidence.settings.margin:
-                break
-        if not near:
+        steps = (
+            Proposal(
+                "curvature", order, f"{rate:g}",
+                step_edit(evidence.state, index, chosen, directions, rate, normalised=True),
+            )
+            for rate in (RATES if len(chosen) else ())
+        )  # fmt: skip
+        if not (yield from rising(steps, evidence.settings.margin)):
             break
 
 
@@ -159,7 +160,6 @@ def _some_patches(inputs: Tensor, geometry: Geometry, most: int, random: torch.G
     at: tuple[slice | Tensor, ...] = (slice(None), *torch.unravel_index(chosen, sizes))
     picked = windows.transpose(0, 1)[at]  # [C, n, *kernel]
     groups = geometry.groups
-    by_group: Tensor = picked.unflatten(0, (groups, -1)).transpose(
-        1, 2
-    )  # [groups, n, C / groups, ...]
+    # [groups, n, C / groups, *kernel]
+    by_group: Tensor = picked.unflatten(0, (groups, -1)).transpose(1, 2)
     return by_group.flatten(2).float().cpu()

@@ -17,7 +17,7 @@ from salmon.repairs.edit import Change, Edit, plain_layout
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
 from salmon.repairs.samples import Samples
-from salmon.repairs.trial import Proposal, Proposals
+from salmon.repairs.trial import Proposal, Proposals, rising
 from salmon.saliency import logits_of
 
 SCALE = 10.0
@@ -42,12 +42,14 @@ def head(evidence: Evidence) -> Proposals:
     features, logits, targets = (torch.cat(p) for p in zip(*parts, strict=True))
     if layer.bias is not None:
         features = torch.cat([features, features.new_ones(len(features), 1)], 1)
-    for penalty in PENALTIES:
-        change = ridge(features, logits, targets, penalty)
-        edit = _edit(evidence, name, layer, change)
-        trial = yield Proposal("head", "all", f"ridge {penalty:g}", edit)
-        if not trial.complete or trial.lost > 2 * evidence.settings.margin:
-            break
+    fits = (
+        Proposal(
+            "head", "all", f"ridge {penalty:g}",
+            _edit(evidence, name, layer, ridge(features, logits, targets, penalty)),
+        )
+        for penalty in PENALTIES
+    )  # fmt: skip
+    yield from rising(fits, evidence.settings.margin)
 
 
 def ridge(features: Tensor, logits: Tensor, targets: Tensor, penalty: float) -> Tensor:
