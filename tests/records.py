@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
-from salmon.diagnosis import Diagnosis, Mistakes
+from salmon.diagnosis import Diagnosis, Mistakes, find
 from salmon.monitor.output import write_diagnosis
 from salmon.tails import example_excesses, example_filters
 from salmon.views import PassRecord, Picture, record_pass
@@ -33,6 +33,9 @@ def hand_record(number: int = 0, **changes: Any) -> PassRecord:
         doubtful=0.1,
         xi={"early": [0] * 9 + [4, 6] + [0] * 19, "late": [0] * 12 + [10] + [0] * 17},
         examples=[], filters=[], pairs=[], estimator="shrunk", tested=20, significant=5, striking=8,
+        right=100, beyond=0, findings=[],
+        group_intervals=[[0.3, 0.5], [0.5, 0.7]],
+        layer_intervals=[[0.05, 0.15], [0.2, 0.4], [0.5, 0.7]],
     )  # fmt: skip
     return replace(record, **changes)
 
@@ -49,6 +52,9 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
     fit = fit_tails(tails, level)
     logits = model(images).detach().double()
     wrong = (logits.argmax(1) != labels).nonzero().squeeze(1)
+    rankings = {m: rank_filters(profile[wrong], fit, m, top_k=5) for m in ("pot", "zscore")}
+    others = (logits.argmax(1) == labels).nonzero().squeeze(1)
+    right = rank_filters(profile[others], fit, top_k=5)
     sure = logits.softmax(1)[wrong]
     mistakes = Mistakes(
         sample=wrong, ids=wrong.tolist(), batch=wrong // 8, target=labels[wrong],
@@ -60,7 +66,8 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
     return Diagnosis(
         index=index, fit=fit, samples=samples, dropped=0, unlabelled=0, misclassified=len(wrong),
         mistakes=mistakes, id_source="sampler", profile=profile[wrong],
-        rankings={m: rank_filters(profile[wrong], fit, m, top_k=5) for m in ("pot", "zscore")},
+        rankings=rankings, right=right,
+        findings=find(mistakes, rankings["pot"], right, labels[others], len(index)),
         excesses=example_excesses(tails, example_filters(fit), fit),
     )  # fmt: skip
 

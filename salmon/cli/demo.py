@@ -24,7 +24,7 @@ from salmon.monitor import SaliencyMonitor
 from salmon.progress import Progress
 from salmon.repairs import RepairSettings, Samples, headline, repair, write_outcome
 
-TRAINING_IMAGES = 4000
+TRAINING_IMAGES = 3000
 SHARES = (0.005, 0.01, 0.02)
 """Of the filters, that a repair may change."""
 BATCH = 256

@@ -1,21 +1,29 @@
 """``salmon diagnose``: the monitor in a trainer that tests a checkpoint, and a summary."""
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from salmon.cli.options import DiagnoseOptions
 from salmon.cli.project import Project, chosen, load_project, run_pass
 from salmon.cli.table import print_table
-from salmon.diagnosis import Diagnosis, most_blamed
+from salmon.diagnosis import Diagnosis
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.gpd import TailFit
 from salmon.monitor import SaliencyMonitor
 from salmon.monitor.output import LOGS
 from salmon.progress import Progress
 from salmon.ranking import filter_shares, group_shares
-from salmon.views import PAIR_COLUMNS, PassRecord, pair_rows, read_pass
+from salmon.views import (
+    FINDING_COLUMNS,
+    PAIR_COLUMNS,
+    PassRecord,
+    finding_rows,
+    pair_rows,
+    read_pass,
+    standing_out,
+)
 
 SCHEMA = "salmon.diagnosis/1"
 _TOP_ROWS = 10
@@ -32,15 +40,16 @@ def run_diagnose(options: DiagnoseOptions) -> int:
             if fit is None and options.reference != "none":
                 fit = _measured(options, options.reference, None, None, progress)[1].fit
             project, diagnosis, scope = _measured(options, options.new, fit, folder, progress)
-        summary = _summary(project.name, diagnosis, options)
+        name = scope.replace("/", "-")
+        record = read_pass(folder / LOGS / f"pass-{name}-000000.json")
+        summary = _summary(project.name, diagnosis, record, options)
         text = f"{json_text(summary, indent=1)}\n".encode()
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
         for doubt in diagnosis.doubts:
             print(f"Not to be trusted: {doubt}", file=sys.stderr)
         if not options.quiet:
             print_shares(diagnosis)
-            name = scope.replace("/", "-")
-            _print_top(read_pass(folder / LOGS / f"pass-{name}-000000.json"))
+            _print_findings(record)
         said.append(
             f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
             f"Written: {options.out}"
@@ -96,7 +105,9 @@ def print_shares(diagnosis: Diagnosis) -> None:
     )
 
 
-def _summary(model: str, diagnosis: Diagnosis, options: DiagnoseOptions) -> dict[str, Any]:
+def _summary(
+    model: str, diagnosis: Diagnosis, record: PassRecord, options: DiagnoseOptions
+) -> dict[str, Any]:
     """What diagnosis.json holds."""
     index = diagnosis.index
     tails = "given" if options.fit is not None else "reference data"
@@ -111,33 +122,19 @@ def _summary(model: str, diagnosis: Diagnosis, options: DiagnoseOptions) -> dict
         "share_of_filters": filter_shares(index),
         "shares": {name: group_shares(r, index) for name, r in diagnosis.rankings.items()},
         "fits": {status.label: n for status, n in diagnosis.fit.counts().items()},
-        "top": _top(diagnosis),
+        "right": record.right,
+        "beyond_chance": record.beyond,
+        "findings": [asdict(row) for row in record.findings],
+        "top": [asdict(row) for row in record.filters[:_TOP_ROWS]],
     }
 
 
-def _top(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """The filters among the top-k of most mistakes."""
-    index, blame = diagnosis.index, most_blamed(diagnosis.rankings["pot"], _TOP_ROWS)
-    return [
-        {
-            "filter": index.label(k),
-            "group": index.locate(k)[0].group,
-            "mistakes": mistakes,
-            "significant": significant,
-        }
-        for k, mistakes, significant in zip(
-            blame.filters.tolist(), blame.mistakes.tolist(), blame.significant.tolist(), strict=True
-        )
-    ]
-
-
-def _print_top(record: PassRecord) -> None:
-    """Print the filters that are blamed most, and the classes that are confused most."""
-    filters = [
-        [row.label, row.group, str(row.mistakes), str(row.significant)]
-        for row in record.filters[:_TOP_ROWS]
-    ]
-    names = ["filter", "group", "mistakes", "significant in"]
-    print_table("\nFilters that most mistakes blame", names, filters)
+def _print_findings(record: PassRecord) -> None:
+    """Print what stands out, and the classes that are confused most."""
+    for line in standing_out(record):
+        print(f"\n{line}")
+    rows = finding_rows(record)[:_TOP_ROWS]
+    if rows:
+        print_table("\nFilters beyond chance", FINDING_COLUMNS, rows)
     pairs = pair_rows(record)[:_TOP_ROWS]
     print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)

@@ -66,7 +66,7 @@ class DiagnoseOptions(ProjectOptions):
         fit: Fits to rank with, such as fit-validation.safetensors of a training.
         level: Quantile level of thresholds, or "auto"; by default that of the config's
             SaliencyMonitor, or 0.9.
-        top_k: Filters reported per sample; by default likewise, or 25.
+        top_k: Filters reported per sample; by default likewise, or 25, at most a tenth of all.
         estimator: "shrunk", where the filters of a layer inform each other's tails, or "ml"; by
             default likewise, or "shrunk".
         seed: Of random choices, where the config has no seed_everything.

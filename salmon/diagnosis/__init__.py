@@ -1,8 +1,9 @@
 """From labelled samples to a diagnosis: the mistakes, and the filters that they blame."""
 
 from salmon.diagnosis.blame import Blame, Confusion, confusions, most_blamed
-from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
+from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Finding, Findings, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
+from salmon.diagnosis.findings import find
 from salmon.diagnosis.flags import SCHEMA, batch_flags, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
 from salmon.diagnosis.worst import WorstSample, WorstSamples, find_images, image_position
@@ -14,6 +15,8 @@ __all__ = [
     "Confusion",
     "Diagnosis",
     "Evidence",
+    "Finding",
+    "Findings",
     "Mistakes",
     "Pass",
     "PassSettings",
@@ -24,6 +27,7 @@ __all__ = [
     "check_whole",
     "confusions",
     "differing",
+    "find",
     "find_images",
     "image_position",
     "most_blamed",

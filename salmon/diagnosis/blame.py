@@ -1,4 +1,4 @@
-"""Whom mistakes blame: filters by the number of mistakes, pairs of classes with their filters."""
+"""Whom mistakes blame: filters by the number of mistakes; and which classes are confused."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,6 @@ class Confusion:
     target: int
     predicted: int
     mistakes: int
-    filters: tuple[int, ...]  # most blamed in these mistakes first
 
 
 def most_blamed(ranking: Ranking, most: int) -> Blame:
@@ -57,28 +56,15 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
     )  # fmt: skip
 
 
-def confusions(
-    mistakes: Mistakes, ranking: Ranking, most: int, *, filters: int = 3
-) -> list[Confusion]:
+def confusions(mistakes: Mistakes, most: int) -> list[Confusion]:
     """Find the pairs of classes that are confused most often.
 
     Args:
         mistakes: M samples.
     """
-    if len(mistakes.target) == 0:
-        return []
     both = torch.stack([mistakes.target, mistakes.predicted], 1)
-    pairs, place, counts = both.unique(dim=0, return_inverse=True, return_counts=True)
-    found = []
-    for pair in counts.argsort(descending=True, stable=True)[:most].tolist():
-        rows = (place == pair).nonzero().squeeze(1)
-        blamed = most_blamed(ranking.take(rows), filters)
-        found.append(
-            Confusion(
-                target=int(pairs[pair, 0]),
-                predicted=int(pairs[pair, 1]),
-                mistakes=int(counts[pair]),
-                filters=tuple(blamed.filters.tolist()),
-            )
-        )
-    return found
+    pairs, counts = both.unique(dim=0, return_counts=True)
+    return [
+        Confusion(target=int(pairs[i, 0]), predicted=int(pairs[i, 1]), mistakes=int(counts[i]))
+        for i in counts.argsort(descending=True, stable=True)[:most].tolist()
+    ]

@@ -52,6 +52,37 @@ class Mistakes:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A filter that mistakes blame beyond chance."""
+
+    filter: int
+    mistakes: int  # that have the filter among their top K
+    expected: float  # as many, if mistakes named filters as right samples do
+    p: float  # adjusted for everything that was compared, at most 0.05
+    target: int | None = None  # only of mistakes of this true class
+    predicted: int | None = None  # only of those that are taken for this one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Findings:
+    """What stands out among the F filters of a pass, with what is ordinary."""
+
+    expected: Tensor  # [F] float64, of all mistakes; NaN without right samples
+    p: Tensor  # [F] float64 adjusted, of all mistakes; NaN where nothing could be compared
+    found: tuple[Finding, ...]  # those furthest above what is expected first
+
+    @property
+    def compared(self) -> bool:
+        """Whether there were mistakes and right samples to be compared."""
+        return not bool(torch.isnan(self.p).any())
+
+    @property
+    def filters(self) -> tuple[Finding, ...]:
+        """Those of all mistakes."""
+        return tuple(each for each in self.found if each.target is None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Diagnosis:
     """What one pass found. Tensors are on the CPU."""
@@ -66,12 +97,13 @@ class Diagnosis:
     id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
     profile: Tensor  # [M, F] their saliency
     rankings: dict[str, Ranking]  # by method, of the kept mistakes
+    findings: Findings  # by POT
+    right: Ranking
+    """By POT, of right samples chosen at random: what is ordinary."""
     excesses: Mapping[int, Tensor] = field(default_factory=dict)
     """Sorted excesses of a few filters, those with the best, median and worst fit; none where the
     fit is a given one."""
     own: bool = True  # whether the fit is from these samples
-    right: Ranking | None = None
-    """By POT, of right samples chosen at random: what is ordinary."""
     level_reason: str = ""  # why this level, where it was to be chosen
     calibration: Calibration | None = None  # of half the samples on the other half, if asked
     doubts: tuple[str, ...] = ()
@@ -85,7 +117,7 @@ class Diagnosis:
         common; NaN without right samples.
         """
         first = self.rankings["pot"].log_p[:, 0]
-        if self.right is None or len(self.right.log_p) == 0:
+        if len(self.right.log_p) == 0:
             return torch.full_like(first, torch.nan)
         mine, theirs = (
             torch.where(torch.isnan(x), 0.0, x) for x in (first, self.right.log_p[:, 0])

@@ -26,6 +26,7 @@ SCHEMA = "salmon.flagged/2"
 def sample_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
     """Describe the misclassified samples, one flag each."""
     mistakes, ranking = diagnosis.mistakes, diagnosis.rankings["pot"]
+    striking = {each.filter for each in diagnosis.findings.filters}
     describe = _Describer(diagnosis.index, diagnosis.fit)
     columns = {name: column.tolist() for name, column in mistakes.columns().items()}
     places = {
@@ -42,6 +43,7 @@ def sample_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
         flag: dict[str, Any] = {"schema": SCHEMA, "kind": "sample", "id": mistakes.ids[i]}
         flag |= {"id_source": diagnosis.id_source}
         flag |= {name: column[i] for name, column in (columns | rows).items()}
+        flag["beyond_chance"] = len(striking.intersection(filters))
         flag["top"] = [
             describe(k) | {name: column[i][place] for name, column in values.items()}
             for place, k in enumerate(filters)
@@ -58,6 +60,7 @@ def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
     test nothing.
     """
     fit, top_k = diagnosis.fit, diagnosis.rankings["pot"].filters.shape[1]
+    striking = {each.filter for each in diagnosis.findings.filters}
     describe = _Describer(diagnosis.index, fit)
     order = diagnosis.mistakes.batch.argsort(stable=True)  # several processes share batches out
     mistakes, profile = diagnosis.mistakes.take(order), diagnosis.profile[order]
@@ -78,6 +81,7 @@ def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
             "kind": "batch",
             "batch": batch,
             "samples": mistakes.sample[rows].tolist(),
+            "beyond_chance": len(striking.intersection(filters[0].tolist())),
             "top": [
                 describe(k)
                 | {

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
+from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
 from salmon.diagnosis.worst import Glimpse, WorstSamples
 from salmon.errors import InputError, StateError
@@ -51,6 +52,7 @@ from salmon.tails import (
 )
 
 METHODS = ("pot", "zscore")
+TOP_K = 25
 BYTES_PER_MB = 2**20
 PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
 RIGHT_SAMPLES = 500  # right ones at most that mistakes are compared with
@@ -66,7 +68,8 @@ class PassSettings:
             of 0.80, 0.85, 0.90, 0.95 for all by goodness of fit.
         max_exceedances: Largest values kept per filter; the fit is exact at ``level`` for up to
             ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
-        top_k: Filters reported per sample and batch.
+        top_k: Filters reported per sample and batch; None takes 25, and a tenth of all filters
+            where these are fewer than 250, since the top of a small network is no finding.
         loss: ``(output, targets) -> [N]`` losses, or a loss module of torch, which is taken with
             ``reduction="none"``; None takes the cross-entropy.
         max_samples: Measure at most so many samples, chosen at random with ``seed``; None measures
@@ -84,7 +87,7 @@ class PassSettings:
 
     level: float | Literal["auto"] = 0.90
     max_exceedances: int = 1024
-    top_k: int = 25
+    top_k: int | None = None
     loss: nn.Module | Loss | None = None
     max_samples: int | None = None
     memory_mb: int = 256
@@ -109,12 +112,16 @@ class PassSettings:
             )
         object.__setattr__(self, "loss", per_sample(self.loss))
         check_whole("max_exceedances", self.max_exceedances, 2)
-        check_whole("top_k", self.top_k, 1)
         check_whole("memory_mb", self.memory_mb, 1)
-        if self.max_samples is not None:
-            check_whole("max_samples", self.max_samples, 1)
+        for name in ("top_k", "max_samples"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
         if not isinstance(self.seed, int):
             raise InputError(f"seed is {self.seed!r}; a whole number is needed.")
+
+    def places(self, filters: int) -> int:
+        """How many of a network's filters are reported per sample."""
+        return min(TOP_K, max(1, filters // 10)) if self.top_k is None else self.top_k
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -309,8 +316,8 @@ class Pass:
         if other._half is not None:
             self._half_tails().merge(other._half)
         for kind, reservoir in other._profiles.items():
-            numbers, profile = reservoir.kept()
-            self._reservoir(kind, profile.dtype).offer(numbers, profile)
+            numbers, profile, classes = reservoir.kept()
+            self._reservoir(kind, profile.dtype).offer(numbers, profile, classes)
         self._mistakes += other._mistakes
         if not int(self._measured):
             self._id_source = other._id_source
@@ -346,9 +353,14 @@ class Pass:
             calibrated = self._calibrated(level)
         every = Mistakes.join(self._mistakes)
         every = every.take(every.sample.argsort())
-        numbers, profile = self._kept("wrong")
-        kept = torch.isin(every.sample, numbers).nonzero().squeeze(1)  # both ascend
-        _, right = self._kept("right")
+        numbers, profile, _ = self._kept("wrong")
+        mistakes = every.take(torch.isin(every.sample, numbers).nonzero().squeeze(1))  # both ascend
+        _, right_profile, right_classes = self._kept("right")
+        top_k = settings.places(len(self._index))
+        rankings = {
+            name: rank_filters(profile, fit, name, top_k=top_k, own=own) for name in METHODS
+        }
+        right = rank_filters(right_profile, fit, top_k=top_k, own=own)
         return Diagnosis(
             index=self._index,
             fit=fit,
@@ -357,16 +369,21 @@ class Pass:
             unlabelled=int(self._unlabelled),
             misclassified=len(every.sample),
             doubts=self._evidence.doubts(),
-            mistakes=every.take(kept),
+            mistakes=mistakes,
             id_source=self._id_source,
             profile=profile,
-            rankings={
-                name: rank_filters(profile, fit, name, top_k=settings.top_k, own=own)
-                for name in METHODS
-            },
+            rankings=rankings,
+            findings=find(
+                mistakes,
+                rankings["pot"],
+                right,
+                right_classes,
+                len(self._index),
+                seed=settings.seed,
+            ),
+            right=right,
             excesses=excesses,
             own=own,
-            right=rank_filters(right, fit, top_k=settings.top_k, own=own),
             level_reason=reason,
             calibration=calibrated,
         )
@@ -479,11 +496,12 @@ class Pass:
         reservoir = self._reservoir(kind, batch.profile.dtype)
         rows = (wanted & reservoir.admits(batch.numbers)).nonzero().squeeze(1)
         if len(rows):
-            profile = batch.profile[rows.to(batch.profile.device)].cpu()
-            reservoir.offer(batch.numbers[rows], profile)
+            there = rows.to(batch.profile.device)
+            profile, classes = batch.profile[there].cpu(), batch.columns["target"][there].cpu()
+            reservoir.offer(batch.numbers[rows], profile, classes)
 
-    def _kept(self, kind: str) -> tuple[Tensor, Tensor]:
-        """Numbers of the samples in a reservoir, ascending, and their profiles."""
+    def _kept(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of the samples in a reservoir, ascending, their profiles, and classes."""
         return self._reservoir(kind, torch.float32).kept()
 
     def _reservoir(self, kind: str, dtype: torch.dtype) -> Reservoir:
@@ -510,7 +528,7 @@ class Pass:
         """Fits of one half on the other; None if not asked, or nothing could be fitted."""
         if self._half is None:
             return None
-        fit, (_, spare) = self._fitted(self._half, level), self._kept("spare")
+        fit, (_, spare, _) = self._fitted(self._half, level), self._kept("spare")
         return calibration(spare, fit) if len(spare) and bool(fit.usable.any()) else None
 
     def _own_tails(self) -> Tails:

@@ -29,7 +29,7 @@ def priorities(numbers: Tensor, seed: int) -> Tensor:
 
 
 class Reservoir:
-    """At most ``capacity`` rows of ``width`` numbers, with the number of each sample."""
+    """At most ``capacity`` rows of ``width`` numbers, with number and class of each sample."""
 
     def __init__(self, capacity: int, width: int, seed: int) -> None:
         """Start empty; memory grows with what comes."""
@@ -38,6 +38,7 @@ class Reservoir:
         self._held = 0
         self._rows = torch.empty((0, width))
         self._numbers = torch.empty(0, dtype=torch.int64)
+        self._classes = torch.empty(0, dtype=torch.int64)
         self._priorities = torch.empty(0, dtype=torch.int64)
 
     def admits(self, numbers: Tensor) -> Tensor:
@@ -46,12 +47,13 @@ class Reservoir:
             return torch.ones_like(numbers, dtype=torch.bool)
         return priorities(numbers, self._seed) < self._priorities[: self._held].amax()
 
-    def offer(self, numbers: Tensor, rows: Tensor) -> None:
+    def offer(self, numbers: Tensor, rows: Tensor, classes: Tensor) -> None:
         """Offer samples; those that stay push out others once the reservoir is full.
 
         Args:
             numbers: ``[M]`` int64 sample numbers, each offered once.
             rows: ``[M, width]`` on the CPU.
+            classes: ``[M]`` int64.
         """
         incoming = priorities(numbers, self._seed)
         stay = torch.cat([self._priorities[: self._held], incoming]).argsort()[: self.capacity]
@@ -66,16 +68,17 @@ class Reservoir:
         slots = torch.cat([freed, fresh])
         self._rows[slots] = rows[chosen].to(self._rows.dtype)
         self._numbers[slots] = numbers[chosen]
+        self._classes[slots] = classes[chosen]
         self._priorities[slots] = incoming[chosen]
 
-    def kept(self) -> tuple[Tensor, Tensor]:
+    def kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what stayed.
 
         Returns:
-            ``[M]`` sample numbers in ascending order, and their ``[M, width]`` rows.
+            ``[M]`` sample numbers in ascending order, their ``[M, width]`` rows, and classes.
         """
         order = self._numbers[: self._held].argsort()
-        return self._numbers[order], self._rows[order]
+        return self._numbers[order], self._rows[order], self._classes[order]
 
     def _grow(self, size: int, dtype: torch.dtype) -> None:
         """Make room for ``size`` rows, doubling so that each row is copied a few times at most."""
@@ -89,6 +92,7 @@ class Reservoir:
         self._rows = rows
         padding = self._numbers.new_zeros(length - have)
         self._numbers = torch.cat([self._numbers, padding])
+        self._classes = torch.cat([self._classes, padding])
         self._priorities = torch.cat([self._priorities, padding])
 
 

@@ -47,7 +47,7 @@ class SaliencyMonitor(CallbackBase):
         self,
         level: float | Literal["auto"] = 0.90,
         max_exceedances: int = 1024,
-        top_k: int = 25,
+        top_k: int | None = None,
         *,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = (),
@@ -75,7 +75,8 @@ class SaliencyMonitor(CallbackBase):
                 one of 0.80, 0.85, 0.90, 0.95 for all by goodness of fit.
             max_exceedances: Largest values kept per filter; the fit is exact at ``level`` for up
                 to ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
-            top_k: Filters reported per sample and batch.
+            top_k: Filters reported per sample and batch; None takes 25, or a tenth of all filters
+                where that is less.
             include: Shell patterns of module paths to measure; None measures all convolutions.
             exclude: Shell patterns to leave out, such as ``salmon.SHORTCUTS``.
             groups: Names the group of a module path; None recognises residual stages and blocks

@@ -5,14 +5,14 @@ passes of other filters begin a new history.
 """
 
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from salmon.errors import StateError
 from salmon.filters import FilterIndex, Fingerprint
 from salmon.records import record_of
-from salmon.views import History, PassRecord, mistakes_by_filter
+from salmon.views import Blamed, History, PassRecord, blamed
 
 STATE_VERSION = 3
 
@@ -26,7 +26,7 @@ class MonitorState:
     fits: dict[str, dict[str, Any]]  # by scope
     run: str
     histories: dict[str, dict[str, Any]]  # by scope, like the others
-    blamed: dict[str, dict[str, int]]
+    blamed: dict[str, Blamed]
     filters: dict[str, Fingerprint]
 
 
@@ -48,8 +48,8 @@ class ViewMemory:
     """Tells the files of this run from those of others in the same folder."""
 
     histories: dict[str, History] = field(default_factory=dict)
-    blamed: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Mistakes by filter in the table of the last pass."""
+    blamed: dict[str, Blamed] = field(default_factory=dict)
+    """Of the last pass."""
     filters: dict[str, Fingerprint] = field(default_factory=dict)
     """Of the last pass; not in the first checkpoints of version 2."""
     shown: dict[str, str] = field(default_factory=dict)
@@ -61,14 +61,14 @@ class ViewMemory:
 
     def take(
         self, scope: str, record: PassRecord, index: FilterIndex
-    ) -> tuple[History, dict[str, int] | None]:
+    ) -> tuple[History, Blamed | None]:
         """Add a pass.
 
         Args:
             index: Its filters; the passes of others are forgotten.
 
         Returns:
-            The history with it, and mistakes by filter in the pass before, if there was one.
+            The history with it, and whom the pass before blamed, if there was one.
         """
         filters = index.fingerprint()
         same = self.filters.get(scope, filters) == filters
@@ -76,7 +76,7 @@ class ViewMemory:
         history = History.start(record) if known is None else known.followed_by(record)
         before = self.blamed.get(scope) if len(history.passes) > 1 else None
         self.histories[scope], self.filters[scope] = history, filters
-        self.blamed[scope] = mistakes_by_filter(record)
+        self.blamed[scope] = blamed(record)
         return history, before
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ViewMemory:
         return {
             "run": self.run,
             "histories": {scope: each.state_dict() for scope, each in self.histories.items()},
-            "blamed": {scope: dict(each) for scope, each in self.blamed.items()},
+            "blamed": {scope: asdict(each) for scope, each in self.blamed.items()},
             "filters": {scope: list(each) for scope, each in self.filters.items()},
         }
 

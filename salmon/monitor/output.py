@@ -213,15 +213,18 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
     """
     kept = len(diagnosis.mistakes.sample)
     shares = group_shares(diagnosis.rankings["pot"], diagnosis.index)
+    top_k = diagnosis.rankings["pot"].filters.shape[1]
+    stands_out = len(diagnosis.findings.filters) if diagnosis.findings.compared else None
     known = {name: share for name, share in shares.items() if share == share}  # not NaN
     spread = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
     part = f" (profiles of {kept} of {diagnosis.misclassified} kept within memory_mb)"
     logger.info(
-        "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Top filters by POT: %s. "
-        "Fits: %s.%s It took %.1f s, %.0f %% of the pass.",
+        "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Filters that stand out: %s. "
+        "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s, %.0f %% of the pass.",
         scope, number, diagnosis.samples, diagnosis.misclassified,
         "" if kept == diagnosis.misclassified else part,
-        spread or "none could be ranked",
+        "not tested, since there is nothing to compare" if stands_out is None else stands_out,
+        top_k, len(diagnosis.index), spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
         f" Threshold: {diagnosis.level_reason}" if diagnosis.level_reason else "",
         clock.busy, 100 * clock.busy / clock.total,

@@ -14,7 +14,7 @@ from salmon.ranking.methods import (
     z_score,
 )
 from salmon.ranking.ranking import Ranking, Strength
-from salmon.ranking.shares import filter_shares, group_shares, layer_counts
+from salmon.ranking.shares import filter_shares, group_shares, layer_counts, share_intervals
 
 __all__ = [
     "ALPHA",
@@ -31,6 +31,7 @@ __all__ = [
     "layer_counts",
     "log_tail_probability",
     "rank_filters",
+    "share_intervals",
     "sum_over_samples",
     "tail_score",
     "top_filters",

@@ -9,23 +9,35 @@ from salmon.views.record import MOST_ROWS, PassRecord, record_pass
 from salmon.views.report import gather, write_report
 from salmon.views.scalars import pass_metrics
 from salmon.views.settings import ViewSettings
-from salmon.views.tables import PAIR_COLUMNS, mistakes_by_filter, p_text, pair_rows
+from salmon.views.summary import standing_out
+from salmon.views.tables import (
+    FINDING_COLUMNS,
+    PAIR_COLUMNS,
+    Blamed,
+    blamed,
+    finding_rows,
+    p_text,
+    pair_rows,
+)
 from salmon.views.wording import METHOD_NAMES, clipped, percent
 
 __all__ = [
+    "FINDING_COLUMNS",
     "METHOD_NAMES",
     "MOST_ROWS",
     "PAIR_COLUMNS",
+    "Blamed",
     "Board",
     "History",
     "Normalisation",
     "PassRecord",
     "Picture",
     "ViewSettings",
+    "blamed",
     "clipped",
+    "finding_rows",
     "gather",
     "guess_normalisation",
-    "mistakes_by_filter",
     "p_text",
     "pair_rows",
     "pass_metrics",
@@ -33,6 +45,7 @@ __all__ = [
     "publish",
     "read_pass",
     "record_pass",
+    "standing_out",
     "write_pass",
     "write_pictures",
     "write_report",

@@ -28,9 +28,9 @@ from salmon.views.figures import (
     styled,
     words,
 )
-from salmon.views.findings import calibration_text, doubt_text
 from salmon.views.history import History
 from salmon.views.record import STATUSES, XI_EDGES, FitExample, LayerRow, PassRecord
+from salmon.views.summary import calibration_text, doubt_text
 from salmon.views.wording import METHOD_NAMES, percent
 
 _FAINT = LIGHT["faint"]
@@ -133,7 +133,11 @@ def heat_map(history: History, method: str) -> Chart:
 
 @styled()
 def share_bars(record: PassRecord) -> Chart:
-    """Share of every group among the top filters and among all filters, in percent."""
+    """Share of every group among the top filters and among all filters, in percent.
+
+    Returns:
+        Bars; those of POT with 95 % intervals.
+    """
     history = History.start(record)
     columns = {name: history.group_shares(m)[0].tolist() for m, name in METHOD_NAMES.items()}
     columns["all filters"] = history.filter_shares()
@@ -143,17 +147,22 @@ def share_bars(record: PassRecord) -> Chart:
         + ", ".join(f"{name} {_number(100 * values[i])}" for name, values in columns.items())
         for i, group in enumerate(history.groups)
     )
-    return Chart(title, spoken, _bars(title, history.groups, columns))
+    return Chart(title, spoken, _bars(title, history.groups, columns, record.group_intervals))
 
 
 @styled()
 def depth_bars(record: PassRecord) -> Chart:
-    """Share of every layer among the top filters, in percent, from the first layer to the last."""
+    """Share of every layer among the top filters, in percent, from the first layer to the last.
+
+    Returns:
+        Bars; those of POT with 95 % intervals.
+    """
     history = History.start(record)
     columns = {name: history.layer_shares(m)[0].tolist() for m, name in METHOD_NAMES.items()}
     title = "Spread of the top filters over the layers, in %"
     spoken = _peak(history, torch.tensor(columns["POT"]))
-    return Chart(title, spoken, _bars(title, layer_names(record.layers)[0], columns))
+    names = layer_names(record.layers)[0]
+    return Chart(title, spoken, _bars(title, names, columns, record.layer_intervals))
 
 
 @styled()
@@ -259,10 +268,18 @@ def layer_names(layers: Sequence[LayerRow]) -> tuple[list[str], str]:
     return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])
 
 
-def _bars(title: str, names: Sequence[str], columns: dict[str, list[float]]) -> Figure:
-    """Horizontal bars, several per name, with their numbers where there is room."""
+def _bars(
+    title: str, names: Sequence[str], columns: dict[str, list[float]],
+    intervals: Sequence[Sequence[float]],
+) -> Figure:  # fmt: skip
+    """Horizontal bars, several per name, with their numbers where there is room.
+
+    Args:
+        intervals: Ends of those of the first column.
+    """
     values = {name: 100 * np.asarray(column) for name, column in columns.items()}
-    top = max(np.nan_to_num(np.concatenate(list(values.values()))).max(), 1e-9)
+    ends = 100 * np.nan_to_num(np.asarray(intervals, dtype=float))
+    top = max(np.nan_to_num(np.concatenate([*values.values(), ends[:, 1]])).max(), 1e-9)
     thin = len(names) > 12
     bar = 5.0 if thin else 14.0
     row = bar * len(columns) + (3 if thin else 9)
@@ -274,14 +291,17 @@ def _bars(title: str, names: Sequence[str], columns: dict[str, list[float]]) -> 
     axes.set_xlim(0, top)
     for number, column in enumerate(values.values()):
         at = np.arange(len(names)) + (number - (len(columns) - 1) / 2) * bar / row
-        bars = axes.barh(
-            at, np.nan_to_num(column), (bar - 1) / row, color=colours[number], clip_on=False
-        )
-        if not thin:
-            axes.bar_label(
-                bars, [_number(value) for value in column.tolist()], padding=4, color=_FAINT,
-                fontsize=SMALL,
-            )  # fmt: skip
+        axes.barh(at, np.nan_to_num(column), (bar - 1) / row, color=colours[number], clip_on=False)
+        reach = np.nan_to_num(column)
+        if number == 0:
+            axes.hlines(at, ends[:, 0], ends[:, 1], color=LIGHT["ink"], lw=1, clip_on=False)
+            reach = np.maximum(reach, ends[:, 1])
+        for x, y, value in zip(reach, at, column.tolist(), strict=True):
+            if not thin:
+                axes.annotate(
+                    _number(value), (x, y), (4, 0), textcoords="offset points", va="center",
+                    color=_FAINT, fontsize=SMALL, annotation_clip=False,
+                )  # fmt: skip
     if thin:
         ticks = numbers_between((0, top), 5)
         name_columns(axes, ticks, map("{:g}".format, ticks), color=_FAINT)

@@ -1,21 +1,25 @@
 """All views of a pass, put up on the boards of a trainer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
 from salmon.views.board import Board
 from salmon.views.charts import calibration_chart, fit_page, heat_map, share_bars, share_lines
 from salmon.views.figures import Chart, pixels
-from salmon.views.findings import findings
 from salmon.views.history import History
 from salmon.views.pictures import Picture, Pixels, captioned
 from salmon.views.record import XI_EDGES, PassRecord
+from salmon.views.summary import sentences
 from salmon.views.tables import (
     FILTER_COLUMNS,
+    FINDING_COLUMNS,
     PAIR_COLUMNS,
+    Blamed,
     filter_rows,
     filter_table,
+    finding_rows,
+    finding_table,
     pair_rows,
     pair_table,
 )
@@ -27,7 +31,7 @@ def publish(
     record: PassRecord,
     history: History,
     *,
-    before: Mapping[str, int] | None,
+    before: Blamed | None,
     pictures: Sequence[Picture] = (),
     figures: bool = True,
     shown: dict[str, str] | None = None,
@@ -37,12 +41,12 @@ def publish(
 
     Args:
         scope: First part of the tags, such as ``salmon``.
-        before: Mistakes by filter in the pass before, for the table of filters.
+        before: The pass before, for the table of filters.
         shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
         attempt: Makes a context around all that goes to one board, from a description of it; if the
             context swallows an exception, the rest is put up all the same.
     """
-    summary = "\n".join(f"- {literal(line)}" for line in findings(record, history))
+    summary = "\n".join(f"- {literal(line)}" for line in sentences(record, history))
     tables = _tables(record, before, f"{scope}/", {} if shown is None else shown)
     for board in boards:
         with attempt(f"texts, tables and histograms in {board.name}"):
@@ -74,10 +78,11 @@ def _put_histograms(board: Board, scope: str, record: PassRecord) -> None:
 
 
 def _tables(
-    record: PassRecord, before: Mapping[str, int] | None, prefix: str, shown: dict[str, str]
+    record: PassRecord, before: Blamed | None, prefix: str, shown: dict[str, str]
 ) -> list[tuple[str, Sequence[str], list[list[str]], str]]:
     """Tag, columns, rows and markdown of the tables that are not those shown last."""
     tables = (
+        ("findings", FINDING_COLUMNS, finding_rows(record), finding_table(record)),
         ("filters", FILTER_COLUMNS, filter_rows(record, before), filter_table(record, before)),
         ("confusions", PAIR_COLUMNS, pair_rows(record), pair_table(record)),
     )

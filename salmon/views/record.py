@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
-from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, confusions, most_blamed
+from salmon.diagnosis import NO_CLASS, Diagnosis, confusions, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
-from salmon.ranking import ALPHA, Calibration, layer_counts
+from salmon.ranking import ALPHA, Calibration, Ranking, layer_counts, share_intervals
 from salmon.records import Number
 
 SCHEMA = "salmon.pass/2"
 
 MOST_ROWS = 50
 """Rows of a table at most: TensorBoard shows all texts of a tag at once."""
+
+MOST_FINDINGS = 500
+"""In a record."""
 
 METHODS = ("pot", "zscore")
 """Rankings that every record has."""
@@ -52,8 +55,22 @@ class FilterRow:
     label: str
     group: str
     mistakes: int
-    significant: int  # in how many of these it is significant
+    expected: Number  # as many, if mistakes named filters as right samples do
+    p: Number  # adjusted for all filters; NaN where nothing could be compared
+    significant: int  # mistakes in which it is significant
     median_p: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRow:
+    """A filter that mistakes blame beyond chance."""
+
+    label: str
+    mistakes: int
+    expected: float
+    p: float
+    target: int | None  # of mistakes of this true class only
+    predicted: int | None  # of those taken for this one only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +91,6 @@ class PairRow:
     target: int
     predicted: int
     mistakes: int
-    filters: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +138,11 @@ class PassRecord:
     tested: int  # filters with a fitted tail
     significant: int | None  # ranked mistakes that have a significant filter
     striking: int | None  # ranked mistakes rarer than 95 % of the right samples
+    right: int  # right samples that mistakes are compared with
+    beyond: int | None  # filters that all mistakes blame beyond chance; None where not compared
+    findings: list[FindingRow]  # those furthest above what is expected first
+    group_intervals: list[list[Number]]  # 95 % low and high end of each share by POT
+    layer_intervals: list[list[Number]]
     level_reason: str = ""
     calibration: list[CalibrationRow] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # about what was measured
@@ -149,6 +170,9 @@ def check_record(record: PassRecord, where: str) -> None:
         or any(len(row) != layers for row in record.counts.values()),
         "fits": set(record.fits) != set(STATUSES) or sum(record.fits.values()) == 0,
         "xi": any(len(row) != bins for row in record.xi.values()),
+        "intervals": len(record.layer_intervals) != layers
+        or len(record.group_intervals) != len({layer.group for layer in record.layers})
+        or any(len(ends) != 2 for ends in [*record.layer_intervals, *record.group_intervals]),
         "examples": any(len(each.fitted) != len(each.observed) for each in record.examples),
         "numbers": min(whole) < 0,
     }
@@ -179,6 +203,7 @@ def record_pass(
         number: Of the pass in its stage, from 0.
     """
     index, fit, ranking = diagnosis.index, diagnosis.fit, diagnosis.rankings["pot"]
+    found = diagnosis.findings
     tested = ~torch.isnan(fit.ad_p)
     doubtful = (fit.ad_p[tested] < DOUBTFUL_BELOW).double().mean()
     return PassRecord(
@@ -211,13 +236,25 @@ def record_pass(
         xi=_xi_histograms(fit, index),
         examples=_examples(diagnosis),
         filters=_filter_rows(diagnosis),
-        pairs=[_pair_row(pair, index) for pair in confusions(
-            diagnosis.mistakes, ranking, MOST_ROWS
-        )],
+        pairs=[
+            PairRow(target=pair.target, predicted=pair.predicted, mistakes=pair.mistakes)
+            for pair in confusions(diagnosis.mistakes, MOST_ROWS)
+        ],
         estimator=fit.estimator,
         tested=ranking.tested,
         significant=_count(ranking.significant, lambda n: n > 0),
         striking=_count(diagnosis.sample_p, lambda p: p <= ALPHA),
+        right=len(diagnosis.right.filters),
+        beyond=len(found.filters) if found.compared else None,
+        findings=[
+            FindingRow(
+                label=index.label(each.filter), mistakes=each.mistakes, expected=each.expected,
+                p=each.p, target=each.target, predicted=each.predicted,
+            )
+            for each in found.found[:MOST_FINDINGS]
+        ],
+        group_intervals=_intervals(ranking, index.group_of, len(index.groups)),
+        layer_intervals=_intervals(ranking, index.layer_of, len(index.layers)),
         level_reason=diagnosis.level_reason,
         calibration=_calibration_rows(diagnosis.calibration),
         doubts=list(diagnosis.doubts),
@@ -227,18 +264,22 @@ def record_pass(
 def _filter_rows(diagnosis: Diagnosis) -> list[FilterRow]:
     """The filters that most mistakes blame."""
     blame, index = most_blamed(diagnosis.rankings["pot"], MOST_ROWS), diagnosis.index
+    found = diagnosis.findings
     columns = (each.tolist() for each in (
-        blame.filters, blame.mistakes, blame.significant, blame.median_p
+        blame.filters, blame.mistakes, found.expected[blame.filters], found.p[blame.filters],
+        blame.significant, blame.median_p,
     ))  # fmt: skip
     return [
         FilterRow(
             label=index.label(number),
             group=index.locate(number)[0].group,
             mistakes=mistakes,
+            expected=usual,
+            p=adjusted,
             significant=significant,
-            median_p=None if p != p else p,  # NaN
+            median_p=None if median != median else median,  # NaN
         )
-        for number, mistakes, significant, p in zip(*columns, strict=True)
+        for number, mistakes, usual, adjusted, significant, median in zip(*columns, strict=True)
     ]
 
 
@@ -264,14 +305,10 @@ def _calibration_rows(found: Calibration | None) -> list[CalibrationRow]:
     ]  # fmt: skip
 
 
-def _pair_row(pair: Confusion, index: FilterIndex) -> PairRow:
-    """A pair with the labels of its filters."""
-    return PairRow(
-        target=pair.target,
-        predicted=pair.predicted,
-        mistakes=pair.mistakes,
-        filters=[index.label(number) for number in pair.filters],
-    )
+def _intervals(ranking: Ranking, part_of: torch.Tensor, parts: int) -> list[list[Number]]:
+    """Ends of the shares of layers or groups."""
+    found: list[list[Number]] = share_intervals(ranking, part_of, parts).tolist()
+    return found
 
 
 def _xi_histograms(fit: TailFit, index: FilterIndex) -> dict[str, list[int]]:

@@ -8,7 +8,8 @@ def pass_metrics(record: PassRecord) -> dict[str, float]:
     """Everything about a pass that is one number.
 
     Returns:
-        Numbers of samples; ``significant`` and ``striking``, shares of the ranked mistakes;
+        Numbers of samples; ``findings``, filters beyond chance, where there were mistakes and right
+        samples to compare; ``significant`` and ``striking``, shares of the ranked mistakes;
         ``share/<method>/<group>`` in ``[0, 1]`` for methods that ranked any filter, and
         ``share/difference/<group>``, POT minus z-score, where both did; ``fits/<status>``;
         ``doubtful``, the share of doubtful fits, where fits could be tested.
@@ -18,6 +19,8 @@ def pass_metrics(record: PassRecord) -> dict[str, float]:
         "dropped": float(record.dropped),
         "misclassified": float(record.misclassified),
     }
+    if record.beyond is not None:
+        metrics["findings"] = float(record.beyond)
     for name, count in {"significant": record.significant, "striking": record.striking}.items():
         if count is not None and record.kept:
             metrics[name] = count / record.kept

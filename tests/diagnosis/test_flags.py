@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from salmon import FilterIndex, rank_filters
-from salmon.diagnosis import Diagnosis, Mistakes, batch_flags, sample_flags
+from salmon.diagnosis import Diagnosis, Finding, Findings, Mistakes, batch_flags, sample_flags
 from salmon.files import json_text
 from tests.ranking.test_ranking import doubles, hand_fit
 
@@ -33,10 +33,14 @@ PROFILE = doubles(3.0, 2.0, 0.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.5).view(3, 3)
 
 
 def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
+    ranking, none = rank_filters(profile, FIT, top_k=2), rank_filters(profile[:0], FIT, top_k=2)
+    stands_out = Finding(filter=1, mistakes=2, expected=0.5, p=0.01)
+    nothing = torch.full((3,), math.nan, dtype=torch.float64)
     return Diagnosis(
         index=INDEX, fit=FIT, samples=10, dropped=0, unlabelled=0, misclassified=len(found.ids),
         mistakes=found, id_source="batch", profile=profile,
-        rankings={"pot": rank_filters(profile, FIT, top_k=2)},
+        rankings={"pot": ranking}, right=none,
+        findings=Findings(expected=nothing, p=nothing, found=(stands_out,)),
     )  # fmt: skip
 
 
@@ -53,12 +57,14 @@ def test_a_sample_is_described_with_its_filters() -> None:
     assert top["log_p"] == pytest.approx(math.log(0.1) - 2)
     assert top["z"] == pytest.approx(10.0)
     assert len(second["top"]) == 1
+    assert [flag["beyond_chance"] for flag in (first, second, third)] == [1, 1, 0]
     assert (third["top"], third["ranked_filters"]) == ([], 0)
 
 
 def test_a_batch_adds_the_log_probabilities_of_its_mistakes() -> None:
     first, second = batch_flags(diagnosis(mistakes(), PROFILE))
     assert first["samples"] == [3, 4]
+    assert (first["beyond_chance"], second["beyond_chance"]) == (1, 0)
     assert [(top["filter"], top["samples"]) for top in first["top"]] == [(1, 2), (0, 1)]
     assert first["top"][0]["sum_log_p"] == pytest.approx(2 * math.log(0.1) - 1 - 3)
     assert second["top"] == []

@@ -175,7 +175,6 @@ def test_a_batch_that_does_not_fit_counts_nothing() -> None:
 def test_mistakes_are_compared_with_right_samples_measured_alike() -> None:
     found = WHOLE
     assert found.own
-    assert found.right is not None
     assert len(found.right.filters) == SAMPLES - found.misclassified
     rarest, ordinary = found.rankings["pot"].log_p[:, 0], found.right.log_p[:, 0]
     for mine, p in zip(rarest.nan_to_num(0).tolist(), found.sample_p.tolist(), strict=True):

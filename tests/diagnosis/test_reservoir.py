@@ -19,15 +19,16 @@ def test_any_order_and_split_keeps_the_same_samples(
     rows = torch.arange(total * 2.0).view(total, 2)
     numbers = torch.arange(total)
     straight = Reservoir(capacity, 2, seed)
-    straight.offer(numbers, rows)
+    straight.offer(numbers, rows, numbers % 7)
     shuffled = Reservoir(capacity, 2, seed)
     for part in torch.randperm(total).split(size):
-        shuffled.offer(numbers[part], rows[part])
-    kept, kept_rows = straight.kept()
-    again, again_rows = shuffled.kept()
+        shuffled.offer(numbers[part], rows[part], numbers[part] % 7)
+    kept, kept_rows, classes = straight.kept()
+    again, again_rows, _ = shuffled.kept()
     assert torch.equal(kept, again)
     assert torch.equal(kept_rows, again_rows)
     assert torch.equal(kept_rows, rows[kept])
+    assert torch.equal(classes, kept % 7)
     assert len(kept) == min(total, capacity)
     assert kept.tolist() == sorted(kept.tolist())
 
@@ -44,8 +45,9 @@ def test_every_sample_has_the_same_chance() -> None:
 
 def test_wider_numbers_widen_the_rows() -> None:
     reservoir = Reservoir(10, 3, 0)
-    reservoir.offer(torch.tensor([1]), torch.ones(1, 3))
-    reservoir.offer(torch.tensor([0]), torch.full((1, 3), 1 + 1e-12, dtype=torch.float64))
-    _, rows = reservoir.kept()
+    one = torch.tensor([1])
+    reservoir.offer(one, torch.ones(1, 3), one)
+    reservoir.offer(one - 1, torch.full((1, 3), 1 + 1e-12, dtype=torch.float64), one)
+    _, rows, _ = reservoir.kept()
     assert rows.dtype == torch.float64
     assert rows[0, 0].item() == 1 + 1e-12

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from salmon import FilterIndex, InputError, SaliencyMonitor, StateError
 from salmon.monitor.memory import ViewMemory, checked_state
+from salmon.views import Blamed
 from salmon.views.record import FilterRow
 from tests.records import hand_record
 from tests.trainers import Module, digits, loader, trainer
@@ -120,7 +121,10 @@ THREE = torch.tensor([1, 1, 1])
         (replaced("fits", by=[1]), "Expected `object`, got `array`"),
         (replaced("run", by=3), r"Expected `str`, got `int` - at `\$.run`"),
         (replaced("histories", by=THREE), "the monitor's state: "),
-        (replaced("blamed", "validation", by={"a[1]": 1.5}), "Expected `int`, got `float`"),
+        (
+            replaced("blamed", "validation", by={"mistakes": 1, "filters": {"a[1]": 1.5}}),
+            "Expected `int`, got `float`",
+        ),
         (replaced("filters", "validation", by=[("a", 1)]), "Expected `array` of length 3"),
         (replaced(*HISTORY, by={"layers": []}), "saved history has no"),
         (replaced(*HISTORY, "layers", by=[("a", "b", 4)]), r"int64 \[2, 1\] is needed"),
@@ -155,7 +159,9 @@ def _state_of_two_passes() -> dict[str, Any]:
     }  # fmt: skip
 
 
-BLAMED = FilterRow(label="net.a.0[1]", group="early", mistakes=9, significant=1, median_p=0.1)
+BLAMED = FilterRow(
+    label="net.a.0[1]", group="early", mistakes=9, expected=2.0, p=0.5, significant=1, median_p=0.1
+)
 
 
 class Wider(Module):
@@ -190,7 +196,7 @@ def test_changes_are_not_told_against_another_network() -> None:
     memory = ViewMemory()
     memory.take_over(checked_state(_state_of_two_passes()))
     history, before = memory.take("validation", hand_record(2), FilterIndex.from_model(Module()))
-    assert (history.passes.tolist(), before) == ([0, 1, 2], {"net.a.0[1]": 9})
+    assert (history.passes.tolist(), before) == ([0, 1, 2], Blamed(20, {"net.a.0[1]": 9}))
     memory.take_over(checked_state(_state_of_two_passes()))
     other = FilterIndex.from_model(Wider(kernel=5))
     history, before = memory.take("validation", hand_record(2), other)

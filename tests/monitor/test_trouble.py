@@ -225,7 +225,7 @@ def test_several_processes_by_something_else_than_ddp_are_refused(tmp_path: Path
         ({"level": 1.0}, "level is 1.0"),
         ({"level": 0}, "level is 0"),
         ({"level": "0.9"}, "level is '0.9'"),
-        ({"top_k": None}, "top_k is None"),
+        ({"top_k": 2.5}, "top_k is 2.5"),
         ({"max_samples": 0.5}, "max_samples is 0.5; a whole number"),
         ({"include": "*.conv1"}, r"include is the string '\*.conv1'; a list .* \['\*.conv1'\]"),
         ({"units": "conv"}, "units is the string"),

@@ -1,6 +1,8 @@
 """Views on boards: real event files, and loggers with methods of their own."""
 
 import inspect
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,52 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from salmon.markdown import cell, literal, markdown_table
 from salmon.views import Board, History, Picture, publish
-from salmon.views.record import FilterRow, PairRow
-from salmon.views.tables import filter_rows, filter_table, p_text, pair_table
+from salmon.views.record import FilterRow, FindingRow, PairRow
+from salmon.views.tables import (
+    Blamed,
+    filter_rows,
+    filter_table,
+    finding_rows,
+    finding_table,
+    p_text,
+    pair_table,
+)
 from tests.records import hand_record
 
 RECORD = hand_record(
     1,
     filters=[
-        FilterRow(label="net.a.0[1]", group="early", mistakes=9, significant=2, median_p=1e-3),
-        FilterRow(label="net.b.0[2]", group="late", mistakes=4, significant=0, median_p=None),
+        FilterRow(
+            label="net.a.0[1]",
+            group="early",
+            mistakes=9,
+            expected=1.25,
+            p=0.004,
+            significant=2,
+            median_p=1e-3,
+        ),
+        FilterRow(
+            label="net.b.0[2]",
+            group="late",
+            mistakes=4,
+            expected=math.nan,
+            p=math.nan,
+            significant=0,
+            median_p=None,
+        ),
     ],
-    pairs=[PairRow(target=1, predicted=0, mistakes=7, filters=["net.a.0[1]", "net.b.0[2]"])],
+    pairs=[PairRow(target=1, predicted=0, mistakes=7)],
+    beyond=1,
+    findings=[
+        FindingRow(
+            label="net.a.0[1]", mistakes=9, expected=1.25, p=0.004, target=None, predicted=None
+        ),
+        FindingRow(label="net.b.0[3]", mistakes=5, expected=0.0, p=0.01, target=1, predicted=0),
+    ],
     classes=["<script>alert(1)</script>", "![x](http://y)|z"],
 )
 HISTORY = History.of([hand_record(0), RECORD])
+BEFORE = Blamed(20, {"net.a.0[1]": 19})
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -47,7 +81,7 @@ def image() -> Picture:
 
 def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     one = board(tmp_path)
-    publish([one], "salmon", RECORD, HISTORY, before={"net.a.0[1]": 12}, pictures=[image()])
+    publish([one], "salmon", RECORD, HISTORY, before=BEFORE, pictures=[image()])
     one.experiment.flush()
     found = events(tmp_path)
     tags = found.Tags()
@@ -63,9 +97,13 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     assert list(histogram.histogram_value.bucket_limit) == [1, 2, 3]
     assert list(histogram.histogram_value.bucket) == [10, 30, 60]
     text = text_of(found, "salmon/filters")
-    assert r"| net.a.0\[1\] | early | 9 | 2 | -3 | 0.001 | 0.02 |" in text
-    assert r"| net.b.0\[2\] | late | 4 | 0 | new |  |  |" in text
+    assert r"| net.a.0\[1\] | early | 9 | 1.25 | 0.004 | 2 | -10 | 0.001 | 0.02 |" in text
+    assert r"| net.b.0\[2\] | late | 4 |  |  | 0 |  |  |  |" in text
     assert "new: not among the 50 filters in the table then" in text
+    text = text_of(found, "salmon/findings")
+    assert r"| all | net.a.0\[1\] | 9 | 1.25 | 7.2 | 0.004 |" in text
+    assert r"| net.b.0\[3\] | 5 | 0 |  | 0.01 |" in text
+    assert r"| 7 | net.b.0\[3\] |" in text_of(found, "salmon/confusions")
     assert "20 of 200 samples are misclassified" in text_of(found, "salmon/summary")
 
 
@@ -90,12 +128,40 @@ def test_the_slow_loader_of_tensorboard_keeps_every_bin_where_it_is(
 
 def test_names_in_the_table_of_filters_are_literal() -> None:
     name = "net.__init__*[1]*"
-    row = FilterRow(label=name, group="<i>g</i>", mistakes=1, significant=0, median_p=None)
-    pair = PairRow(target=0, predicted=1, mistakes=1, filters=[name])
-    record = hand_record(filters=[row], pairs=[pair])
-    for text in (filter_table(record, None), pair_table(record)):
+    row = FilterRow(
+        label=name, group="<i>g</i>", mistakes=1, expected=0.0, p=1.0, significant=0, median_p=None
+    )
+    pair = PairRow(target=0, predicted=1, mistakes=1)
+    found = FindingRow(label=name, mistakes=1, expected=0.0, p=0.01, target=0, predicted=1)
+    record = hand_record(filters=[row], pairs=[pair], findings=[found])
+    for text in (filter_table(record, None), pair_table(record), finding_table(record)):
         assert literal(name) in text
         assert "<i>" not in text
+
+
+def changes(mistakes: int, before: Blamed) -> str:
+    """What the column of changes says of a filter with so many of 20 mistakes."""
+    row = replace(RECORD.filters[0], mistakes=mistakes)
+    return filter_rows(hand_record(filters=[row]), before)[0][6]
+
+
+def test_only_a_change_beyond_chance_is_called_one() -> None:
+    label = RECORD.filters[0].label
+    assert changes(12, Blamed(20, {label: 10})) == ""
+    assert changes(18, Blamed(20, {label: 2})) == "+16"
+    assert changes(18, Blamed(20, {"other": 20})) == "new"
+    assert changes(3, Blamed(20, {"other": 20})) == ""
+    # Shares are compared, not counts: 20 of 200 were ranked then.
+    assert changes(18, Blamed(200, {label: 180})) == ""
+    full = {f"other[{i}]": 15 for i in range(50)}
+    assert changes(18, Blamed(20, full)) == ""  # may have had up to 15 then
+
+
+def test_a_long_list_of_findings_is_cut_and_says_so() -> None:
+    many = [replace(RECORD.findings[0], label=f"net.a.0[{i}]") for i in range(60)]
+    record = hand_record(findings=many, beyond=60)
+    assert len(finding_rows(record)) == 50
+    assert "10 more are in the file of the pass" in finding_table(record)
 
 
 def text_of(found: EventAccumulator, tag: str) -> str:
@@ -153,8 +219,12 @@ def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
     assert images[0].dtype == np.uint8
     assert len(logger.images) == 8
     columns, data, step = logger.tables["salmon/filters"]
-    assert columns == ["filter", "group", "mistakes", "significant", "change", "median p", "E"]
-    assert data[0] == ["net.a.0[1]", "early", "9", "2", "", "0.001", "0.02"]
+    assert columns == [
+        "filter", "group", "mistakes", "expected", "adjusted p", "significant", "change",
+        "median p", "E",
+    ]  # fmt: skip
+    assert data[0] == ["net.a.0[1]", "early", "9", "1.25", "0.004", "2", "", "0.001", "0.02"]
+    assert logger.tables["salmon/findings"][1][0][1] == "net.a.0[1]"
     # To a table names go as they are: a table shows text.
     assert logger.tables["salmon/confusions"][1][0][1] == "<script>alert(1)</script>"
 
@@ -192,9 +262,3 @@ def test_probabilities_are_written_in_two_digits() -> None:
     assert [p_text(p) for p in (0.123, 1e-7, 1e-304, 0.0, None, float("nan"))] == [
         "0.12", "1e-07", "< 1e-300", "< 1e-300", "", "",
     ]  # fmt: skip
-
-
-def test_changes_are_against_the_table_before() -> None:
-    changes = [row[4] for row in filter_rows(RECORD, {"net.a.0[1]": 9})]
-    assert changes == ["+0", "new"]
-    assert [row[4] for row in filter_rows(RECORD, None)] == ["", ""]

@@ -32,8 +32,8 @@ from salmon.views.charts import (
 )
 from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
 from salmon.views.figures import words as words_at
-from salmon.views.findings import findings
-from salmon.views.record import CalibrationRow, LayerRow
+from salmon.views.record import CalibrationRow, FindingRow, LayerRow
+from salmon.views.summary import sentences
 from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
 
@@ -95,7 +95,8 @@ def deep_record(number: int = 0, layers: int = 53, groups: int = 5) -> PassRecor
     return hand_record(
         number, layers=rows, counts={"pot": pot, "zscore": zscore},
         xi={name: [0] * 9 + [4, 6] + [0] * 19 for name in names}, examples=examples,
-        calibration=CALIBRATION,
+        calibration=CALIBRATION, group_intervals=[[0.1, 0.2]] * len(names),
+        layer_intervals=[[0.0, 0.1]] * layers,
     )  # fmt: skip
 
 
@@ -226,16 +227,47 @@ def test_names_of_layers_leave_out_what_all_share() -> None:
     assert {"net.\u2026", "a.0", "a.1", "b.0"} <= set(words(heat_map(THREE, "pot")))
 
 
-def test_findings_name_the_place_the_time_and_the_trust() -> None:
-    text = " ".join(findings(hand_record(2), THREE))
-    assert "20 of 200 samples are misclassified (10.0 %)" in text
+def summary(**changes: Any) -> str:
+    record = hand_record(2, **changes)
+    return " ".join(sentences(record, History.of([hand_record(1), record])))
+
+
+def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
+    text = summary(misclassified=30)
+    assert "30 of 200 samples are misclassified (15.0 %)" in text
+    assert "in the pass before, number 1, they were 20 of 200 (10.0 %)" in text
     assert "at 75.0 % of its depth, the filters at 66.7 %" in text
     assert "later than" in text
-    assert "late is blamed most: 60.0 % of the top filters, 50.0 % of all filters" in text
-    assert "early from 40.0 % to 90.0 % of the top filters, at validation 1" in text
     assert "83.3 % of the filters have a fitted tail" in text
-    silent = hand_record(counts={"pot": [0, 0, 0], "zscore": [0, 0, 0]})
-    assert "No filter could be ranked" in " ".join(findings(silent, History.start(silent)))
+    assert "No filter could be ranked" in summary(counts={"pot": [0] * 3, "zscore": [0] * 3})
+
+
+def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None:
+    assert "No group of layers is blamed beyond its size." in summary()
+    text = summary(group_intervals=[[0.3, 0.45], [0.55, 0.7]])
+    assert "late is blamed furthest beyond its size: 60.0 % of the top filters" in text
+    assert "(95 % interval 55.0 to 70.0), 50.0 % of all" in text
+
+
+def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
+    assert "No filter stands out: against 100 right samples ranked alike" in summary()
+    assert "No right sample is there to compare with" in summary(beyond=None, right=0)
+    overall = [
+        FindingRow(
+            label=f"net.a.0[{i}]", mistakes=9 - i, expected=1.25, p=0.004, target=None,
+            predicted=None,
+        )
+        for i in range(7)
+    ]  # fmt: skip
+    text = summary(beyond=7, findings=overall)
+    assert "7 filters stand out beyond chance, against 100 right samples" in text
+    assert "net.a.0[0] in 9 mistakes (1.25 expected)" in text
+    assert "net.a.0[4] in 5 mistakes (1.25 expected), ..." in text
+    part = [replace(overall[0], target=1), replace(overall[1], target=1, predicted=0)]
+    text = summary(beyond=1, findings=[overall[0], *part], classes=["cat", "dog"])
+    assert "1 filter stands out beyond chance" in text
+    assert "true class dog, net.a.0[0] in 9 mistakes" in text
+    assert "true class dog taken for cat, net.a.0[1] in 8 mistakes" in text
 
 
 @pytest.mark.parametrize(("groups", "passes"), [(2, 1), (5, 50), (20, 130)])
@@ -274,6 +306,7 @@ def odd_record() -> PassRecord:
     return hand_record(
         layers=layers, counts={"pot": [1, 2], "zscore": [2, 1]}, examples=examples,
         xi={"_early": [1] * 30, ODD: [2] * 30},
+        group_intervals=[[0.1, 0.5]] * 2, layer_intervals=[[0.1, 0.5]] * 2,
     )  # fmt: skip
 
 
@@ -414,4 +447,4 @@ def test_the_calibration_is_a_line_with_a_band_beside_its_rivals() -> None:
         chart.description
     )
     assert "a normal distribution, as the z-score assumes it, has 1e+02" in chart.description
-    assert chart.description in findings(record, History.start(record))
+    assert chart.description in sentences(record, History.start(record))

@@ -259,7 +259,12 @@ def test_changes_are_not_told_against_another_network(tmp_path: Path) -> None:
     layers = [LayerRow(layer="net.other", group="early", filters=24)]
     (tmp_path / "salmon_logs").mkdir()
     other = hand_record(
-        0, layers=layers, counts={"pot": [100], "zscore": [100]}, xi={"early": [0] * 30}
+        0,
+        layers=layers,
+        counts={"pot": [100], "zscore": [100]},
+        xi={"early": [0] * 30},
+        group_intervals=[[1.0, 1.0]],
+        layer_intervals=[[1.0, 1.0]],
     )
     for record in (other, hand_record(1)):
         write_pass(tmp_path / "salmon_logs" / f"pass-validation-{record.number:06d}.json", record)

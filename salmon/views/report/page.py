@@ -22,15 +22,17 @@ from salmon.views.charts import (
 )
 from salmon.views.figures import DARK, LIGHT, Chart, svg
 from salmon.views.files import StoredImage
-from salmon.views.findings import findings
 from salmon.views.history import History
 from salmon.views.record import PassRecord
 from salmon.views.report.gathering import NAMED, Section, StoredFlag
+from salmon.views.summary import sentences
 from salmon.views.tables import (
     FILTER_COLUMNS,
+    FINDING_COLUMNS,
     PAIR_COLUMNS,
+    blamed,
     filter_rows,
-    mistakes_by_filter,
+    finding_rows,
     p_text,
     pair_rows,
 )
@@ -88,7 +90,7 @@ def render(sections: Sequence[Section], title: str) -> str:
 def _section(number: int, section: Section) -> dict[str, object]:
     """What the template shows of a section."""
     record, history = section.record, section.history
-    before = None if section.before is None else mistakes_by_filter(section.before)
+    before = None if section.before is None else blamed(section.before)
     charts: list[tuple[str, list[Chart]]] = [
         ("Where are mistakes made?", [share_bars(record), depth_bars(record)]),
         (
@@ -131,8 +133,9 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "record": record,
         "when": _when(record),
         "notes": section.notes,
-        "findings": findings(record, history),
+        "sentences": sentences(record, history),
         "charts": drawn,
+        "standing_out": (FINDING_COLUMNS, finding_rows(record)),
         "filters": (FILTER_COLUMNS, filter_rows(record, before)),
         "pairs": (PAIR_COLUMNS, pair_rows(record)),
         "layers": (LAYER_COLUMNS, _layer_rows(section.history)),

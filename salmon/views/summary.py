@@ -1,15 +1,16 @@
-"""What a pass found, in sentences: early or late, since when, and can the fits be trusted."""
+"""What a pass found, in sentences: what stands out, where, and can the fits be trusted."""
 
 import torch
 
 from salmon.views.history import History
-from salmon.views.record import DOUBTFUL_BELOW, PassRecord
+from salmon.views.record import DOUBTFUL_BELOW, FindingRow, PassRecord
 from salmon.views.wording import percent
 
 _FITTED = ("ok", "exponential", "boundary")
+_NAMED = 5  # filters in a sentence
 
 
-def findings(record: PassRecord, history: History) -> list[str]:
+def sentences(record: PassRecord, history: History) -> list[str]:
     """Say the most important things first."""
     share = record.misclassified / max(1, record.samples)
     lines = [f"Not to be trusted: {doubt}" for doubt in record.doubts]
@@ -21,8 +22,8 @@ def findings(record: PassRecord, history: History) -> list[str]:
         lines.append("No filter could be ranked, so nothing is known of where mistakes are made.")
     else:
         lines += [
-            *_beyond_chance(record), _depth(record, history), _over_represented(history),
-            *_change(history),
+            *standing_out(record), *_rare(record), _over_represented(record, history),
+            _depth(record, history),
         ]  # fmt: skip
     fitted = sum(record.fits[status] for status in _FITTED)
     total = max(1, sum(record.fits.values()))
@@ -46,8 +47,58 @@ def calibration_text(record: PassRecord) -> str:
     )
 
 
-def _beyond_chance(record: PassRecord) -> list[str]:
-    """How many mistakes stand out."""
+def standing_out(record: PassRecord) -> list[str]:
+    """Filters that mistakes blame beyond chance, or that there are none."""
+    yardstick = f"{record.right} right samples ranked alike"
+    if record.beyond is None:
+        return ["No right sample is there to compare with, so that nothing can stand out."]
+    lines, part = [], [row for row in record.findings if row.target is not None]
+    if record.beyond:
+        named = [row for row in record.findings if row.target is None][:_NAMED]
+        lines.append(
+            f"{_filters(record.beyond)} beyond chance, against {yardstick}: "
+            + ", ".join(f"{row.label} in {_excess(row)}" for row in named)
+            + (", ..." if record.beyond > len(named) else "")
+            + "."
+        )
+    else:
+        everyone = sum(layer.filters for layer in record.layers)
+        lines.append(
+            f"No filter stands out: against {yardstick}, mistakes blame none of the {everyone} "
+            "filters beyond chance."
+        )
+    if part:
+        named = part[:_NAMED]
+        lines.append(
+            "Among mistakes of one class or confusion: "
+            + "; ".join(f"{whose(record, row)}, {row.label} in {_excess(row)}" for row in named)
+            + ("; ..." if len(part) > len(named) else "")
+            + "."
+        )
+    return lines
+
+
+def whose(record: PassRecord, row: FindingRow) -> str:
+    """Which mistakes a finding is about."""
+    if row.target is None:
+        return "all"
+    true = f"true class {record.class_name(row.target)}"
+    if row.predicted is None:
+        return true
+    return f"{true} taken for {record.class_name(row.predicted)}"
+
+
+def _excess(row: FindingRow) -> str:
+    """How many mistakes, and how many are ordinary."""
+    return f"{row.mistakes} mistakes ({row.expected:.3g} expected)"
+
+
+def _filters(number: int) -> str:
+    return "1 filter stands out" if number == 1 else f"{number} filters stand out"
+
+
+def _rare(record: PassRecord) -> list[str]:
+    """How many mistakes have a rare filter."""
     lines = []
     if record.significant is not None:
         lines.append(
@@ -73,12 +124,12 @@ def doubt_text(record: PassRecord) -> str:
 
 
 def _before(history: History) -> str:
-    """How it was at first."""
+    """How it was in the validation before."""
     if len(history.passes) < 2:
         return "."
-    wrong, samples = int(history.misclassified[0]), int(history.samples[0])
+    wrong, samples = int(history.misclassified[-2]), int(history.samples[-2])
     return (
-        f"; in validation {int(history.passes[0])} they were {wrong} of {samples} "
+        f"; in the pass before, number {int(history.passes[-2])}, they were {wrong} of {samples} "
         f"({percent(wrong / max(1, samples))})."
     )
 
@@ -98,32 +149,17 @@ def _depth(record: PassRecord, history: History) -> str:
     )
 
 
-def _over_represented(history: History) -> str:
-    """The group that is blamed most, and the one that is blamed beyond its size."""
+def _over_represented(record: PassRecord, history: History) -> str:
+    """The group that is blamed furthest beyond its size, if any is."""
     shares, sizes = history.group_shares("pot")[-1].tolist(), history.filter_shares()
-    most = max(range(len(shares)), key=lambda i: shares[i])
-    beyond = max(range(len(shares)), key=lambda i: shares[i] / sizes[i])
-    text = (
-        f"{history.groups[most]} is blamed most: {percent(shares[most])} of the top filters, "
-        f"{percent(sizes[most])} of all filters"
-    )
-    if beyond == most:
-        return f"{text}; no group is blamed further beyond its size."
+    beyond = [i for i, (low, _) in enumerate(record.group_intervals) if low > sizes[i]]
+    if not beyond:
+        return "No group of layers is blamed beyond its size."
+    most = max(beyond, key=lambda i: shares[i] / sizes[i])
+    low, high = (100 * end for end in record.group_intervals[most])
+    others = [history.groups[i] for i in beyond if i != most]
     return (
-        f"{text}; {history.groups[beyond]} is blamed furthest beyond its size: "
-        f"{percent(shares[beyond])} of the top filters, {percent(sizes[beyond])} of all."
+        f"{history.groups[most]} is blamed furthest beyond its size: {percent(shares[most])} of "
+        f"the top filters (95 % interval {low:.1f} to {high:.1f}), {percent(sizes[most])} of all"
+        + (f"; also beyond it: {', '.join(others)}." if others else ".")
     )
-
-
-def _change(history: History) -> list[str]:
-    """The largest change from one pass to the next."""
-    shares = history.group_shares("pot")
-    steps = torch.nan_to_num(shares[1:] - shares[:-1]).abs()
-    if steps.numel() == 0 or float(steps.max()) == 0:
-        return []
-    row, group = divmod(int(steps.argmax()), steps.shape[1])
-    before, after = (percent(float(shares[r, group])) for r in (row, row + 1))
-    return [
-        f"The largest change between two validations: {history.groups[group]} from {before} to "
-        f"{after} of the top filters, at validation {int(history.passes[row + 1])}."
-    ]
