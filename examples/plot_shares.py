@@ -20,7 +20,10 @@ def main(folder: str, picture: str) -> None:
     events = EventAccumulator(str(Path(folder) / "optical-digits"), {"scalars": 0}).Reload()
 
     def shares(method: str) -> list[float]:
-        return [100 * events.Scalars(f"salmon/share/{method}/{group}")[-1].value for group in SIZES]
+        return [
+            100 * events.Scalars(f"salmon_details/share/{method}/{group}")[-1].value
+            for group in SIZES
+        ]
 
     columns = {
         "z-score": shares("zscore"),

@@ -22,6 +22,7 @@ from salmon.ranking import group_shares
 from salmon.saliency import Coverage
 from salmon.tails import save_fit
 from salmon.views import (
+    DETAILS,
     MOST_ROWS,
     Board,
     PassRecord,
@@ -131,13 +132,12 @@ def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings
 def log_cost(context: PassContext) -> None:
     """Log the seconds that the monitor took, and their share of the pass."""
     clock = context.clock
-    costs = {
-        "seconds": clock.busy,
-        "share": clock.busy / clock.total,
-        "pictures_seconds": clock.seconds("pictures"),
-        "views_seconds": clock.seconds("views"),
+    metrics = {
+        "cost/share": clock.busy / clock.total,
+        f"{DETAILS}cost/seconds": clock.busy,
+        f"{DETAILS}cost/pictures_seconds": clock.seconds("pictures"),
+        f"{DETAILS}cost/views_seconds": clock.seconds("views"),
     }
-    metrics = {f"cost/{name}": value for name, value in costs.items()}
     _log(context.model, metric_scope(context.stage), metrics)
 
 
@@ -249,8 +249,13 @@ def boards(trainer: Trainer) -> list[Board]:
 
 
 def _log(pl_module: LightningModule, prefix: str, metrics: dict[str, float]) -> None:
-    """Log numbers as they are, once per epoch."""
-    values = {f"{prefix}/{name}": torch.tensor(value) for name, value in metrics.items()}
+    """Log numbers as they are, once per epoch; details in a section of their own."""
+    details = prefix.replace("salmon", "salmon_details", 1)
+    values = {
+        f"{details if name.startswith(DETAILS) else prefix}/{name.removeprefix(DETAILS)}":
+        torch.tensor(value)
+        for name, value in metrics.items()
+    }  # fmt: skip
     # All ranks hold the same values but for the costs, of which the mean is taken.
     several = pl_module.trainer.world_size > 1
     pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=several)

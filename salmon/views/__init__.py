@@ -7,7 +7,7 @@ from salmon.views.pictures import Normalisation, Picture, guess_normalisation
 from salmon.views.publish import publish
 from salmon.views.record import MOST_ROWS, PassRecord, record_pass
 from salmon.views.report import gather, write_report
-from salmon.views.scalars import pass_metrics
+from salmon.views.scalars import DETAILS, pass_metrics
 from salmon.views.settings import ViewSettings
 from salmon.views.summary import standing_out
 from salmon.views.tables import (
@@ -22,6 +22,7 @@ from salmon.views.tables import (
 from salmon.views.wording import METHOD_NAMES, clipped, percent
 
 __all__ = [
+    "DETAILS",
     "FINDING_COLUMNS",
     "METHOD_NAMES",
     "MOST_ROWS",

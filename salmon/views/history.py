@@ -117,6 +117,15 @@ class History:
              for group in self.groups], 1,
         )  # fmt: skip
 
+    def mean_depth(self) -> float:
+        """Mean place of the last pass's top filters by POT: the first layer is 0, the last one 1.
+
+        Returns:
+            NaN where no filter was ranked.
+        """
+        place = torch.arange(len(self.layers)).double() / max(1, len(self.layers) - 1)
+        return float((self.layer_shares("pot")[-1] * place).sum())
+
     def filter_shares(self) -> list[float]:
         """Share of every group among all filters, the yardstick of the others.
 

@@ -139,7 +139,7 @@ def _depth(record: PassRecord, history: History) -> str:
     layers = len(record.layers)
     place = torch.arange(layers).double() / max(1, layers - 1)
     filters = torch.tensor([layer.filters for layer in record.layers]).double()
-    blamed = float((history.layer_shares("pot")[-1] * place).sum())
+    blamed = history.mean_depth()
     everyone = float((filters / filters.sum() * place).sum())
     gap = blamed - everyone
     where = "about as deep as" if abs(gap) < 0.02 else "earlier than" if gap < 0 else "later than"

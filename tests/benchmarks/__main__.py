@@ -95,7 +95,7 @@ def main() -> int:
 
 def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """What makes each table."""
-    from tests.benchmarks import calibration, repairs, saliency, statistics, views
+    from tests.benchmarks import calibration, findings, repairs, saliency, statistics, views
 
     tasks: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "Saliency": lambda: saliency.rows(quick=quick),
@@ -111,6 +111,7 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
             "Fit by filters and excesses": statistics.fit_curve_rows,
             "Posterior": statistics.posterior_rows,
             "Calibration": calibration.rows,
+            "Findings": findings.rows,
             "Repair": repairs.rows,
             "Orders of filters": repairs.order_rows,
             "Noise": repairs.noise_rows,

@@ -47,7 +47,7 @@ class _Costs(SaliencyMonitor):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         for name in self.seconds:
-            self.seconds[name] += float(trainer.callback_metrics[f"salmon/cost/{name}"])
+            self.seconds[name] += float(trainer.callback_metrics[f"salmon_details/cost/{name}"])
 
 
 def rows() -> list[dict[str, Any]]:

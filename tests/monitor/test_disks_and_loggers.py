@@ -63,7 +63,7 @@ def test_a_full_disk_costs_only_the_files_that_do_not_fit(
     views = ViewSettings(pictures=0, thumbnails=0)
     monitor = SaliencyMonitor(level=0.7, estimator="ml", views=views)  # whose fits are small
     metrics = fit(folder, monitor)
-    assert metrics["salmon/samples"] == 40
+    assert metrics["salmon_details/samples"] == 40
     assert "pass 1, could not write flagged-validation-000001.jsonl in" in log.text
     assert "No space left on device" in log.text
     assert names(folder / "salmon_logs") == {
@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up_leaves_no_old_flags_to_a_new_pass(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    assert fit(tmp_path, SaliencyMonitor(level=0.7))["salmon/samples"] == 40
+    assert fit(tmp_path, SaliencyMonitor(level=0.7))["salmon_details/samples"] == 40
     every = (
         "flagged-validation-000001.jsonl, pictures-validation.jsonl, fit-validation.safetensors, "
         "pass-validation-000001.json"
@@ -106,7 +106,7 @@ def test_a_read_only_disk_costs_the_files_only(
 ) -> None:
     folder = disk("ro,size=64k")
     metrics = fit(folder, SaliencyMonitor(level=0.7))
-    assert metrics["salmon/samples"] == 40
+    assert metrics["salmon_details/samples"] == 40
     assert "pass 1, could not write flagged-validation-000001.jsonl, pictures-" in log.text
     assert "Read-only file system" in log.text
     assert names(folder) == set()
@@ -156,7 +156,7 @@ def test_a_logger_that_raises_costs_only_what_it_does_not_take(
     monkeypatch.setattr(owner, method, broken)
     logger = TensorBoardLogger(tmp_path, name="", version="")
     metrics = fit(tmp_path, monitor, logger=logger)
-    assert metrics["salmon/samples"] == 40
+    assert metrics["salmon_details/samples"] == 40
     assert f"could not show its {lost} in TensorBoardLogger (ConnectionError" in log.text
     assert events(tmp_path).Tags()[kept]
     found = names(tmp_path / "salmon_logs")

@@ -54,7 +54,7 @@ def test_each_loader_of_any_nesting_has_its_results(tmp_path: Path, kind: str, s
     }
     records = {p.name for p in (tmp_path / "salmon_logs").glob("pass-*.json")}
     assert records == {f"pass-{stage}{n.replace('/', '-')}-000000.json" for n in expected}
-    prefix = "salmon" if stage == "validation" else "salmon/test"
+    prefix = "salmon_details" if stage == "validation" else "salmon_details/test"
     for name, samples in expected.items():
         assert work.callback_metrics[f"{prefix}{name}/samples"].item() == samples
 

@@ -96,18 +96,19 @@ def test_every_entry_point_of_a_trainer_is_measured(tmp_path: Path, entry: str) 
         work.test(module, loader(), verbose=False)
     stage = "test" if entry == "test" else "validation"
     prefix = "salmon/test" if entry == "test" else "salmon"
+    details = prefix.replace("salmon", "salmon_details")
     found = monitor.results[stage]
     assert found.samples == 40
     metrics = work.callback_metrics
-    assert metrics[f"{prefix}/samples"].item() == 40
-    assert metrics[f"{prefix}/misclassified"].item() == found.misclassified
+    assert metrics[f"{details}/samples"].item() == 40
+    assert metrics[f"{prefix}/mistakes"].item() == found.misclassified
     shares = group_shares(found.rankings["pot"], found.index)
     for group, share in shares.items():
-        assert metrics[f"{prefix}/share/pot/{group}"].item() == pytest.approx(share)
-    assert sum(metrics[f"{prefix}/fits/{status.label}"].item() for status in FitStatus) == len(
+        assert metrics[f"{details}/share/pot/{group}"].item() == pytest.approx(share)
+    assert sum(metrics[f"{details}/fits/{status.label}"].item() for status in FitStatus) == len(
         found.index
     )
-    assert metrics[f"{prefix}/cost/seconds"].item() > 0
+    assert metrics[f"{details}/cost/seconds"].item() > 0
     assert 0 < metrics[f"{prefix}/cost/share"].item() < 1
     rows = flagged(tmp_path, f"flagged-{stage}-000000.jsonl")
     assert {row["stage"] for row in rows} == {stage}
@@ -145,7 +146,7 @@ def test_lightning_and_pytorch_lightning_both_take_it(tmp_path: Path) -> None:
         work = lightning.pytorch.Trainer(**options)
         work.fit(Other(), loader(), loader())
         assert monitor.results["validation"].samples == 40
-        assert "salmon/misclassified" in work.callback_metrics
+        assert "salmon/mistakes" in work.callback_metrics
 
 
 def test_flags_describe_every_mistake_and_its_batch(tmp_path: Path) -> None:
@@ -188,8 +189,8 @@ def test_tensorboard_gets_scalars_and_depth_histograms(tmp_path: Path) -> None:
     events = EventAccumulator(
         str(tmp_path / "run"), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}
     ).Reload()
-    assert len(events.Scalars("salmon/share/zscore/conv1_x")) == 2
-    assert len(events.Scalars("salmon/misclassified")) == 2
+    assert len(events.Scalars("salmon_details/share/zscore/conv1_x")) == 2
+    assert len(events.Scalars("salmon/mistakes")) == 2
     found = monitor.results["validation"]
     for method in ("pot", "zscore"):
         histogram = events.Histograms(f"salmon/depth/{method}")[-1].histogram_value
@@ -215,7 +216,7 @@ def test_other_loggers_and_several_loggers_are_served(tmp_path: Path) -> None:
         monitor = SaliencyMonitor(level=0.7, strict=True)
         trained(tmp_path / str(number), monitor, logger=logger)
     (metrics,) = (tmp_path / "csv").rglob("metrics.csv")
-    assert "salmon/misclassified" in metrics.read_text().splitlines()[0]
+    assert "salmon/mistakes" in metrics.read_text().splitlines()[0]
 
 
 def test_given_fits_rank_new_data(tmp_path: Path) -> None:
@@ -288,7 +289,7 @@ def test_several_loaders_have_a_stream_each(tmp_path: Path) -> None:
     assert {scope: d.samples for scope, d in monitor.results.items()} == {
         "validation/loader0": 40, "validation/loader1": 24,
     }  # fmt: skip
-    assert work.callback_metrics["salmon/loader1/samples"].item() == 24
+    assert work.callback_metrics["salmon_details/loader1/samples"].item() == 24
     rows = flagged(tmp_path, "flagged-validation-loader1-000000.jsonl")
     assert {row["loader"] for row in rows} == {1}
 
@@ -427,8 +428,8 @@ def test_a_network_that_is_always_right_has_fits_and_no_flags(tmp_path: Path) ->
     work.validate(module, loader(data), verbose=False)
     found = monitor.results["validation"]
     assert (found.misclassified, found.samples) == (0, 40)
-    assert work.callback_metrics["salmon/misclassified"].item() == 0
-    assert not any("share" in name for name in work.callback_metrics if "salmon/share" in name)
+    assert work.callback_metrics["salmon/mistakes"].item() == 0
+    assert not any("/share/" in name for name in work.callback_metrics)
     names = sorted(p.name for p in (tmp_path / "salmon_logs").iterdir())
     assert names == ["fit-validation.safetensors", "pass-validation-000000.json"]
     assert not math.isnan(float(found.fit.xi[0]))

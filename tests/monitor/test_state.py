@@ -234,8 +234,8 @@ def test_several_monitors_live_side_by_side(tmp_path: Path) -> None:
 
 
 def test_its_metrics_reach_early_stopping_and_checkpoints(tmp_path: Path) -> None:
-    stop = EarlyStopping("salmon/misclassified", patience=1, min_delta=1000)
-    keep = ModelCheckpoint(tmp_path, monitor="salmon/misclassified")
+    stop = EarlyStopping("salmon/mistakes", patience=1, min_delta=1000)
+    keep = ModelCheckpoint(tmp_path, monitor="salmon/mistakes")
     work = trainer(
         tmp_path, SaliencyMonitor(level=0.7), stop, keep,
         max_epochs=5, enable_checkpointing=True,

@@ -38,7 +38,7 @@ def test_a_label_out_of_range_costs_its_own_sample_only(
     found = monitor.results["validation"]
     assert (found.samples, found.dropped, found.unlabelled, found.fit.samples) == (38, 0, 2, 38)
     assert not {3, 11} & set(found.mistakes.sample.tolist())
-    assert metrics["salmon/dropped"].item() == 0
+    assert metrics["salmon_details/dropped"].item() == 0
     assert "2 more no label that is a class of the network" in log.text
 
 
@@ -164,10 +164,10 @@ def test_fewer_samples_than_a_fit_needs_have_a_status_and_no_ranking(tmp_path: P
     metrics = validate(tmp_path, monitor, loader())
     found = monitor.results["validation"]
     assert found.fit.counts()[FitStatus.TOO_FEW] == 24
-    assert metrics["salmon/fits/too_few"].item() == 24
+    assert metrics["salmon_details/fits/too_few"].item() == 24
     assert bool((found.rankings["pot"].filters == -1).all())
-    assert "salmon/share/pot/conv1_x" not in metrics
-    assert "salmon/share/zscore/conv1_x" in metrics
+    assert "salmon_details/share/pot/conv1_x" not in metrics
+    assert "salmon_details/share/zscore/conv1_x" in metrics
 
 
 @pytest.mark.filterwarnings("ignore:Total length of .DataLoader. across ranks is zero:UserWarning")
@@ -190,7 +190,7 @@ def test_a_disk_that_cannot_be_written_costs_the_files_only(
     (tmp_path / "salmon_logs").write_text("a file where the folder should be")
     metrics = validate(tmp_path, SaliencyMonitor(level=0.7), loader())
     assert "validation pass 0, could not write flagged-validation-000000.jsonl, " in log.text
-    assert metrics["salmon/samples"].item() == 40
+    assert metrics["salmon_details/samples"].item() == 40
 
 
 def exploding(batch: Any) -> Any:

@@ -38,7 +38,10 @@ def test_a_training_leaves_all_views_behind(tmp_path: Path) -> None:
     assert {"salmon/flagged/1", "salmon/flagged/2", "salmon/shares"} <= set(tags["images"])
     assert "salmon/flagged/3" not in tags["images"]
     assert len(found.Images("salmon/heatmap/pot")) == 2
-    assert {"salmon/share/difference/conv1_x", "salmon/doubtful"} <= set(tags["scalars"])
+    assert {
+        "salmon/mistakes", "salmon/share/conv1_x", "salmon_details/share/difference/conv1_x",
+        "salmon_details/doubtful",
+    } <= set(tags["scalars"])  # fmt: skip
     records = [
         read_pass(tmp_path / "salmon_logs" / f"pass-validation-{n:06d}.json") for n in (0, 1)
     ]
@@ -239,7 +242,7 @@ class Logger(Collector):
 def test_a_logger_of_another_kind_gets_scalars_images_and_tables(tmp_path: Path) -> None:
     logger: Any = Logger()
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True), logger=logger)
-    assert "salmon/share/difference/conv1_x" in logger.metrics
+    assert "salmon_details/share/difference/conv1_x" in logger.metrics
     assert {"salmon/shares", "salmon/flagged/1"} <= set(logger.images)
     assert "salmon/filters" in logger.tables
 

@@ -63,19 +63,18 @@ def test_scalars_have_a_line_per_group_and_ranking(server: Server) -> None:
     tags = server.json("scalars/tags")[RUN]
     for method in ("pot", "zscore", "difference"):
         for group in GROUPS:
-            rows = server.json("scalars/scalars", run=RUN, tag=f"salmon/share/{method}/{group}")
+            rows = server.json(
+                "scalars/scalars", run=RUN, tag=f"salmon_details/share/{method}/{group}"
+            )
             assert len(rows) == 3
-    for name in (
-        "misclassified",
-        "fits/ok",
-        "doubtful",
-        "cost/seconds",
-        "cost/views_seconds",
-        "cost/pictures_seconds",
-    ):
-        assert f"salmon/{name}" in tags
+    watched = {"mistakes", "findings", "trust", "depth", "cost/share"}
+    assert {tag.removeprefix("salmon/") for tag in tags if tag.startswith("salmon/")} == {
+        *watched, *(f"share/{group}" for group in GROUPS)
+    }  # fmt: skip
+    for name in ("fits/ok", "doubtful", "cost/seconds", "cost/views_seconds"):
+        assert f"salmon_details/{name}" in tags
     shares = [
-        server.json("scalars/scalars", run=RUN, tag=f"salmon/share/pot/{group}")[-1][2]
+        server.json("scalars/scalars", run=RUN, tag=f"salmon_details/share/pot/{group}")[-1][2]
         for group in GROUPS
     ]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
@@ -174,8 +173,8 @@ def waited(page: Chrome, condition: Callable[[str], bool]) -> str:
     [
         (
             "scalars",
-            "salmon/share",
-            ["salmon/share/difference/conv1", "salmon/share/pot/conv5_x"],
+            "salmon.*share",
+            ["salmon_details/share/difference/conv1", "salmon_details/share/pot/conv5_x"],
             15,
         ),
         ("images", "heatmap|shares|trend", ["salmon/heatmap/pot", "salmon/trend/difference"], 6),

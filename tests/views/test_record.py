@@ -81,20 +81,35 @@ def test_shares_among_the_metrics_are_those_of_the_ranking() -> None:
     metrics = pass_metrics(record_pass(diagnosis, run="a", stage="validation"))
     for method, ranking in diagnosis.rankings.items():
         for group, share in group_shares(ranking, diagnosis.index).items():
-            assert metrics[f"share/{method}/{group}"] == pytest.approx(share, rel=1e-12)
+            assert metrics[f"details/share/{method}/{group}"] == pytest.approx(share, rel=1e-12)
     for group in diagnosis.index.groups:
-        assert metrics[f"share/difference/{group}"] == pytest.approx(
-            metrics[f"share/pot/{group}"] - metrics[f"share/zscore/{group}"], abs=1e-12
+        assert metrics[f"details/share/difference/{group}"] == pytest.approx(
+            metrics[f"details/share/pot/{group}"] - metrics[f"details/share/zscore/{group}"],
+            abs=1e-12,
         )
-    assert metrics["doubtful"] == pytest.approx(
+    assert metrics["details/doubtful"] == pytest.approx(
         float((diagnosis.fit.ad_p[~torch.isnan(diagnosis.fit.ad_p)] < 0.05).double().mean())
     )
 
 
 def test_metrics_of_a_method_that_ranked_nothing_are_absent() -> None:
     metrics = pass_metrics(hand_record(counts={"pot": [0, 0, 0], "zscore": [1, 1, 2]}))
-    assert "share/zscore/late" in metrics
-    assert not any(name.startswith(("share/pot", "share/difference")) for name in metrics)
+    assert "details/share/zscore/late" in metrics
+    absent = ("details/share/pot", "details/share/difference", "share/", "depth")
+    assert not any(name.startswith(absent) for name in metrics)
+
+
+def test_few_numbers_are_for_every_day() -> None:
+    metrics = pass_metrics(hand_record(beyond=3))
+    watched = {name: value for name, value in metrics.items() if not name.startswith("details/")}
+    # Shares of 0.4 and 0.6 in groups that each hold half of the filters.
+    assert watched == pytest.approx({
+        "mistakes": 20, "findings": 3, "trust": 1, "depth": 0.75, "share/early": 0.8,
+        "share/late": 1.2,
+    })  # fmt: skip
+    doubted = pass_metrics(hand_record(beyond=None, doubts=["It is another function."]))
+    assert doubted["trust"] == 0
+    assert "findings" not in doubted
 
 
 def test_a_record_is_the_same_after_its_way_to_disk(tmp_path: Path) -> None:
