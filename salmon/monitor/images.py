@@ -12,6 +12,7 @@ from salmon.diagnosis import (
     Diagnosis,
     WorstSample,
     WorstSamples,
+    confusions,
     find_images,
     image_position,
 )
@@ -27,6 +28,7 @@ from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
     METHOD_NAMES,
     Picture,
+    Pixels,
     clipped,
     guess_normalisation,
     p_text,
@@ -82,6 +84,16 @@ def flagged_images(
         Picture(sample=number, pixels=known.pixels(image))
         for number, image in list(small.items())[: views.thumbnails]
     ]
+
+
+def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[Pixels]:
+    """Those of the confusion that is most frequent, worst first, each sample once."""
+    worst, mistakes = confusions(diagnosis.mistakes, 1), diagnosis.mistakes
+    if not worst:
+        return []
+    same = mistakes.target.eq(worst[0].target) & mistakes.predicted.eq(worst[0].predicted)
+    wanted = set(mistakes.sample[same].tolist())
+    return list({one.sample: one.pixels for one in pictures if one.sample in wanted}.values())
 
 
 def _map(

@@ -14,7 +14,7 @@ from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.clock import Clock
 from salmon.monitor.context import PassContext
 from salmon.monitor.facts import class_names
-from salmon.monitor.images import flagged_images
+from salmon.monitor.images import confused_images, flagged_images
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import loader_of, rehearsal
@@ -76,6 +76,7 @@ def publish_pass(
                 publish(
                     boards(trainer), metric_scope(scope), record, history,
                     before=before, pictures=[each for each in pictures if each.caption],
+                    confused=confused_images(pictures, diagnosis),
                     figures=settings.views.figures, shown=context.memory.shown,
                     attempt=lambda what: _tolerated(settings, f"show its {what}"),
                 )  # fmt: skip

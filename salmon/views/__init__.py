@@ -3,7 +3,7 @@
 from salmon.views.board import Board
 from salmon.views.files import read_pass, write_pass, write_pictures
 from salmon.views.history import History
-from salmon.views.pictures import Normalisation, Picture, guess_normalisation
+from salmon.views.pictures import Normalisation, Picture, Pixels, guess_normalisation
 from salmon.views.publish import publish
 from salmon.views.record import MOST_ROWS, PassRecord, record_pass
 from salmon.views.report import gather, write_report
@@ -33,6 +33,7 @@ __all__ = [
     "Normalisation",
     "PassRecord",
     "Picture",
+    "Pixels",
     "ViewSettings",
     "blamed",
     "clipped",

@@ -29,13 +29,16 @@ from salmon.views.figures import (
     words,
 )
 from salmon.views.history import History
+from salmon.views.pictures import Pixels, enlarged
 from salmon.views.record import STATUSES, XI_EDGES, FitExample, LayerRow, PassRecord
-from salmon.views.summary import calibration_text, doubt_text
+from salmon.views.summary import calibration_text, doubt_text, overview
 from salmon.views.wording import METHOD_NAMES, percent
 
 _FAINT = LIGHT["faint"]
 _ENDS = ("low", "high")
 _DASHES = ("-", "--", ":", "-.")
+_LETTERS = 52  # of a sentence in a line of the overview
+_PHOTO = 96
 _MAX_DOTS = 30  # passes of a line that are marked
 _MAX_CELLS = 120  # passes of a heat map side by side; more are averaged
 _STATUS_TEXT = {
@@ -45,6 +48,40 @@ _STATUS_TEXT = {
     "too_few": "too few excesses",
     "degenerate": "values tie",
 }
+
+
+@styled()
+def overview_card(record: PassRecord, history: History, confused: Sequence[Pixels] = ()) -> Chart:
+    """The sentences of a pass, on one card.
+
+    Args:
+        confused: Images ``[H, W, 3]`` of the worst confusion, of which two are shown.
+    """
+    title = f"{record.stage.capitalize()} {record.number}, at step {record.step}"
+    parts = overview(record, history, brief=True)
+    rows = [
+        (name, [text for line in lines for text in _wrapped(line)]) for name, lines in parts.items()
+    ]
+    high = sum(16 * len(texts) + 10 for _, texts in rows)
+    shown = [enlarged(image, 2 * _PHOTO) for image in confused[:2]]
+    figure = blank(title, 36 + high + (_PHOTO + 34) * bool(shown))
+    y = 44.0
+    for name, texts in rows:
+        for i, label in enumerate(textwrap.wrap(name, 10)):
+            words(figure, 8, y + 16 * i, label, weight="bold")
+        for text in texts:
+            words(figure, 90, y, text)
+            y += 16
+        y += 10
+    for i, image in enumerate(shown):
+        axes = axes_at(figure, 90 + (_PHOTO + 12) * i, y - 6, _PHOTO, _PHOTO)
+        axes.imshow(image, interpolation="none")
+        axes.set_axis_off()
+    if shown:
+        pair = record.pairs[0]
+        note = f"{record.class_name(pair.target)} taken for {record.class_name(pair.predicted)}"
+        words(figure, 90, y + _PHOTO + 12, fitted(note, 340), color=_FAINT)
+    return Chart(title, " ".join(line for lines in parts.values() for line in lines), figure)
 
 
 @styled()
@@ -257,6 +294,12 @@ def calibration_chart(record: PassRecord) -> Chart:
     name_columns(axes, places, [f"{10.0**d:g}" for d in places], color=_FAINT)
     _legend(figure, list(lines), 40, color=colours[: len(lines)], ls=dashes[: len(lines)])
     return Chart(title, calibration_text(record), figure)
+
+
+def _wrapped(sentence: str) -> list[str]:
+    """Its lines; a number stays with its percent sign."""
+    lines = textwrap.wrap(sentence.replace(" %", "\u00a0%"), _LETTERS, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def layer_names(layers: Sequence[LayerRow]) -> tuple[list[str], str]:

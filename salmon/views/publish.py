@@ -5,12 +5,19 @@ from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
 from salmon.views.board import Board
-from salmon.views.charts import calibration_chart, fit_page, heat_map, share_bars, share_lines
+from salmon.views.charts import (
+    calibration_chart,
+    fit_page,
+    heat_map,
+    overview_card,
+    share_bars,
+    share_lines,
+)
 from salmon.views.figures import Chart, pixels
 from salmon.views.history import History
 from salmon.views.pictures import Picture, Pixels, captioned
 from salmon.views.record import XI_EDGES, PassRecord
-from salmon.views.summary import sentences
+from salmon.views.summary import overview
 from salmon.views.tables import (
     FILTER_COLUMNS,
     FINDING_COLUMNS,
@@ -24,6 +31,9 @@ from salmon.views.tables import (
     pair_table,
 )
 
+OVERVIEW = "0_overview"
+"""Tag that comes first among images and texts."""
+
 
 def publish(
     boards: Sequence[Board],
@@ -33,6 +43,7 @@ def publish(
     *,
     before: Blamed | None,
     pictures: Sequence[Picture] = (),
+    confused: Sequence[Pixels] = (),
     figures: bool = True,
     shown: dict[str, str] | None = None,
     attempt: Callable[[str], AbstractContextManager[object]] = nullcontext,
@@ -42,15 +53,19 @@ def publish(
     Args:
         scope: First part of the tags, such as ``salmon``.
         before: The pass before, for the table of filters.
+        confused: Images of the worst confusion, for the overview.
         shown: Texts that were put up last, by tag; the same text is not put up again. Updated.
         attempt: Makes a context around all that goes to one board, from a description of it; if the
             context swallows an exception, the rest is put up all the same.
     """
-    summary = "\n".join(f"- {literal(line)}" for line in sentences(record, history))
+    summary = "\n".join(
+        f"- **{name}.** {literal(' '.join(lines))}"
+        for name, lines in overview(record, history).items()
+    )
     tables = _tables(record, before, f"{scope}/", {} if shown is None else shown)
     for board in boards:
         with attempt(f"texts, tables and histograms in {board.name}"):
-            board.text(f"{scope}/summary", summary, record.step)
+            board.text(f"{scope}/{OVERVIEW}", summary, record.step)
             _put_histograms(board, scope, record)
             for tag, columns, rows, markdown in tables:
                 board.table(tag, columns, rows, record.step, markdown=markdown)
@@ -60,7 +75,7 @@ def publish(
             if not board.takes_images:
                 continue
             if images is None:
-                charts = _charts(record, history) if figures else {}
+                charts = _charts(record, history, confused) if figures else {}
                 images = [(name, pixels(chart), False) for name, chart in charts.items()]
                 # One tag per place: the images of one tag are steps of a slider.
                 images += [(f"flagged/{i}", captioned(p), True) for i, p in enumerate(pictures, 1)]
@@ -94,12 +109,18 @@ def _tables(
     return fresh
 
 
-def _charts(record: PassRecord, history: History) -> dict[str, Chart]:
+def _charts(record: PassRecord, history: History, confused: Sequence[Pixels]) -> dict[str, Chart]:
     """All charts by the end of their tag."""
+    several = len(history.passes) > 1
     return {
+        OVERVIEW: overview_card(record, history, confused),
         "shares": share_bars(record),
         "fit_quality": fit_page(record),
         **({"calibration": calibration_chart(record)} if record.calibration else {}),
         **{f"heatmap/{method}": heat_map(history, method) for method in record.counts},
-        **{f"trend/{name}": share_lines(history, name) for name in (*record.counts, "difference")},
+        **{
+            f"trend/{name}": share_lines(history, name)
+            for name in (*record.counts, "difference")
+            if several
+        },
     }

@@ -1,4 +1,4 @@
-"""What a pass found, in sentences: what stands out, where, and can the fits be trusted."""
+"""What a pass found, in sentences: what stands out, where, and what to do next."""
 
 import torch
 
@@ -8,33 +8,90 @@ from salmon.views.wording import percent
 
 _FITTED = ("ok", "exponential", "boundary")
 _NAMED = 5  # filters in a sentence
+_OF_CLASSES = 2
 
 
-def sentences(record: PassRecord, history: History) -> list[str]:
-    """Say the most important things first."""
+def overview(record: PassRecord, history: History, *, brief: bool = False) -> dict[str, list[str]]:
+    """Say what a pass found, the most important things first.
+
+    Args:
+        brief: Whether only what is most important is said.
+
+    Returns:
+        Sentences under short headings; what speaks against the numbers comes before all else.
+    """
+    ranked = sum(record.counts["pot"]) > 0
+    nothing = ["No filter could be ranked, so nothing is known of where mistakes are made."]
+    parts = {"Not to be trusted": record.doubts} if record.doubts else {}
+    parts |= {
+        "Mistakes": _mistakes(record, history),
+        "Findings": standing_out(record) if ranked else nothing,
+    }
+    if ranked:
+        parts["Where"] = [_over_represented(record, history)]
+    parts |= {"Trust": _trust(record), "Next": [_next(record)]}
+    if brief:
+        return parts | {"Trust": parts["Trust"][:1]}
+    if ranked:
+        parts["Findings"] = [*parts["Findings"], *_rare(record)]
+        parts["Where"] = [*parts["Where"], _depth(record, history)]
+    return parts
+
+
+def _mistakes(record: PassRecord, history: History) -> list[str]:
+    """How many, how many before, and the worst confusion."""
     share = record.misclassified / max(1, record.samples)
-    lines = [f"Not to be trusted: {doubt}" for doubt in record.doubts]
-    lines += [
+    lines = [
         f"{record.misclassified} of {record.samples} samples are misclassified ({percent(share)})"
         + _before(history)
     ]
-    if sum(record.counts["pot"]) == 0:
-        lines.append("No filter could be ranked, so nothing is known of where mistakes are made.")
+    if record.pairs:
+        pair = record.pairs[0]
+        true, taken = record.class_name(pair.target), record.class_name(pair.predicted)
+        lines.append(f"Most often true class {true} is taken for {taken}: {pair.mistakes} times.")
+    return lines
+
+
+def _trust(record: PassRecord) -> list[str]:
+    """A word, and its reasons."""
+    doubtful, last = record.doubtful, record.calibration[-1] if record.calibration else None
+    off = last is not None and not 1 / 3 <= last.ratio <= 3
+    if record.doubts:
+        word = "None"
+    elif off or (doubtful is not None and doubtful > 0.5):
+        word = "Little"
+    elif doubtful is None or doubtful > 0.1:
+        word = "Fair"
     else:
-        lines += [
-            *standing_out(record), *_rare(record), _over_represented(record, history),
-            _depth(record, history),
-        ]  # fmt: skip
-    fitted = sum(record.fits[status] for status in _FITTED)
-    total = max(1, sum(record.fits.values()))
+        word = "Good"
+    fitted = sum(record.fits[status] for status in _FITTED) / max(1, sum(record.fits.values()))
     origin = " (tails of other data)" if record.given_fit else ""
-    lines.append(f"{percent(fitted / total)} of the filters have a fitted tail{origin}. "
-                 f"{doubt_text(record)}")  # fmt: skip
+    lines = [
+        f"{word}: {'no fit could be tested' if doubtful is None else _doubtful(doubtful)}.",
+        f"{percent(fitted)} of the filters have a fitted tail{origin}.",
+    ]
     if record.level_reason:
         lines.append(f"Threshold: {record.level_reason}")
     if record.calibration:
         lines.append(calibration_text(record))
     return lines
+
+
+def _next(record: PassRecord) -> str:
+    """What to do."""
+    if record.doubts:
+        return "Do what is said above; until then the other numbers mean little."
+    if not record.misclassified:
+        return "Nothing: there are no mistakes."
+    if record.beyond:
+        return (
+            "See whose samples they are (salmon report FOLDER), and look for a repair "
+            "(salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
+        )
+    return (
+        "Look at the mistakes themselves (salmon report FOLDER): labels, and data that are rare in "
+        "training. A change of a few filters is not what they ask for."
+    )
 
 
 def calibration_text(record: PassRecord) -> str:
@@ -55,12 +112,8 @@ def standing_out(record: PassRecord) -> list[str]:
     lines, part = [], [row for row in record.findings if row.target is not None]
     if record.beyond:
         named = [row for row in record.findings if row.target is None][:_NAMED]
-        lines.append(
-            f"{_filters(record.beyond)} beyond chance, against {yardstick}: "
-            + ", ".join(f"{row.label} in {_excess(row)}" for row in named)
-            + (", ..." if record.beyond > len(named) else "")
-            + "."
-        )
+        lines.append(f"{_filters(record.beyond)} beyond chance, against {yardstick}:")
+        lines += _listed([f"{row.label}: {_excess(row)}" for row in named], record.beyond)
     else:
         everyone = sum(layer.filters for layer in record.layers)
         lines.append(
@@ -68,14 +121,17 @@ def standing_out(record: PassRecord) -> list[str]:
             "filters beyond chance."
         )
     if part:
-        named = part[:_NAMED]
-        lines.append(
-            "Among mistakes of one class or confusion: "
-            + "; ".join(f"{whose(record, row)}, {row.label} in {_excess(row)}" for row in named)
-            + ("; ..." if len(part) > len(named) else "")
-            + "."
-        )
+        named = part[:_OF_CLASSES]
+        lines.append("Among mistakes of one class or confusion:")
+        texts = [f"{whose(record, row)}, {row.label}: {_excess(row)}" for row in named]
+        lines += _listed(texts, len(part))
     return lines
+
+
+def _listed(texts: list[str], number: int) -> list[str]:
+    """The first of so many things, one by one."""
+    more = f" and {number - len(texts)} more" if number > len(texts) else ""
+    return [*(f"{text};" for text in texts[:-1]), f"{texts[-1]}{more}."]
 
 
 def whose(record: PassRecord, row: FindingRow) -> str:
@@ -90,7 +146,7 @@ def whose(record: PassRecord, row: FindingRow) -> str:
 
 def _excess(row: FindingRow) -> str:
     """How many mistakes, and how many are ordinary."""
-    return f"{row.mistakes} mistakes ({row.expected:.3g} expected)"
+    return f"{row.mistakes} mistakes, {row.expected:.3g} expected"
 
 
 def _filters(number: int) -> str:
@@ -117,19 +173,24 @@ def doubt_text(record: PassRecord) -> str:
     """How many fits are doubtful, in a sentence."""
     if record.doubtful is None:
         return "No fit could be tested."
+    return f"By the Anderson-Darling test {_doubtful(record.doubtful)}."
+
+
+def _doubtful(share: float) -> str:
+    """Of the fits."""
     return (
-        f"Doubtful (Anderson-Darling p < {DOUBTFUL_BELOW}): {percent(record.doubtful)} of the "
-        f"tested fits; {100 * DOUBTFUL_BELOW:.0f} % would be so if all tails were exact."
+        f"{percent(share)} of the tested fits are doubtful (p < {DOUBTFUL_BELOW}), where "
+        f"{100 * DOUBTFUL_BELOW:.0f} % would be if all tails were exact"
     )
 
 
 def _before(history: History) -> str:
-    """How it was in the validation before."""
+    """How it was in the pass before."""
     if len(history.passes) < 2:
         return "."
     wrong, samples = int(history.misclassified[-2]), int(history.samples[-2])
     return (
-        f"; in the pass before, number {int(history.passes[-2])}, they were {wrong} of {samples} "
+        f"; at step {int(history.steps[-2])} they were {wrong} of {samples} "
         f"({percent(wrong / max(1, samples))})."
     )
 

@@ -86,7 +86,8 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     found = events(tmp_path)
     tags = found.Tags()
     assert set(tags["images"]) == {
-        "salmon/shares", "salmon/fit_quality", "salmon/heatmap/pot", "salmon/heatmap/zscore",
+        "salmon/0_overview", "salmon/shares", "salmon/fit_quality", "salmon/heatmap/pot",
+        "salmon/heatmap/zscore",
         "salmon/trend/pot", "salmon/trend/zscore", "salmon/trend/difference", "salmon/flagged/1",
     }  # fmt: skip
     assert set(tags["histograms"]) == {
@@ -104,7 +105,7 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     assert r"| all | net.a.0\[1\] | 9 | 1.25 | 7.2 | 0.004 |" in text
     assert r"| net.b.0\[3\] | 5 | 0 |  | 0.01 |" in text
     assert r"| 7 | net.b.0\[3\] |" in text_of(found, "salmon/confusions")
-    assert "20 of 200 samples are misclassified" in text_of(found, "salmon/summary")
+    assert "20 of 200 samples are misclassified" in text_of(found, "salmon/0_overview")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
     images, step = logger.images["salmon/flagged/1"]
     assert step == RECORD.step
     assert images[0].dtype == np.uint8
-    assert len(logger.images) == 8
+    assert len(logger.images) == 9
     columns, data, step = logger.tables["salmon/filters"]
     assert columns == [
         "filter", "group", "mistakes", "expected", "adjusted p", "significant", "change",

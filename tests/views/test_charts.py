@@ -26,14 +26,15 @@ from salmon.views.charts import (
     fit_page,
     heat_map,
     layer_names,
+    overview_card,
     share_bars,
     share_lines,
     xi_chart,
 )
 from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
 from salmon.views.figures import words as words_at
-from salmon.views.record import CalibrationRow, FindingRow, LayerRow
-from salmon.views.summary import sentences
+from salmon.views.record import CalibrationRow, FindingRow, LayerRow, PairRow
+from salmon.views.summary import overview
 from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
 
@@ -102,7 +103,9 @@ def deep_record(number: int = 0, layers: int = 53, groups: int = 5) -> PassRecor
 
 def every_chart(records: list[PassRecord]) -> list[Chart]:
     history, last = History.of(records), records[-1]
+    image = np.zeros((8, 8, 3), np.uint8)
     return [
+        overview_card(last, history, [image] * bool(last.pairs)),
         share_bars(last), depth_bars(last), fit_page(last), xi_chart(last),
         *([calibration_chart(last)] if last.calibration else []),
         *(heat_map(history, method) for method in ("pot", "zscore")),
@@ -201,7 +204,7 @@ def test_the_fit_page_shows_every_status_and_three_fits() -> None:
     (example,) = record.examples[:1]
     assert "only fit" in words(fit_page(hand_record(examples=[replace(example, kind="only")])))
     assert "75.0 %" in words(fit_page(hand_record()))
-    assert "Doubtful (Anderson-Darling p < 0.05): 10.0 %" in fit_page(hand_record()).description
+    assert "10.0 % of the tested fits are doubtful" in fit_page(hand_record()).description
     assert "No fit could be tested." in words(fit_page(hand_record(doubtful=None)))
 
 
@@ -227,15 +230,21 @@ def test_names_of_layers_leave_out_what_all_share() -> None:
     assert {"net.\u2026", "a.0", "a.1", "b.0"} <= set(words(heat_map(THREE, "pot")))
 
 
+STRIKING = FindingRow(
+    label="net.a.0[0]", mistakes=9, expected=1.25, p=0.004, target=None, predicted=None
+)
+
+
 def summary(**changes: Any) -> str:
     record = hand_record(2, **changes)
-    return " ".join(sentences(record, History.of([hand_record(1), record])))
+    parts = overview(record, History.of([hand_record(1), record]))
+    return " ".join(line for lines in parts.values() for line in lines)
 
 
 def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
     text = summary(misclassified=30)
     assert "30 of 200 samples are misclassified (15.0 %)" in text
-    assert "in the pass before, number 1, they were 20 of 200 (10.0 %)" in text
+    assert "at step 10 they were 20 of 200 (10.0 %)" in text
     assert "at 75.0 % of its depth, the filters at 66.7 %" in text
     assert "later than" in text
     assert "83.3 % of the filters have a fitted tail" in text
@@ -252,22 +261,50 @@ def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None
 def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
     assert "No filter stands out: against 100 right samples ranked alike" in summary()
     assert "No right sample is there to compare with" in summary(beyond=None, right=0)
-    overall = [
-        FindingRow(
-            label=f"net.a.0[{i}]", mistakes=9 - i, expected=1.25, p=0.004, target=None,
-            predicted=None,
-        )
-        for i in range(7)
-    ]  # fmt: skip
+    overall = [replace(STRIKING, label=f"net.a.0[{i}]", mistakes=9 - i) for i in range(7)]
     text = summary(beyond=7, findings=overall)
     assert "7 filters stand out beyond chance, against 100 right samples" in text
-    assert "net.a.0[0] in 9 mistakes (1.25 expected)" in text
-    assert "net.a.0[4] in 5 mistakes (1.25 expected), ..." in text
+    assert "net.a.0[0]: 9 mistakes, 1.25 expected;" in text
+    assert "net.a.0[4]: 5 mistakes, 1.25 expected and 2 more." in text
     part = [replace(overall[0], target=1), replace(overall[1], target=1, predicted=0)]
     text = summary(beyond=1, findings=[overall[0], *part], classes=["cat", "dog"])
     assert "1 filter stands out beyond chance" in text
-    assert "true class dog, net.a.0[0] in 9 mistakes" in text
-    assert "true class dog taken for cat, net.a.0[1] in 8 mistakes" in text
+    assert "true class dog, net.a.0[0]: 9 mistakes" in text
+    assert "true class dog taken for cat, net.a.0[1]: 8 mistakes" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"doubts": ["It is another function."]}, "None"),
+        ({"doubtful": 0.6}, "Little"),
+        ({"doubtful": 0.3}, "Fair"),
+        ({"doubtful": None}, "Fair: no fit could be tested"),
+        ({"doubtful": 0.06}, "Good"),
+    ],
+)
+def test_trust_is_one_word_with_its_reason(changes: dict[str, Any], word: str) -> None:
+    record = hand_record(**changes)
+    assert overview(record, History.start(record))["Trust"][0].startswith(word)
+
+
+def test_the_summary_ends_with_what_to_do() -> None:
+    assert "Look at the mistakes themselves" in summary()
+    assert "salmon repair --config" in summary(beyond=1, findings=[STRIKING])
+    assert "Nothing: there are no mistakes." in summary(misclassified=0)
+    doubted = overview(hand_record(doubts=["It is off."]), THREE)
+    assert next(iter(doubted)) == "Not to be trusted"
+    assert "Do what is said above" in doubted["Next"][0]
+
+
+def test_the_overview_shows_two_images_of_the_worst_confusion() -> None:
+    record = hand_record(pairs=[PairRow(target=1, predicted=0, mistakes=7)], classes=["cat", "dog"])
+    images = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
+    chart = overview_card(record, History.start(record), images)
+    assert len([axes for axes in chart.figure.axes if axes.images]) == 2
+    assert {"dog taken for cat", "Most often true class dog is taken for cat: 7 times."} <= set(
+        words(chart)
+    )
 
 
 @pytest.mark.parametrize(("groups", "passes"), [(2, 1), (5, 50), (20, 130)])
@@ -447,4 +484,4 @@ def test_the_calibration_is_a_line_with_a_band_beside_its_rivals() -> None:
         chart.description
     )
     assert "a normal distribution, as the z-score assumes it, has 1e+02" in chart.description
-    assert chart.description in sentences(record, History.start(record))
+    assert chart.description in overview(record, History.start(record))["Trust"]

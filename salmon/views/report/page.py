@@ -25,7 +25,7 @@ from salmon.views.files import StoredImage
 from salmon.views.history import History
 from salmon.views.record import PassRecord
 from salmon.views.report.gathering import NAMED, Section, StoredFlag
-from salmon.views.summary import sentences
+from salmon.views.summary import overview
 from salmon.views.tables import (
     FILTER_COLUMNS,
     FINDING_COLUMNS,
@@ -133,7 +133,7 @@ def _section(number: int, section: Section) -> dict[str, object]:
         "record": record,
         "when": _when(record),
         "notes": section.notes,
-        "sentences": sentences(record, history),
+        "overview": overview(record, history),
         "charts": drawn,
         "standing_out": (FINDING_COLUMNS, finding_rows(record)),
         "filters": (FILTER_COLUMNS, filter_rows(record, before)),
