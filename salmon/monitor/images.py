@@ -92,8 +92,11 @@ def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[P
     if not worst:
         return []
     same = mistakes.target.eq(worst[0].target) & mistakes.predicted.eq(worst[0].predicted)
-    wanted = set(mistakes.sample[same].tolist())
-    return list({one.sample: one.pixels for one in pictures if one.sample in wanted}.values())
+    wanted, found = set(mistakes.sample[same].tolist()), dict[int, Pixels]()
+    for one in pictures:
+        if one.sample in wanted:
+            found.setdefault(one.sample, one.pixels)  # its thumbnail comes later
+    return list(found.values())
 
 
 def _map(

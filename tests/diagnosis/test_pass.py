@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from salmon import FilterIndex, InputError, Pass, PassSettings, StateError
-from salmon.diagnosis import Diagnosis
+from salmon.diagnosis import Diagnosis, find
 from tests.networks import PlainNet, batch
 
 SAMPLES = 60
@@ -222,3 +222,22 @@ def test_both_estimators_fit_the_same_tails() -> None:
     assert WHOLE.fit.posterior is not None
     of_layer = WHOLE.fit.posterior.prior_mean.unique()
     assert len(of_layer) == len(WHOLE.index.layers)
+
+
+def test_findings_hold_mistakes_against_right_samples_of_the_pass() -> None:
+    right = torch.ones(SAMPLES, dtype=torch.bool)
+    right[WHOLE.mistakes.sample] = False
+    expected = find(
+        WHOLE.mistakes, WHOLE.rankings["pot"], WHOLE.right, LABELS[right], len(WHOLE.index)
+    )
+    assert torch.equal(WHOLE.findings.p, expected.p)
+    assert WHOLE.findings.found == expected.found
+    merged = measured([slice(0, 31)])
+    merged.merge(measured([slice(31, SAMPLES)]))
+    assert torch.equal(merged.compute().findings.p, expected.p)
+
+
+@pytest.mark.parametrize(("filters", "places"), [(5, 1), (112, 11), (250, 25), (4800, 25)])
+def test_a_small_network_has_fewer_places_unless_they_are_given(filters: int, places: int) -> None:
+    assert PassSettings().places(filters) == places
+    assert PassSettings(top_k=30).places(filters) == 30

@@ -390,7 +390,6 @@ def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
     assert found.misclassified > 5
     assert len(found.mistakes.sample) == 4
     assert found.profile.shape == (4, 24)
-    assert found.right is not None
     assert len(found.right.filters) == 1
     assert f"profiles of 4 of {found.misclassified} kept" in log.text
     assert [r["sample"] for r in flagged(tmp_path) if r["kind"] == "sample"] == (
@@ -404,6 +403,21 @@ def test_the_log_says_which_level_was_chosen_and_why(
     monitor = SaliencyMonitor(level="auto", strict=True)
     trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
     assert f"Threshold: {monitor.results['validation'].level_reason} It took" in log.text
+
+
+def test_the_log_says_what_stands_out_and_how_many_filters_are_reported(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    monitor = SaliencyMonitor(level=0.7, strict=True)
+    trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)
+    found = monitor.results["validation"]
+    assert found.rankings["pot"].filters.shape[1] == 2  # a tenth of 24
+    assert "Top 2 of 24 filters by POT" in log.text
+    assert f"Filters that stand out: {len(found.findings.filters)}." in log.text
+    row = flagged(tmp_path)[0]
+    assert row["beyond_chance"] == len(
+        {each["filter"] for each in row["top"]} & {each.filter for each in found.findings.filters}
+    )
 
 
 def test_fast_dev_run_measures_and_writes_nothing(tmp_path: Path) -> None:
