@@ -17,11 +17,12 @@ from salmon.views import gather, write_report
 from tests.browser import Server, browser, deep_text, tensorboard
 
 PANELS = {  # page, filter of tags, text to wait for, height
+    "tensorboard-overview": ("images", "overview", "salmon/0_overview", 900),
     "tensorboard-charts": ("images", "shares|heatmap", "salmon/heatmap/pot", 900),
     "tensorboard-flagged": ("images", "flagged", "salmon/flagged/1", 820),
     "tensorboard-fits": ("images", "fit_quality", "salmon/fit_quality", 620),
     "tensorboard-histograms": ("histograms", "depth|xi", "salmon/depth/pot", 820),
-    "tensorboard-text": ("text", "salmon/(summary|filters)", "median p", 900),
+    "tensorboard-text": ("text", "salmon/(0_overview|filters)", "median p", 900),
 }
 RUN = "mnist"
 WIDTH = 1400
@@ -39,7 +40,8 @@ def main(demo: Path, out: Path) -> None:
                 page.set_window_size(WIDTH, height + 140)
                 choice = f"&tagFilter={urllib.parse.quote(tags)}" if tags else ""
                 page.get("about:blank")
-                page.get(f"{server.address}/#{panel}{choice}&runFilter={RUN}")
+                runs = "" if "overview" in tags and panel == "images" else f"&runFilter={RUN}"
+                page.get(f"{server.address}/#{panel}{choice}{runs}")
                 while text not in deep_text(page):
                     time.sleep(0.5)
                 time.sleep(2)  # charts are drawn after their names

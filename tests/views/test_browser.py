@@ -142,14 +142,14 @@ def test_charts_are_served_as_they_are_drawn_from_the_files(
 
 def test_texts_are_tables_and_sentences(server: Server) -> None:
     tags = server.json("text/tags")[RUN]
-    for name in ("coverage", "summary", "filters", "confusions"):
+    for name in ("coverage", "0_overview", "filters", "confusions"):
         assert any(tag.startswith(f"salmon/{name}") for tag in tags)
     texts = {
         name: server.json("text/text", run=RUN, tag=f"salmon/{name}/text_summary")[-1]["text"]
-        for name in ("summary", "filters", "confusions")
+        for name in ("0_overview", "filters", "confusions")
     }
-    assert "<li>" in texts["summary"]
-    assert "samples are misclassified" in texts["summary"]
+    assert "<li>" in texts["0_overview"]
+    assert "samples are misclassified" in texts["0_overview"]
     assert texts["filters"].count("<td>net.") == 50
     assert "<th>median p</th>" in texts["filters"]
     assert "<th>predicted</th>" in texts["confusions"]
