@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
-from salmon.ranking import Calibration, Ranking
+from salmon.ranking import Calibration, Ranking, filter_shares, group_shares
+
+_SHOWN = 3  # findings in a representation
 
 NO_CLASS = -1
 """Predicted where the probabilities are no numbers, as those of NaN logits are."""
@@ -83,7 +86,7 @@ class Findings:
         return tuple(each for each in self.found if each.target is None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Diagnosis:
     """What one pass found. Tensors are on the CPU."""
 
@@ -129,3 +132,52 @@ class Diagnosis:
     def trusted(self) -> bool:
         """Whether nothing was found that speaks against the numbers."""
         return not self.doubts
+
+    def __repr__(self) -> str:
+        """What was found, in a few lines."""
+        ranking, fit, found = self.rankings["pot"], self.fit, self.findings
+        shares = group_shares(ranking, self.index).items()
+        sizes = filter_shares(self.index)
+        lines = [
+            f"{self.samples} samples, {self.misclassified} misclassified, {self.dropped} without "
+            f"a finite profile, {self.unlabelled} unlabelled",
+            f"{len(self.index)} filters in {len(self.index.layers)} layers, the first "
+            f"{ranking.filters.shape[1]} of {len(self.mistakes.ids)} mistakes ranked",
+            f"tails of {'these' if self.own else 'other'} samples, {fit.estimator}, level "
+            f"{fit.effective_level:.3g}: "
+            + ", ".join(f"{n} {status.label}" for status, n in fit.counts().items() if n),
+            "blamed by POT (of all filters), %: "
+            + ", ".join(f"{g} {100 * share:.1f} ({100 * sizes[g]:.1f})" for g, share in shares),
+            f"filters beyond chance, against {len(self.right.filters)} right samples: "
+            + (str(len(found.filters)) if found.compared else "not compared"),
+            *(
+                f"  {self.index.label(each.filter)}: {each.mistakes} mistakes, "
+                f"{each.expected:.3g} expected, p {each.p:.2g}"
+                for each in found.filters[:_SHOWN]
+            ),
+            *(f"not to be trusted: {doubt}" for doubt in self.doubts),
+        ]
+        return "\n  ".join(["Diagnosis:", *lines])
+
+    def to_dataframe(self) -> Any:
+        """Every ranked filter of every kept mistake, for pandas.
+
+        Returns:
+            A ``pandas.DataFrame`` with a row per mistake and place. Its columns are those of a
+            flag (docs/flagged.md) and of the entries of its ``top``; ``place`` counts from 1.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        import pandas as pd
+
+        from salmon.diagnosis.flags import sample_flags
+
+        rows = [
+            {name: value for name, value in flag.items() if name not in ("schema", "kind", "top")}
+            | {"place": place}
+            | entry
+            for flag in sample_flags(self)
+            for place, entry in enumerate(flag["top"], 1)
+        ]
+        return pd.DataFrame(rows)

@@ -39,6 +39,11 @@ class Picture:
     caption: Sequence[str] = ()
 
     @property
+    def is_photo(self) -> bool:
+        """Whether it is shown about as large as it is; enlarged pixels take fewer bytes as PNG."""
+        return 2 * max(self.pixels.shape[:2]) > _SIDE
+
+    @property
     def overlay(self) -> Pixels | None:
         """The image in grey with its map in colour, where there is one."""
         return None if self.heat is None else overlay(self.pixels, self.heat)

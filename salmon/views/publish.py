@@ -78,7 +78,9 @@ def publish(
                 charts = _charts(record, history, confused) if figures else {}
                 images = [(name, pixels(chart), False) for name, chart in charts.items()]
                 # One tag per place: the images of one tag are steps of a slider.
-                images += [(f"flagged/{i}", captioned(p), True) for i, p in enumerate(pictures, 1)]
+                images += [
+                    (f"flagged/{i}", captioned(p), p.is_photo) for i, p in enumerate(pictures, 1)
+                ]
             for name, image, photo in images:
                 board.image(f"{scope}/{name}", image, record.step, photo=photo)
 

@@ -241,3 +241,24 @@ def test_findings_hold_mistakes_against_right_samples_of_the_pass() -> None:
 def test_a_small_network_has_fewer_places_unless_they_are_given(filters: int, places: int) -> None:
     assert PassSettings().places(filters) == places
     assert PassSettings(top_k=30).places(filters) == 30
+
+
+def test_a_diagnosis_is_shown_in_a_few_lines() -> None:
+    lines = repr(WHOLE).splitlines()
+    assert len(lines) <= 10
+    assert lines[1] == (
+        f"  {SAMPLES} samples, {WHOLE.misclassified} misclassified, 0 without a finite profile, "
+        "0 unlabelled"
+    )
+    assert "against" in repr(WHOLE)
+    assert "tensor" not in repr(WHOLE)
+
+
+def test_ranked_filters_go_on_in_pandas() -> None:
+    table = WHOLE.to_dataframe()
+    ranking = WHOLE.rankings["pot"]
+    assert len(table) == int((ranking.filters >= 0).sum())
+    first = table[(table["id"] == WHOLE.mistakes.ids[0]) & (table["place"] == 1)].iloc[0]
+    assert first["filter"] == int(ranking.filters[0, 0])
+    assert first["p"] == pytest.approx(float(ranking.p[0, 0]))
+    assert first["label"] == WHOLE.index.label(int(ranking.filters[0, 0]))

@@ -131,7 +131,7 @@ def test_charts_are_served_as_they_are_drawn_from_the_files(
     server: Server, demo: Path, name: str, chart: Callable[[PassRecord, History], Chart]
 ) -> None:
     rows, image = picture(server, f"salmon/{name}")
-    assert len(rows) == 3
+    assert len(rows) == (2 if name.startswith("trend") else 3)  # one pass is no trend
     (section,) = [each for each in gather(demo) if each.name.startswith(RUN)]
     expected = pixels(chart(section.record, section.history)).astype(float)
     seen = np.asarray(image, dtype=float)
