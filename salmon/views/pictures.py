@@ -41,7 +41,7 @@ class Picture:
     @property
     def is_photo(self) -> bool:
         """Whether it is shown about as large as it is; enlarged pixels take fewer bytes as PNG."""
-        return 2 * max(self.pixels.shape[:2]) > _SIDE
+        return bool(2 * max(self.pixels.shape[:2]) > _SIDE)
 
     @property
     def overlay(self) -> Pixels | None:
@@ -175,5 +175,5 @@ def encoded(pixels: Pixels, how: str) -> tuple[str, bytes]:
         return "image/jpeg", buffer.getvalue()
     if how == "chart" and image.mode == "RGB":  # a third of the bytes and of the time
         image = image.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    image.save(buffer, "PNG", compress_level=3)
+    image.save(buffer, "PNG", compress_level=6)
     return "image/png", buffer.getvalue()

@@ -65,10 +65,10 @@ def _trust(record: PassRecord) -> list[str]:
     else:
         word = "Good"
     fitted = sum(record.fits[status] for status in _FITTED) / max(1, sum(record.fits.values()))
-    origin = " (tails of other data)" if record.given_fit else ""
+    origin = " (the tails are those of other data)" if record.given_fit else ""
     lines = [
-        f"{word}: {'no fit could be tested' if doubtful is None else _doubtful(doubtful)}.",
-        f"{percent(fitted)} of the filters have a fitted tail{origin}.",
+        f"{word}: {'no fit could be tested' if doubtful is None else _doubtful(doubtful)}{origin}.",
+        f"{percent(fitted)} of the filters have a fitted tail.",
     ]
     if record.level_reason:
         lines.append(f"Threshold: {record.level_reason}")
@@ -89,8 +89,8 @@ def _next(record: PassRecord) -> str:
             "(salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
         )
     return (
-        "Look at the mistakes themselves (salmon report FOLDER): labels, and data that are rare in "
-        "training. A change of a few filters is not what they ask for."
+        "Look at the mistakes themselves (flagged images, salmon report FOLDER): are labels wrong, "
+        "or are such data rare in training? It is not a few filters that are to blame."
     )
 
 
@@ -154,19 +154,19 @@ def _filters(number: int) -> str:
 
 
 def _rare(record: PassRecord) -> list[str]:
-    """How many mistakes have a rare filter."""
-    lines = []
-    if record.significant is not None:
-        lines.append(
-            f"{record.significant} of {record.kept} ranked mistakes have a filter that is "
-            f"significantly rare among {record.tested}"
-        )
-    if lines and record.striking is not None:
-        lines[0] += (
-            f"; {record.striking} ({percent(record.striking / max(1, record.kept))}) have a rarer "
+    """How many mistakes have a rare filter, whichever it is."""
+    if record.significant is None:
+        return []
+    line = (
+        f"Mistake by mistake, {record.significant} of {record.kept} have a filter that is "
+        f"significantly rare among {record.tested}"
+    )
+    if record.striking is not None:
+        line += (
+            f", and {record.striking} ({percent(record.striking / max(1, record.kept))}) a rarer "
             "one than 95 % of the right samples have"
         )
-    return [f"{line}." for line in lines]
+    return [line + ("." if record.beyond else "; which one it is differs from one to the other.")]
 
 
 def doubt_text(record: PassRecord) -> str:
@@ -187,7 +187,7 @@ def _doubtful(share: float) -> str:
 def _before(history: History) -> str:
     """How it was in the pass before."""
     if len(history.passes) < 2:
-        return "."
+        return "; no pass before."
     wrong, samples = int(history.misclassified[-2]), int(history.samples[-2])
     return (
         f"; at step {int(history.steps[-2])} they were {wrong} of {samples} "
@@ -215,12 +215,13 @@ def _over_represented(record: PassRecord, history: History) -> str:
     shares, sizes = history.group_shares("pot")[-1].tolist(), history.filter_shares()
     beyond = [i for i, (low, _) in enumerate(record.group_intervals) if low > sizes[i]]
     if not beyond:
-        return "No group of layers is blamed beyond its size."
+        return "No group of layers has more of the top filters by POT than its size says."
     most = max(beyond, key=lambda i: shares[i] / sizes[i])
     low, high = (100 * end for end in record.group_intervals[most])
     others = [history.groups[i] for i in beyond if i != most]
+    above = f"; above it, too: {', '.join(others)}." if others else "."
     return (
-        f"{history.groups[most]} is blamed furthest beyond its size: {percent(shares[most])} of "
-        f"the top filters (95 % interval {low:.1f} to {high:.1f}), {percent(sizes[most])} of all"
-        + (f"; also beyond it: {', '.join(others)}." if others else ".")
+        f"Of the groups, {history.groups[most]} is furthest above its size among the top "
+        f"{record.top_k} filters by POT: {percent(shares[most])} (95 % interval {low:.1f} to "
+        f"{high:.1f}), where it has {percent(sizes[most])} of all filters{above}"
     )

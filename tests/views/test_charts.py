@@ -252,10 +252,10 @@ def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
 
 
 def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None:
-    assert "No group of layers is blamed beyond its size." in summary()
+    assert "No group of layers has more of the top filters by POT" in summary()
     text = summary(group_intervals=[[0.3, 0.45], [0.55, 0.7]])
-    assert "late is blamed furthest beyond its size: 60.0 % of the top filters" in text
-    assert "(95 % interval 55.0 to 70.0), 50.0 % of all" in text
+    assert "late is furthest above its size among the top 5 filters by POT: 60.0 %" in text
+    assert "(95 % interval 55.0 to 70.0), where it has 50.0 % of all filters." in text
 
 
 def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
