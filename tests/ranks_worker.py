@@ -7,7 +7,7 @@ one process finds.
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ def plain(diagnosis: Diagnosis) -> dict[str, Any]:
             f.name: getattr(ranking, f.name) for f in fields(ranking) if f.name != "method"
         }
     found["excesses"] = dict(diagnosis.excesses)
+    findings = diagnosis.findings
+    found["findings"] = {
+        "expected": findings.expected, "p": findings.p,
+        "found": [asdict(each) for each in findings.found],
+    }  # fmt: skip
     return found
 
 

@@ -8,6 +8,8 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.ranking.ranking import Ranking
 
+_ENTRIES = 1 << 23
+
 
 def layer_counts(ranking: Ranking, index: FilterIndex) -> Tensor:
     """Count how often the ranked filters lie in each layer.
@@ -79,14 +81,13 @@ def share_intervals(
         return torch.full((parts, 2), torch.nan, dtype=torch.float64)
     number = len(ranking.filters)
     of_place = part_of[ranking.filters[samples, places]] + parts * samples
-    counts = torch.bincount(of_place, minlength=parts * number).view(number, parts).double()
-    generator = torch.Generator().manual_seed(seed)
-    totals = torch.stack([
-        torch.bincount(
-            torch.randint(number, (number,), generator=generator), minlength=number
-        ).double() @ counts
-        for _ in range(draws)
-    ])  # fmt: skip
-    shares = totals / totals.sum(1, keepdim=True)
-    ends = np.nanquantile(shares.numpy(), (0.025, 0.975), axis=0)
-    return torch.from_numpy(ends).t().contiguous()
+    counts = torch.bincount(of_place, minlength=parts * number).view(number, parts).numpy()
+    random, totals = np.random.default_rng(seed), []
+    at_once = max(1, _ENTRIES // number)
+    for start in range(0, draws, at_once):
+        size = min(at_once, draws - start)
+        times = random.multinomial(number, np.full(number, 1 / number), size)
+        totals.append(times.astype(float) @ counts)
+    drawn = np.concatenate(totals)
+    shares = drawn / drawn.sum(1, keepdims=True)
+    return torch.from_numpy(np.nanquantile(shares, (0.025, 0.975), axis=0).T.copy())

@@ -83,7 +83,7 @@ def _next(record: PassRecord) -> str:
         return "Do what is said above; until then the other numbers mean little."
     if not record.misclassified:
         return "Nothing: there are no mistakes."
-    if record.beyond:
+    if record.findings:
         return (
             "See whose samples they are (salmon report FOLDER), and look for a repair "
             "(salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
@@ -108,7 +108,8 @@ def standing_out(record: PassRecord) -> list[str]:
     """Filters that mistakes blame beyond chance, or that there are none."""
     yardstick = f"{record.right} right samples ranked alike"
     if record.beyond is None:
-        return ["No right sample is there to compare with, so that nothing can stand out."]
+        return [f"Nothing can stand out: of {record.right} right samples to compare with, none has "
+                "a filter in its tail."]  # fmt: skip
     lines, part = [], [row for row in record.findings if row.target is not None]
     if record.beyond:
         named = [row for row in record.findings if row.target is None][:_NAMED]
@@ -116,9 +117,10 @@ def standing_out(record: PassRecord) -> list[str]:
         lines += _listed([f"{row.label}: {_excess(row)}" for row in named], record.beyond)
     else:
         everyone = sum(layer.filters for layer in record.layers)
+        over_all = " over all mistakes" if part else ""
         lines.append(
-            f"No filter stands out: against {yardstick}, mistakes blame none of the {everyone} "
-            "filters beyond chance."
+            f"No filter stands out{over_all}: against {yardstick}, mistakes blame none of "
+            f"the {everyone} filters beyond chance."
         )
     if part:
         named = part[:_OF_CLASSES]

@@ -181,8 +181,12 @@ def test_a_diagnosis_writes_flags_fits_and_a_summary(
 ) -> None:
     assert main(["diagnose", *GIVEN, "--out", "out"]) == 0
     shown = capsys.readouterr().out
-    assert "Filters that most mistakes blame" in shown
+    assert "right samples ranked alike" in shown
+    assert "Classes that are confused most" in shown
     summary = json.loads((project / "out" / "diagnosis.json").read_text())
+    assert summary["right"] > 0
+    assert summary["beyond_chance"] == len([f for f in summary["findings"] if f["target"] is None])
+    assert {"label", "mistakes", "expected", "p"} <= set(summary["top"][0])
     assert summary["tails"] == "reference data"
     flags = (project / "out" / "salmon_logs" / "flagged-test-000000.jsonl").read_text().splitlines()
     samples = [line for line in map(json.loads, flags) if line["kind"] == "sample"]

@@ -117,8 +117,8 @@ def test_a_command_in_a_pipe_prints_plain_tables_and_no_progress(
     assert "\x1b" not in shown.out + shown.err
     assert "reading" not in shown.err
     for title in (
-        "Share of each group among the top-25 filters",
-        "Filters that most mistakes blame",
+        "Share of each group among the top-4 filters",
+        "right samples ranked alike",
         "Classes that are confused most",
     ):
         assert title in shown.out

@@ -100,9 +100,9 @@ def test_several_comparisons_share_one_level() -> None:
     assert bool((first.p > alone.p).any())
 
 
-def test_very_many_samples_take_fewer_draws() -> None:
-    few = chance.ENTRIES // 200
-    wrong = torch.zeros(few, 1, dtype=torch.int64)
+def test_very_many_samples_take_fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chance, "ENTRIES", 20_000)
+    wrong = torch.zeros(100, 1, dtype=torch.int64)
     (found,) = excesses([(wrong, torch.ones(10, 1, dtype=torch.int64))], 2)
     assert 1 / (1 + chance.DRAWS) < float(found.p[0]) < 0.05
 

@@ -61,7 +61,8 @@ def test_a_full_disk_costs_only_the_files_that_do_not_fit(
 ) -> None:
     folder = disk("size=40k")
     views = ViewSettings(pictures=0, thumbnails=0)
-    monitor = SaliencyMonitor(level=0.7, estimator="ml", views=views)  # whose fits are small
+    # By likelihood fits are small, and flags of all filters are large.
+    monitor = SaliencyMonitor(level=0.7, estimator="ml", top_k=24, views=views)
     metrics = fit(folder, monitor)
     assert metrics["salmon_details/samples"] == 40
     assert "pass 1, could not write flagged-validation-000001.jsonl in" in log.text

@@ -260,13 +260,14 @@ def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None
 
 def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
     assert "No filter stands out: against 100 right samples ranked alike" in summary()
-    assert "No right sample is there to compare with" in summary(beyond=None, right=0)
+    assert "Nothing can stand out: of 0 right samples" in summary(beyond=None, right=0)
     overall = [replace(STRIKING, label=f"net.a.0[{i}]", mistakes=9 - i) for i in range(7)]
     text = summary(beyond=7, findings=overall)
     assert "7 filters stand out beyond chance, against 100 right samples" in text
     assert "net.a.0[0]: 9 mistakes, 1.25 expected;" in text
     assert "net.a.0[4]: 5 mistakes, 1.25 expected and 2 more." in text
     part = [replace(overall[0], target=1), replace(overall[1], target=1, predicted=0)]
+    assert "No filter stands out over all mistakes" in summary(findings=part)
     text = summary(beyond=1, findings=[overall[0], *part], classes=["cat", "dog"])
     assert "1 filter stands out beyond chance" in text
     assert "true class dog, net.a.0[0]: 9 mistakes" in text
