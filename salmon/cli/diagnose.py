@@ -25,7 +25,7 @@ from salmon.views import (
     standing_out,
 )
 
-SCHEMA = "salmon.diagnosis/1"
+SCHEMA = "salmon.diagnosis/2"
 _TOP_ROWS = 10
 
 
@@ -131,8 +131,7 @@ def _summary(
 
 def _print_findings(record: PassRecord) -> None:
     """Print what stands out, and the classes that are confused most."""
-    for line in standing_out(record):
-        print(f"\n{line}")
+    print(f"\n{standing_out(record)[0]}")
     rows = finding_rows(record)[:_TOP_ROWS]
     if rows:
         print_table("\nFilters beyond chance", FINDING_COLUMNS, rows)

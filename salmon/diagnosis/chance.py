@@ -59,7 +59,8 @@ def excesses(
     """
     most = max((len(wrong) + len(right) for wrong, right in pairs), default=0)
     draws = min(DRAWS, max(FEWEST, ENTRIES // max(1, most)))
-    random, highest = np.random.default_rng(seed), np.zeros(draws)
+    random = np.random.default_rng(seed % (1 << 64))  # which takes no negative number
+    highest = np.zeros(draws)
     found = []
     for wrong, right in pairs:
         places = _places(torch.cat([wrong, right]), filters)

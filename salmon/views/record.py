@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
-from salmon.diagnosis import NO_CLASS, Diagnosis, confusions, most_blamed
+from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, confusions, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
@@ -85,15 +85,6 @@ class CalibrationRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairRow:
-    """A pair of classes that are confused."""
-
-    target: int
-    predicted: int
-    mistakes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FitExample:
     """Quantiles of a filter's excesses against those of its fit, both in units of sigma."""
 
@@ -133,7 +124,7 @@ class PassRecord:
     xi: dict[str, list[int]]  # by group: fitted filters per bin of XI_EDGES
     examples: list[FitExample]
     filters: list[FilterRow]
-    pairs: list[PairRow]
+    pairs: list[Confusion]
     estimator: str  # "shrunk" or "ml"
     tested: int  # filters with a fitted tail
     significant: int | None  # ranked mistakes that have a significant filter
@@ -236,10 +227,7 @@ def record_pass(
         xi=_xi_histograms(fit, index),
         examples=_examples(diagnosis),
         filters=_filter_rows(diagnosis),
-        pairs=[
-            PairRow(target=pair.target, predicted=pair.predicted, mistakes=pair.mistakes)
-            for pair in confusions(diagnosis.mistakes, MOST_ROWS)
-        ],
+        pairs=confusions(diagnosis.mistakes, MOST_ROWS),
         estimator=fit.estimator,
         tested=ranking.tested,
         significant=_count(ranking.significant, lambda n: n > 0),

@@ -90,7 +90,7 @@ def _next(record: PassRecord) -> str:
         )
     return (
         "Look at the mistakes themselves (flagged images, salmon report FOLDER): are labels wrong, "
-        "or are such data rare in training? It is not a few filters that are to blame."
+        "or are such data rare in training? Nothing points at a few filters."
     )
 
 
@@ -168,7 +168,7 @@ def _rare(record: PassRecord) -> list[str]:
             f", and {record.striking} ({percent(record.striking / max(1, record.kept))}) a rarer "
             "one than 95 % of the right samples have"
         )
-    return [line + ("." if record.beyond else "; which one it is differs from one to the other.")]
+    return [line + ("; which one differs from mistake to mistake." if record.beyond == 0 else ".")]
 
 
 def doubt_text(record: PassRecord) -> str:

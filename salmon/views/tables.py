@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from scipy.stats import fisher_exact
 
+from salmon.diagnosis import Confusion
 from salmon.markdown import literal, markdown_table
 from salmon.ranking import ALPHA
-from salmon.views.record import MOST_ROWS, FilterRow, PairRow, PassRecord
+from salmon.views.record import MOST_ROWS, FilterRow, PassRecord
 from salmon.views.summary import whose
 
 FINDING_COLUMNS = ("mistakes of", "filter", "mistakes", "expected", "ratio", "adjusted p")
@@ -117,7 +118,7 @@ def pair_rows(record: PassRecord) -> list[list[str]]:
     ]
 
 
-def _beyond(record: PassRecord, pair: PairRow) -> str:
+def _beyond(record: PassRecord, pair: Confusion) -> str:
     """The first filters that stand out in a confusion."""
     found = [
         row.label for row in record.findings

@@ -70,6 +70,13 @@ def test_classes_of_few_samples_are_not_looked_at_by_themselves() -> None:
     assert {each.target for each in found.found} == {None}
 
 
+def test_any_whole_number_is_a_seed() -> None:
+    rows = drawn(24, 10, common=72)
+    given = classes(*[(1, 0)] * 24), ranking(rows), ranking(drawn(60, 11)), torch.ones(60).long()
+    for seed in (-3, 0, 2**70):
+        assert find(*given, FILTERS, seed=seed).filters[0].filter == 72
+
+
 def test_without_mistakes_or_right_samples_nothing_is_compared() -> None:
     some, none = ranking(drawn(9, 12)), ranking(drawn(0, 12))
     labels = torch.zeros(9, dtype=torch.int64)

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
 
+from salmon.diagnosis import Confusion
 from salmon.markdown import cell, literal, markdown_table
 from salmon.views import Board, History, Picture, publish
-from salmon.views.record import FilterRow, FindingRow, PairRow
+from salmon.views.record import FilterRow, FindingRow
 from salmon.views.tables import (
     Blamed,
     filter_rows,
@@ -51,7 +52,7 @@ RECORD = hand_record(
             median_p=None,
         ),
     ],
-    pairs=[PairRow(target=1, predicted=0, mistakes=7)],
+    pairs=[Confusion(target=1, predicted=0, mistakes=7)],
     beyond=1,
     findings=[
         FindingRow(
@@ -132,7 +133,7 @@ def test_names_in_the_table_of_filters_are_literal() -> None:
     row = FilterRow(
         label=name, group="<i>g</i>", mistakes=1, expected=0.0, p=1.0, significant=0, median_p=None
     )
-    pair = PairRow(target=0, predicted=1, mistakes=1)
+    pair = Confusion(target=0, predicted=1, mistakes=1)
     found = FindingRow(label=name, mistakes=1, expected=0.0, p=0.01, target=0, predicted=1)
     record = hand_record(filters=[row], pairs=[pair], findings=[found])
     for text in (filter_table(record, None), pair_table(record), finding_table(record)):

@@ -19,6 +19,7 @@ from matplotlib.patches import StepPatch
 from matplotlib.text import Text
 from PIL import Image
 
+from salmon.diagnosis import Confusion
 from salmon.views import History, PassRecord
 from salmon.views.charts import (
     calibration_chart,
@@ -33,7 +34,7 @@ from salmon.views.charts import (
 )
 from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
 from salmon.views.figures import words as words_at
-from salmon.views.record import CalibrationRow, FindingRow, LayerRow, PairRow
+from salmon.views.record import CalibrationRow, FindingRow, LayerRow
 from salmon.views.summary import overview
 from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
@@ -299,7 +300,8 @@ def test_the_summary_ends_with_what_to_do() -> None:
 
 
 def test_the_overview_shows_two_images_of_the_worst_confusion() -> None:
-    record = hand_record(pairs=[PairRow(target=1, predicted=0, mistakes=7)], classes=["cat", "dog"])
+    pair = Confusion(target=1, predicted=0, mistakes=7)
+    record = hand_record(pairs=[pair], classes=["cat", "dog"])
     images = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
     chart = overview_card(record, History.start(record), images)
     assert len([axes for axes in chart.figure.axes if axes.images]) == 2
