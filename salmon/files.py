@@ -1,13 +1,15 @@
-"""Files that appear whole or not at all; JSON for all; checksums."""
+"""Files that appear whole or not at all; JSON for all; checksums and versions."""
 
 import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -127,6 +129,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def versions() -> dict[str, str]:
+    """What a file was written with."""
+    found = {"salmon": version("salmon-saliency"), "torch": str(torch.__version__)}
+    return found | {"python": platform.python_version()}
 
 
 def file_hash(path: Path) -> str:

@@ -11,7 +11,7 @@ from salmon.diagnosis import Diagnosis, Mistakes, find
 from salmon.monitor.output import write_diagnosis
 from salmon.tails import example_excesses, example_filters
 from salmon.views import PassRecord, Picture, record_pass
-from salmon.views.record import LayerRow
+from salmon.views.record import FindingRow, LayerRow
 from tests.networks import PlainNet, batch
 
 LAYERS = [
@@ -27,7 +27,7 @@ def hand_record(number: int = 0, **changes: Any) -> PassRecord:
         run="a", time=1.8e9 + number, stage="validation", loader=0, number=number, step=10 * number,
         samples=200, dropped=0, misclassified=20, kept=20, top_k=5, level=0.9,
         given_fit=False, seconds=1.5, share=0.5,
-        classes=None, layers=LAYERS,
+        classes=None, class_samples=[120, 80], class_mistakes=[15, 5], layers=LAYERS,
         counts={"pot": [10, 30, 60], "zscore": [0, 10, 90]},
         fits={"ok": 18, "exponential": 0, "boundary": 2, "too_few": 0, "degenerate": 4},
         doubtful=0.1,
@@ -64,7 +64,9 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
         loss=torch.nn.functional.cross_entropy(logits, labels, reduction="none")[wrong],
     )  # fmt: skip
     return Diagnosis(
-        index=index, fit=fit, samples=samples, dropped=0, unlabelled=0, misclassified=len(wrong),
+        index=index, fit=fit, dropped=0, unlabelled=0,
+        class_samples=labels.bincount(minlength=logits.shape[1]),
+        class_mistakes=labels[wrong].bincount(minlength=logits.shape[1]),
         mistakes=mistakes, id_source="sampler", profile=profile[wrong],
         rankings=rankings, right=right,
         findings=find(mistakes, rankings["pot"], right, labels[others], len(index)),
@@ -84,13 +86,22 @@ def run_files(folder: Path) -> None:
     diagnosis = real_diagnosis()
     pixels = torch.arange(16 * 16 * 3).view(16, 16, 3).to(torch.uint8).numpy()
     sample = int(diagnosis.mistakes.sample[0])
+    label = diagnosis.index.label(int(diagnosis.rankings["pot"].filters[0, 0]))
+    found = FindingRow(label=label, mistakes=9, expected=2.5, p=0.01, target=None, predicted=None)
+    heat = torch.rand(16, 16)
     images = [
-        Picture(sample=sample, pixels=pixels, heat=torch.rand(16, 16), caption=["a"]),
-        Picture(sample=sample, pixels=pixels),
-    ]
+        Picture(
+            kind="flagged", sample=sample, pixels=pixels, heat=heat, classes=("a", "<b>"),
+            filter=label, caption=["more"],
+        ),
+        Picture(kind="mistake", sample=sample, pixels=pixels, heat=heat, filter=label),
+        Picture(kind="right", sample=sample + 1, pixels=pixels, heat=heat, filter=label),
+        Picture(kind="thumbnail", sample=sample, pixels=pixels),
+    ]  # fmt: skip
     for number in (0, 1):
         record = record_pass(
             diagnosis, run="20260101T000000-a", stage="validation", number=number,
-            classes=["a", "<b>"],
+            classes=["a", "<b>"], origin={"network": "PlainNet"},
         )  # fmt: skip
+        record = replace(record, findings=[found], beyond=1)
         write_diagnosis(folder, "validation", diagnosis, record, images)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from salmon.cli.options import PatchOptions
 from salmon.errors import InputError, StateError
-from salmon.files import write_atomically
+from salmon.files import file_hash, write_atomically
 from salmon.repairs import Patch
 
 STALE = "salmon"
@@ -35,6 +35,11 @@ class Checkpoint:
         """Tensors by name."""
         found: dict[str, Tensor] = self.content if self.plain else self.content["state_dict"]
         return found
+
+
+def hashed(path: Path) -> str:
+    """Name and contents of a file, in a few words."""
+    return f"{path.name}, SHA-256 {file_hash(path)}"
 
 
 def read_checkpoint(path: Path, *, weights_only: bool = True) -> Checkpoint:

@@ -5,8 +5,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from salmon.cli.checkpoints import hashed
 from salmon.cli.options import DiagnoseOptions
-from salmon.cli.project import Project, chosen, load_project, run_pass
+from salmon.cli.project import Project, chosen, load_project, remake, run_pass
 from salmon.cli.table import print_table
 from salmon.diagnosis import Diagnosis
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
@@ -23,6 +24,7 @@ from salmon.views import (
     pair_rows,
     read_pass,
     standing_out,
+    write_pass,
 )
 
 SCHEMA = "salmon.diagnosis/2"
@@ -41,7 +43,13 @@ def run_diagnose(options: DiagnoseOptions) -> int:
                 fit = _measured(options, options.reference, None, None, progress)[1].fit
             project, diagnosis, scope = _measured(options, options.new, fit, folder, progress)
         name = scope.replace("/", "-")
-        record = read_pass(folder / LOGS / f"pass-{name}-000000.json")
+        path = folder / LOGS / f"pass-{name}-000000.json"
+        record = read_pass(path)
+        own = {"command": remake("diagnose", options)}
+        if options.ckpt_path is not None:
+            own["checkpoint"] = hashed(Path(options.ckpt_path))
+        record = replace(record, origin=record.origin | own)
+        write_pass(path, record)
         summary = _summary(project.name, diagnosis, record, options)
         text = f"{json_text(summary, indent=1)}\n".encode()
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))

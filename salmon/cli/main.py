@@ -17,6 +17,7 @@ from salmon import __version__
 from salmon.cli.options import (
     DemoOptions,
     DiagnoseOptions,
+    ExportOptions,
     PatchOptions,
     RepairOptions,
     ReportOptions,
@@ -49,6 +50,10 @@ _COMMANDS = {
     ),
     "report": _Command(
         "Make one page of the files of a run.", ReportOptions, "salmon.cli.pages:run_report"
+    ),
+    "export": _Command(
+        "Make one table of the flagged samples of a run.",
+        ExportOptions, "salmon.cli.pages:run_export",
     ),
     "apply": _Command(
         "Put a patch on a checkpoint.", PatchOptions, "salmon.cli.checkpoints:apply_patch"
@@ -99,7 +104,9 @@ def _parser() -> ArgumentParser:
     for name, command in _COMMANDS.items():
         own = ArgumentParser(prog=f"salmon {name}", description=command.text)
         switches = {field.name for field in fields(command.options) if field.default is False}
-        own.add_class_arguments(command.options, skip=switches, as_positional=name == "report")
+        own.add_class_arguments(
+            command.options, skip=switches, as_positional=name in ("report", "export")
+        )
         texts = _attributes(command.options)
         for switch in sorted(switches):
             own.add_argument(f"--{switch}", action="store_true", help=texts[switch])

@@ -143,6 +143,21 @@ class ReportOptions:
     quiet: bool = False
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """Runs and a table of their flagged samples.
+
+    Attributes:
+        run: Folder of a logger or diagnosis, or one above several of them.
+        out: The table, as comma-separated values.
+        force: Replace the file --out.
+    """
+
+    run: Path
+    out: Path = Path("flagged.csv")
+    force: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     """Of the demo.

@@ -7,13 +7,15 @@ gets a project built anew from the same seed, so that random splits are those of
 
 import importlib
 import inspect
+import json
 import logging
+import shlex
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ from salmon.repairs import RepairSettings
 
 _OLD_WAYS = r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|was deprecated in v4\.\d)"
 """In warnings on what LightningCLI asks of jsonargparse."""
+
+_WHERE = ("out", "force", "quiet", "repair", "dry_run", "write_checkpoint", "pictures")
+"""Options that say where results go, and how many."""
 
 STAGES = {"test": "test", "val": "validation"}
 """Names of data, and what the monitor calls them."""
@@ -151,6 +156,24 @@ def chosen(found: Mapping[str, Any], name: str) -> str:
         raise InputError(f"the {name} data gave no sample that could be used; see above.")
     names = ", ".join(f"{first}/{each.partition('/')[2]}" for each in found)
     raise InputError(f"the {first} data have several loaders; name one of {names}.")
+
+
+def remake(command: str, options: ProjectOptions, repair: Mapping[str, Any] | None = None) -> str:
+    """The command line that was given.
+
+    Args:
+        repair: Settings of a repair that it named.
+    """
+    words = ["salmon", command]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in _WHERE or value == field.default:
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            words += [f"--{field.name}", str(each).lower() if isinstance(each, bool) else str(each)]
+    for name, value in (repair or {}).items():
+        words += [f"--repair.{name}", json.dumps(value) if not isinstance(value, str) else value]
+    return shlex.join(words)
 
 
 def _from_names(options: ProjectOptions, checkpoint: Checkpoint | None, seed: int) -> Project:

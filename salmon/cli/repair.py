@@ -1,18 +1,17 @@
 """``salmon repair``: from a checkpoint and data to a patch that the rules accept."""
 
-import json
 import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from salmon.cli.checkpoints import read_checkpoint, write_checkpoint
+from salmon.cli.checkpoints import hashed, read_checkpoint, write_checkpoint
 from salmon.cli.options import RepairOptions
-from salmon.cli.project import Project, chosen, load_project, run_pass
+from salmon.cli.project import Project, chosen, load_project, remake, run_pass
 from salmon.cli.table import print_table
 from salmon.errors import InputError
-from salmon.files import check_new_folder, file_hash, publish_folder
+from salmon.files import check_new_folder, publish_folder
 from salmon.filters import FilterIndex
 from salmon.monitor.sampling import SampleCollector
 from salmon.progress import Progress
@@ -95,11 +94,11 @@ def _context(
     options: RepairOptions, explicit: Mapping[str, Any], name: str, *, patched: bool
 ) -> dict[str, str]:
     """What a report begins with: the network, and how to use, undo and remake the repair."""
-    found = {"model": name, "remake": f"`{shlex.join(_remake(options, explicit))}`"}
+    found = {"model": name, "remake": f"`{remake('repair', options, explicit)}`"}
     if options.ckpt_path is None:
         return found
     path = Path(options.ckpt_path)
-    found["checkpoint"] = f"{path.name}, SHA-256 {file_hash(path)}"
+    found["checkpoint"] = hashed(path)
     if patched:
         place, old = str(options.out / PATCH_NAME), str(path)
         new, back = (
@@ -110,24 +109,6 @@ def _context(
             words = ["salmon", verb, "--patch", place, "--ckpt_path", given, "--out", out]
             found[verb] = f"`{shlex.join(words)}`"
     return found
-
-
-def _remake(options: RepairOptions, explicit: Mapping[str, Any]) -> list[str]:
-    """The words of the command that was given."""
-    words = ["salmon", "repair"]
-    usual = RepairOptions()
-    for name in (
-        "config", "model", "data", "cli", "ckpt_path", "weights_only", "new", "reference", "fit",
-        "device", "batch_size", "seed",
-    ):  # fmt: skip
-        value = getattr(options, name)
-        if value == getattr(usual, name):
-            continue
-        for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name}", str(each).lower() if isinstance(each, bool) else str(each)]
-    for name, value in explicit.items():
-        words += [f"--repair.{name}", json.dumps(value) if not isinstance(value, str) else value]
-    return words
 
 
 def _collected(

@@ -4,9 +4,9 @@ from salmon.diagnosis.blame import Blame, Confusion, confusions, most_blamed
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Finding, Findings, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
 from salmon.diagnosis.findings import find
-from salmon.diagnosis.flags import SCHEMA, batch_flags, sample_flags
+from salmon.diagnosis.flags import SCHEMA, batch_flags, flat_rows, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
-from salmon.diagnosis.worst import WorstSample, WorstSamples, find_images, image_position
+from salmon.diagnosis.worst import ShownSample, WorstSamples, find_images, image_position
 
 __all__ = [
     "NO_CLASS",
@@ -20,8 +20,8 @@ __all__ = [
     "Mistakes",
     "Pass",
     "PassSettings",
+    "ShownSample",
     "Step",
-    "WorstSample",
     "WorstSamples",
     "batch_flags",
     "check_whole",
@@ -29,6 +29,7 @@ __all__ = [
     "differing",
     "find",
     "find_images",
+    "flat_rows",
     "image_position",
     "most_blamed",
     "sample_flags",

@@ -92,10 +92,10 @@ class Diagnosis:
 
     index: FilterIndex
     fit: TailFit  # from these samples, or the given reference
-    samples: int  # measured
-    dropped: int  # of these, without a finite profile
+    class_samples: Tensor  # [K] int64, measured samples by true class
+    class_mistakes: Tensor  # [K] int64, those that are misclassified
+    dropped: int  # of the samples, without a finite profile
     unlabelled: int  # left out, since their label is ignored or no class of the network
-    misclassified: int
     mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
     id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
     profile: Tensor  # [M, F] their saliency
@@ -111,6 +111,16 @@ class Diagnosis:
     calibration: Calibration | None = None  # of half the samples on the other half, if asked
     doubts: tuple[str, ...] = ()
     """Why the numbers may be about another function than the user validates, with what to do."""
+
+    @property
+    def samples(self) -> int:
+        """How many were measured."""
+        return int(self.class_samples.sum())
+
+    @property
+    def misclassified(self) -> int:
+        """How many of them are mistakes."""
+        return int(self.class_mistakes.sum())
 
     @property
     def sample_p(self) -> Tensor:
@@ -163,21 +173,17 @@ class Diagnosis:
         """Every ranked filter of every kept mistake, for pandas.
 
         Returns:
-            A ``pandas.DataFrame`` with a row per mistake and place. Its columns are those of a
-            flag (docs/flagged.md) and of the entries of its ``top``; ``place`` counts from 1.
+            A ``pandas.DataFrame`` with a row per mistake and place, and one for a mistake without
+            any. Its columns are those of a flag (docs/flagged.md) and of the entries of its
+            ``top``; ``place`` counts from 1.
 
         Raises:
             ImportError: If pandas is not installed.
         """
         import pandas as pd
 
-        from salmon.diagnosis.flags import sample_flags
+        from salmon.diagnosis.flags import flat_rows, sample_flags
 
-        rows = [
-            {name: value for name, value in flag.items() if name not in ("schema", "kind", "top")}
-            | {"place": place}
-            | entry
-            for flag in sample_flags(self)
-            for place, entry in enumerate(flag["top"], 1)
-        ]
-        return pd.DataFrame(rows)
+        table = pd.DataFrame([row for flag in sample_flags(self) for row in flat_rows(flag)])
+        whole = {name: "Int64" for name in ("place", "filter") if name in table}  # may be missing
+        return table.astype(whole)

@@ -95,6 +95,20 @@ def batch_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
         }
 
 
+def flat_rows(flag: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Lay the flag of a sample out for a table.
+
+    Returns:
+        A row for each of its top filters, with ``place`` from 1; one without a filter if it has
+        none.
+    """
+    own = {name: value for name, value in flag.items() if name not in ("schema", "kind", "top")}
+    for place, entry in enumerate(flag["top"], 1):
+        yield own | {"place": place} | entry
+    if not flag["top"]:
+        yield own
+
+
 class _Describer:
     """Label, group and threshold of a filter, looked up once per filter."""
 

@@ -210,12 +210,13 @@ class Pass:
         self._methods: list[str] = []
         self._seen = 0
         self._batches = 0
-        self._measured: Tensor | int = 0
+        self._by_class: Tensor | int = 0
+        """``[2, K]`` measured samples and mistakes by true class."""
         self._dropped: Tensor | int = 0
         self._unlabelled: Tensor | int = 0
         self._evidence = Evidence()
         self._id_source = id_source
-        self.worst = WorstSamples(pictures, thumbnails)
+        self.worst = WorstSamples(pictures, thumbnails, self._settings.seed)
         """The worst mistakes, with what the network got."""
         self.was_training = False
         """Whether modules were found in train mode."""
@@ -319,10 +320,10 @@ class Pass:
             numbers, profile, classes = reservoir.kept()
             self._reservoir(kind, profile.dtype).offer(numbers, profile, classes)
         self._mistakes += other._mistakes
-        if not int(self._measured):
+        if not self._counts().any():
             self._id_source = other._id_source
-        self._measured, self._dropped, self._unlabelled = (
-            self._measured + other._measured,
+        self._by_class, self._dropped, self._unlabelled = (
+            self._by_class + other._by_class,
             self._dropped + other._dropped,
             self._unlabelled + other._unlabelled,
         )
@@ -361,13 +362,14 @@ class Pass:
             name: rank_filters(profile, fit, name, top_k=top_k, own=own) for name in METHODS
         }
         right = rank_filters(right_profile, fit, top_k=top_k, own=own)
+        counts = self._counts()
         return Diagnosis(
             index=self._index,
             fit=fit,
-            samples=int(self._measured),
+            class_samples=counts[0],
+            class_mistakes=counts[1],
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
-            misclassified=len(every.sample),
             doubts=self._evidence.doubts(),
             mistakes=mistakes,
             id_source=self._id_source,
@@ -439,7 +441,6 @@ class Pass:
         confidence = logits.softmax(1)
         predicted = logits.argmax(1).masked_fill(torch.isnan(confidence).any(1), NO_CLASS)
         finite = torch.isfinite(profile).all(1)
-        self._measured = self._measured + labelled.sum()
         self._unlabelled = self._unlabelled + (~labelled).sum()
         self._dropped = self._dropped + (labelled & ~finite).sum()
         found = self._evidence
@@ -450,6 +451,10 @@ class Pass:
                 found.probabilities + are_probabilities(logits_of(measurement.output)).sum()
             )
         wrong = (predicted != classes) & labelled
+        right = labelled & ~wrong & finite
+        of_class = classes.unsqueeze(1) == torch.arange(logits.shape[1], device=classes.device)
+        counted = torch.stack([labelled, wrong]).unsqueeze(2) & of_class
+        self._by_class = self._by_class + counted.sum(1)
         self._pending.append(
             _Batch(
                 profile=profile,
@@ -457,7 +462,7 @@ class Pass:
                 batch=batch,
                 ids=ids,
                 wrong=wrong,
-                right=labelled & ~wrong & finite,
+                right=right,
                 columns={
                     "target": classes,
                     "predicted": predicted,
@@ -465,7 +470,7 @@ class Pass:
                     "confidence_predicted": _pick(confidence, predicted.clamp_min(0)),
                     "loss": measurement.losses.double(),
                 },
-                glimpse=self.worst.look(inputs, targets, measurement.losses, wrong),
+                glimpse=self.worst.look(inputs, targets, measurement.losses, wrong, right, numbers),
             )
         )
         if sum(one.nbytes for one in self._pending) >= PENDING_MB * BYTES_PER_MB:
@@ -519,6 +524,10 @@ class Pass:
     def _spare(self, numbers: Tensor) -> Tensor:
         """``[N]`` bool, which samples the half that is fitted by itself is held against."""
         return priorities(numbers, self._settings.seed + 1) < 0
+
+    def _counts(self) -> Tensor:
+        """``[2, K]`` measured samples and mistakes by true class, on the CPU."""
+        return torch.zeros((2, 1), dtype=torch.int64) + torch.as_tensor(self._by_class).cpu()
 
     def _fitted(self, tails: Tails, level: float) -> TailFit:
         """Fits as the settings say."""

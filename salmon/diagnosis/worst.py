@@ -1,4 +1,4 @@
-"""The worst misclassified samples of a pass: their inputs, to be looked at, and small images.
+"""The worst mistakes of a pass, to be looked at: inputs, and small images; and a few right samples.
 
 Which ones they are does not depend on how the samples came in batches. Nothing here waits for a
 GPU before :meth:`WorstSamples.keep`.
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from salmon.diagnosis.reservoir import priorities
 from salmon.saliency import take_rows
 
 THUMBNAIL = 48  # pixels of the longer edge
+MOST_RIGHT = 8  # right samples that are kept
 _AT_ONCE = 16  # images copied to be scaled down
 
 Range = tuple[list[float], list[float]]
@@ -26,26 +28,34 @@ Entry = tuple[float, int, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Glimpse:
-    """The worst samples of one batch, worst first, on its device."""
+class Taken:
+    """Samples of a batch, highest score first, on its device."""
 
     rows: Tensor  # [T] in the batch
-    losses: Tensor  # [T] -inf for samples that are right
-    thumbnails: Tensor | None  # [T, C, h, w]
+    scores: Tensor  # [T] -inf for samples that are not wanted
     inputs: Any  # of the first P
     targets: Tensor  # of the first P
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Glimpse:
+    """What one batch has to show."""
+
+    wrong: Taken  # by their loss
+    right: Taken  # by chance
+    thumbnails: Tensor | None  # [T, C, h, w] of the wrong ones
     extremes: Tensor | None  # [2, C] lowest and highest value of each colour in the whole batch
 
     @property
     def nbytes(self) -> int:
         """Memory it holds."""
-        leaves = pytree.tree_leaves((self.thumbnails, self.inputs))
+        leaves = pytree.tree_leaves((self.thumbnails, self.wrong.inputs, self.right.inputs))
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WorstSample:
-    """A misclassified sample with what the network got; a batch of one, on the CPU."""
+class ShownSample:
+    """A sample with what the network got; a batch of one, on the CPU."""
 
     sample: int  # position in the pass
     inputs: Any
@@ -53,46 +63,50 @@ class WorstSample:
 
 
 class WorstSamples:
-    """Keeps the samples of the highest losses; equal losses by position."""
+    """Keeps the mistakes of the highest losses, and as many right samples as are compared with."""
 
-    def __init__(self, pictures: int, thumbnails: int) -> None:
+    def __init__(self, pictures: int, thumbnails: int, seed: int = 0) -> None:
         """Start empty."""
         self._pictures = _Best(pictures)
+        self._right = _Best(min(pictures, MOST_RIGHT))
         self._thumbnails = _Best(max(thumbnails, pictures))
+        self._seed = seed
         self.extremes: Range | None = None
         """Of all images, where they are no uint8 images."""
 
-    def look(self, inputs: Any, targets: Tensor, losses: Tensor, wrong: Tensor) -> Glimpse | None:
-        """Take the worst samples of a batch aside.
+    def look(
+        self, inputs: Any, targets: Tensor, losses: Tensor, wrong: Tensor, right: Tensor,
+        numbers: Tensor,
+    ) -> Glimpse | None:  # fmt: skip
+        """Take samples of a batch aside: the worst ones, and right ones by their number's luck.
 
         Args:
             inputs: Of N samples.
             targets: ``[N, ...]``.
             losses: ``[N]``.
             wrong: ``[N]`` bool, whether misclassified.
+            right: ``[N]`` bool, whether not.
+            numbers: ``[N]`` positions of the samples in the pass, on the CPU.
 
         Returns:
             Them; None where none is wanted.
         """
-        samples, wanted = len(losses), self._thumbnails.capacity
-        if wanted == 0 or samples == 0:
+        wanted = self._thumbnails.capacity
+        if wanted == 0 or len(losses) == 0:
             return None
+        luck = priorities(numbers, self._seed).double().to(losses.device, non_blocking=True)
         scores = torch.where(wrong & ~torch.isnan(losses), losses.double(), -torch.inf)
-        top = scores.topk(min(wanted, samples))
-        first = top.indices[: self._pictures.capacity]
-        images = find_images(inputs)
-        taken, targets = take_rows((inputs, targets), first, samples)
+        worst = _taken(inputs, targets, scores, wanted, self._pictures.capacity)
+        lucky, images = luck.where(right, -torch.inf), find_images(inputs)
         return Glimpse(
-            rows=top.indices,
-            losses=top.values,
-            thumbnails=None if images is None else _shrunk_rows(images, top.indices),
-            inputs=taken if self._pictures.capacity else None,
-            targets=targets,
+            wrong=worst,
+            right=_taken(inputs, targets, lucky, self._right.capacity, self._right.capacity),
+            thumbnails=None if images is None else _shrunk_rows(images, worst.rows),
             extremes=None if images is None else _extremes(images),
         )
 
     def keep(self, glimpse: Glimpse, numbers: Tensor) -> None:
-        """Keep those that belong to the worst so far.
+        """Keep those that belong to the first so far.
 
         Args:
             numbers: ``[N]`` positions of its samples in the pass.
@@ -100,30 +114,26 @@ class WorstSamples:
         if glimpse.extremes is not None:
             low, high = glimpse.extremes.tolist()
             self._widen((low, high))
-        losses, rows = glimpse.losses.cpu(), glimpse.rows.cpu()
-        positions = numbers[rows].tolist()
-        wanted = (losses > -torch.inf) & (losses >= self._thumbnails.floor)
-        chosen = wanted.nonzero().squeeze(1)
-        images: list[Tensor | None] = [None] * len(chosen)
+        for taken, best in ((glimpse.wrong, self._pictures), (glimpse.right, self._right)):
+            _keep(taken, numbers, best)
         if glimpse.thumbnails is not None:
+            scores, positions = _on_cpu(glimpse.wrong, numbers)
+            wanted = (scores > -torch.inf) & (scores >= self._thumbnails.floor)
+            chosen = wanted.nonzero().squeeze(1)
             small = glimpse.thumbnails[chosen.to(glimpse.thumbnails.device)].cpu()
-            images = [one.clone() for one in small]  # one that is kept holds no other's memory
-        for i, image in zip(chosen.tolist(), images, strict=True):
-            loss = float(losses[i])
-            if image is not None:
-                self._thumbnails.offer(loss, positions[i], image)
-            if i < len(glimpse.targets) and loss >= self._pictures.floor:
-                inputs, targets = take_rows(
-                    (glimpse.inputs, glimpse.targets), slice(i, i + 1), len(glimpse.targets)
-                )
-                inputs = pytree.tree_map_only(Tensor, _own_copy, inputs)
-                sample = WorstSample(positions[i], inputs, _own_copy(targets))
-                self._pictures.offer(loss, positions[i], sample)
+            for i, image in zip(chosen.tolist(), small, strict=True):
+                # One that is kept holds no other's memory.
+                self._thumbnails.offer(float(scores[i]), positions[i], image.clone())
 
     @property
-    def pictures(self) -> list[WorstSample]:
+    def pictures(self) -> list[ShownSample]:
         """The worst samples, worst first."""
         return self._pictures.kept()
+
+    @property
+    def right(self) -> list[ShownSample]:
+        """Right samples, chosen at random."""
+        return self._right.kept()
 
     @property
     def thumbnails(self) -> dict[int, Tensor]:
@@ -134,6 +144,7 @@ class WorstSamples:
         """Keep what another one kept, where it is worse."""
         for mine, theirs in (
             (self._pictures, other._pictures),
+            (self._right, other._right),
             (self._thumbnails, other._thumbnails),
         ):
             for score, number, thing in theirs.entries:
@@ -187,6 +198,31 @@ class _Best:
     def _sorted(self) -> list[Entry]:
         """Entries, highest first."""
         return sorted(self.entries, key=lambda entry: entry[:2], reverse=True)
+
+
+def _taken(inputs: Any, targets: Tensor, scores: Tensor, most: int, whole: int) -> Taken:
+    """Samples of the highest scores, the first of them whole."""
+    top = scores.topk(min(most, len(scores)))
+    first = top.indices[:whole]
+    taken, labels = take_rows((inputs, targets), first, len(scores))
+    return Taken(top.indices, top.values, taken if whole else None, labels)
+
+
+def _on_cpu(taken: Taken, numbers: Tensor) -> tuple[Tensor, list[int]]:
+    """Scores, and positions in the pass."""
+    return taken.scores.cpu(), numbers[taken.rows.cpu()].tolist()
+
+
+def _keep(taken: Taken, numbers: Tensor, best: "_Best") -> None:
+    """Offer the whole ones."""
+    scores, positions = _on_cpu(taken, numbers)
+    for i in range(len(taken.targets)):
+        score = float(scores[i])
+        if score > -torch.inf and score >= best.floor:
+            pair = (taken.inputs, taken.targets)
+            inputs, targets = take_rows(pair, slice(i, i + 1), len(taken.targets))
+            inputs = pytree.tree_map_only(Tensor, _own_copy, inputs)
+            best.offer(score, positions[i], ShownSample(positions[i], inputs, _own_copy(targets)))
 
 
 def find_images(inputs: Any) -> Tensor | None:

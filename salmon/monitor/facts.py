@@ -1,14 +1,48 @@
-"""What a data set tells about itself: names of its classes, and how its images were normalised."""
+"""What a data set tells about itself, such as names of its classes; and what a pass was made of."""
 
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
+from salmon.files import versions
+from salmon.monitor.settings import Settings
 from salmon.views import Normalisation, ViewSettings
 
 _DEEP = 6  # data sets inside data sets, transforms inside transforms
+
+
+def origin(trainer: Trainer, model: nn.Module, loader: Any, settings: Settings) -> dict[str, str]:
+    """What a pass was made of, by name, for those who see only its report."""
+    data: Any = getattr(loader, "dataset", None)
+    size = f", {len(data)} samples" if hasattr(data, "__len__") else ""
+    usual = Settings()
+    changed = {
+        field.name: getattr(settings, field.name)
+        for field in fields(Settings)
+        if getattr(settings, field.name) != getattr(usual, field.name)
+    }
+    found = {
+        "network": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} weights",
+        "checkpoint": str(trainer.ckpt_path or ""),
+        "data": "" if data is None else f"{type(data).__name__}{size}",
+        "settings": ", ".join(f"{name}={_plain(value)}" for name, value in changed.items()),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "command": shlex.join(sys.orig_argv),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _plain(value: Any) -> str:
+    """A setting in a few letters."""
+    if isinstance(value, str | int | float | list | tuple | ViewSettings):
+        return repr(value)
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def class_names(loader: Any, settings: ViewSettings) -> list[str] | None:

@@ -1,16 +1,16 @@
 """From the worst mistakes of a pass to pictures with captions, maps and thumbnails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from salmon.diagnosis import (
     NO_CLASS,
     Diagnosis,
-    WorstSample,
+    ShownSample,
     WorstSamples,
     confusions,
     find_images,
@@ -24,9 +24,11 @@ from salmon.monitor.facts import normalisation
 from salmon.monitor.trainers import forward_context, loader_of, muted
 from salmon.ranking import Strength
 from salmon.repairs import to_device
-from salmon.saliency import input_saliency, map_of_image, nan_where_unlabelled
+from salmon.saliency import filter_responses, input_saliency, map_of_image, nan_where_unlabelled
 from salmon.views import (
     METHOD_NAMES,
+    Kind,
+    Normalisation,
     Picture,
     Pixels,
     clipped,
@@ -38,52 +40,126 @@ from salmon.views import (
 MAP_FILTERS = 10
 """Filters boosted for a map, as many as Levin et al. take."""
 
+MOST_RESPONSES = 4
+"""Filters of which is shown what they respond to."""
+
+_OF_EACH = 3  # mistakes, and right samples, that they are shown on
 _NAMED = 3  # filters in a caption
 _LETTERS = 22  # of a class in a caption: two of them go into a line
 
 
-def flagged_images(
+def pictures_of(
     context: PassContext,
     loader: int,
     diagnosis: Diagnosis,
     worst: WorstSamples,
     classes: Sequence[str] | None,
 ) -> list[Picture]:
-    """Make pictures of the worst mistakes, and thumbnails of more.
+    """Make pictures of the worst mistakes, of what findings respond to, and thumbnails of more.
 
     Returns:
-        Pictures with captions, then thumbnails without; none where inputs hold no images.
+        They, in this order; none where inputs hold no images.
     """
-    small, views, memory = worst.thumbnails, context.settings.views, context.memory
+    small, views = worst.thumbnails, context.settings.views
     if not small:
         return []
     known = normalisation(loader_of(context.trainer, loader), views)
     known = known or guess_normalisation(*worst.extremes or ((), ()))
     rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
-    pictures = []
-    for place, one in enumerate(worst.pictures, 1):
-        images, row = find_images(one.inputs), rows.get(one.sample)
-        if images is None or row is None:  # a profile left out within memory_mb
-            continue
-        heat, method = None, ""
-        if views.maps and not memory.without_maps:
-            try:
-                heat, method = _map(context, one, diagnosis, row)
-            except Exception as error:  # a network's own, of any kind
-                if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
-                    raise  # torch says with these two that something has no second derivative
-                memory.without_maps = True
-                logger.warning(
-                    "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
-                    type(error).__name__, error,
-                )  # fmt: skip
-        caption = _caption(place, diagnosis, row, classes, method if heat is not None else "")
-        pixels = known.pixels(images[0])
-        pictures.append(Picture(sample=one.sample, pixels=pixels, heat=heat, caption=caption))
-    return pictures + [
-        Picture(sample=number, pixels=known.pixels(image))
-        for number, image in list(small.items())[: views.thumbnails]
+    # Profiles of the others were left out within memory_mb.
+    shown = {rows[one.sample]: one for one in worst.pictures if one.sample in rows}
+    flagged = [
+        _flagged(context, one, diagnosis, row, _pixels(one, known), classes)
+        for row, one in shown.items()
     ]
+    responses = list(_responses(context, diagnosis, shown, worst.right, known))
+    return [
+        *flagged,
+        *(responses if views.maps else ()),
+        *(
+            Picture(kind="thumbnail", sample=number, pixels=known.pixels(image))
+            for number, image in list(small.items())[: views.thumbnails]
+        ),
+    ]
+
+
+def _pixels(one: ShownSample, known: Normalisation) -> Pixels:
+    """A sample's image."""
+    images = find_images(one.inputs)
+    assert images is not None  # there are thumbnails
+    return known.pixels(images[0])
+
+
+def _flagged(
+    context: PassContext, one: ShownSample, diagnosis: Diagnosis, row: int, pixels: Pixels,
+    classes: Sequence[str] | None,
+) -> Picture:  # fmt: skip
+    """A mistake with its map."""
+    memory, heat, method = context.memory, None, ""
+    if context.settings.views.maps and not memory.without_maps:
+        try:
+            heat, method = _map(context, one, diagnosis, row)
+        except Exception as error:  # a network's own, of any kind
+            if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
+                raise  # torch says with these two that something has no second derivative
+            memory.without_maps = True
+            logger.warning(
+                "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
+                type(error).__name__, error,
+            )  # fmt: skip
+    names = _class_texts(diagnosis, row, classes)
+    first = int(diagnosis.rankings["pot"].filters[row, 0])
+    return Picture(
+        kind="flagged",
+        sample=one.sample,
+        pixels=pixels,
+        heat=heat,
+        classes=names,
+        filter=diagnosis.index.label(first) if first >= 0 else "",
+        caption=_caption(diagnosis, row, names, method if heat is not None else ""),
+    )
+
+
+def _responses(
+    context: PassContext, diagnosis: Diagnosis, shown: dict[int, ShownSample],
+    right: Sequence[ShownSample], known: Normalisation,
+) -> Iterator[Picture]:  # fmt: skip
+    """What the filters that stand out respond to, in mistakes that blame them and right samples."""
+    blamed = diagnosis.rankings["pot"].filters
+    found = sorted(diagnosis.findings.found, key=lambda each: each.target is not None)
+    rows_of = {
+        each.filter: [row for row in shown if bool((blamed[row] == each.filter).any())]
+        for each in found
+    }
+    wanted = [number for number, rows in rows_of.items() if rows][:MOST_RESPONSES]
+    if not wanted:
+        return
+    samples = [*shown.values(), *right]
+    with eval_mode(context.model), muted(context.model):
+        maps = filter_responses(
+            context.model,
+            [to_device(one.inputs, context.model) for one in samples],
+            diagnosis.index,
+            wanted,
+            forward_context=partial(forward_context, context.trainer),
+        )
+    places = {row: place for place, row in enumerate(shown)}
+    for number, of_samples in maps.items():
+        kinds: list[tuple[Kind, list[int]]] = [
+            ("mistake", [places[row] for row in rows_of[number]]),
+            ("right", list(range(len(shown), len(samples)))),
+        ]
+        for kind, those in kinds:
+            those.sort(key=lambda place: -float(of_samples[place].amax()))
+            for place in those[:_OF_EACH]:
+                pixels = _pixels(samples[place], known)
+                heat = nn.functional.interpolate(
+                    of_samples[place][None, None], pixels.shape[:2], mode="bilinear"
+                )
+                yield Picture(
+                    kind=kind, sample=samples[place].sample, pixels=pixels, heat=heat[0, 0],
+                    filter=diagnosis.index.label(number),
+                )  # fmt: skip
 
 
 def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[Pixels]:
@@ -100,7 +176,7 @@ def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[P
 
 
 def _map(
-    context: PassContext, one: WorstSample, diagnosis: Diagnosis, row: int
+    context: PassContext, one: ShownSample, diagnosis: Diagnosis, row: int
 ) -> tuple[Tensor | None, str]:
     """Where the top filters of a sample look, and who ranked them; no map if it is not finite."""
     method = "pot"
@@ -123,20 +199,22 @@ def _map(
     return map_of_image(gradient[0].cpu()), method
 
 
-def _caption(
-    place: int, diagnosis: Diagnosis, row: int, classes: Sequence[str] | None, mapped_by: str
-) -> list[str]:
-    """What is known of a mistake, in a few lines; whose filters the map beside it shows, if any."""
-    mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
+def _class_texts(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tuple[str, str]:
+    """Names of the true class and the predicted one."""
     names = []
-    for number in (int(mistakes.target[row]), int(mistakes.predicted[row])):
+    for number in (int(diagnosis.mistakes.target[row]), int(diagnosis.mistakes.predicted[row])):
         known = classes is not None and 0 <= number < len(classes)
         name = "no class" if number == NO_CLASS else f"class {number}"
         name = classes[number] if classes is not None and known else name
         names.append(clipped(" ".join(name.split()), _LETTERS))
+    return names[0], names[1]
+
+
+def _caption(diagnosis: Diagnosis, row: int, names: tuple[str, str], mapped_by: str) -> list[str]:
+    """What is known of a mistake, in a few lines; whose filters the map beside it shows, if any."""
+    mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
     sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
     lines = [
-        f"{place}. {names[0]} taken for {names[1]}",
         f"id {mistakes.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
         f"loss {float(mistakes.loss[row]):.3g}",
     ]
@@ -149,7 +227,7 @@ def _caption(
             lines.append(
                 f"{index.label(number)}, p {p_text(p)}, E {p_text(e)}: {Strength(strength).label}"
             )
-    if len(lines) == 2:
+    if len(lines) == 1:
         lines.append("no filter above its threshold")
     if mapped_by:
         name = METHOD_NAMES[mapped_by]

@@ -13,8 +13,8 @@ from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.clock import Clock
 from salmon.monitor.context import PassContext
-from salmon.monitor.facts import class_names
-from salmon.monitor.images import confused_images, flagged_images
+from salmon.monitor.facts import class_names, origin
+from salmon.monitor.images import confused_images, pictures_of
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.settings import Settings
 from salmon.monitor.trainers import loader_of, rehearsal
@@ -60,6 +60,7 @@ def publish_pass(
             seconds=seconds,
             share=seconds / clock.total,
             classes=class_names(loader_of(trainer, loader), settings.views),
+            origin=origin(trainer, context.model, loader_of(trainer, loader), settings),
         )
     )
     _log(context.model, metric_scope(scope), pass_metrics(record))
@@ -68,14 +69,14 @@ def publish_pass(
     def show() -> None:
         pictures: list[Picture] = []
         with _tolerated(settings, "picture the mistakes"), clock.part("pictures"):
-            pictures = flagged_images(context, loader, diagnosis, worst, record.classes)
+            pictures = pictures_of(context, loader, diagnosis, worst, record.classes)
         with clock.part("views"):
             if folder is not None:
                 _write(folder, scope, diagnosis, record, pictures)
             with _tolerated(settings, "show its views"):
                 publish(
                     boards(trainer), metric_scope(scope), record, history,
-                    before=before, pictures=[each for each in pictures if each.caption],
+                    before=before, pictures=pictures,
                     confused=confused_images(pictures, diagnosis),
                     figures=settings.views.figures, shown=context.memory.shown,
                     attempt=lambda what: _tolerated(settings, f"show its {what}"),

@@ -3,17 +3,13 @@
 The same outcome gives the same bytes; times are not in it.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import torch
-
-from salmon.files import json_text, write_atomically
+from salmon.files import json_text, versions, write_atomically
 from salmon.markdown import cell, literal, markdown_table
 from salmon.repairs.changes import LayerChange, SampleChange, SetChange
 from salmon.repairs.engine import NOTHING_TO_REPAIR, Judged, Outcome
@@ -65,8 +61,9 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
         "schema": SCHEMA,
         "status": outcome.status,
         "reason": outcome.reason,
+        "headline": headline(outcome),
         "context": dict(context or {}),
-        "versions": _versions(),
+        "versions": versions(),
         "settings": asdict(outcome.settings),
         "samples": outcome.sizes,
         "new_data_serves_as_reference": outcome.shared,
@@ -82,11 +79,6 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
         "orders": [_judged(each) for each in outcome.orders],
         "trials": [asdict(trial) for trial in outcome.trials],
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"salmon": version("salmon-saliency"), "torch": str(torch.__version__)}
-    return found | {"python": platform.python_version()}
 
 
 def _judged(found: Judged) -> dict[str, Any]:
@@ -126,8 +118,8 @@ def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
     if outcome.trials:
         parts += ["## Search on the guard splits", _trials_text(outcome.trials)]
     parts.append(f"Data: {_data_text(outcome)}")
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    parts.append(f"Versions: {versions}. Settings and all trials: report.json.")
+    made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
+    parts.append(f"Versions: {made_with}. Settings and all trials: report.json.")
     return _text(parts)
 
 

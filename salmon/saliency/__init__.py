@@ -17,6 +17,7 @@ from salmon.saliency.losses import (
 )
 from salmon.saliency.profile import Measurement, filter_saliency, indexed_weights, measure
 from salmon.saliency.reduce import Geometry
+from salmon.saliency.responses import filter_responses
 
 __all__ = [
     "Catcher",
@@ -32,6 +33,7 @@ __all__ = [
     "class_numbers",
     "coverage",
     "coverage_of",
+    "filter_responses",
     "filter_saliency",
     "indexed_weights",
     "input_saliency",

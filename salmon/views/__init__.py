@@ -3,10 +3,10 @@
 from salmon.views.board import Board
 from salmon.views.files import read_pass, write_pass, write_pictures
 from salmon.views.history import History
-from salmon.views.pictures import Normalisation, Picture, Pixels, guess_normalisation
+from salmon.views.pictures import Kind, Normalisation, Picture, Pixels, guess_normalisation
 from salmon.views.publish import publish
 from salmon.views.record import MOST_ROWS, PassRecord, record_pass
-from salmon.views.report import gather, write_report
+from salmon.views.report import flagged_rows, gather, gather_repairs, write_report
 from salmon.views.scalars import DETAILS, pass_metrics
 from salmon.views.settings import ViewSettings
 from salmon.views.summary import standing_out
@@ -30,6 +30,7 @@ __all__ = [
     "Blamed",
     "Board",
     "History",
+    "Kind",
     "Normalisation",
     "PassRecord",
     "Picture",
@@ -38,7 +39,9 @@ __all__ = [
     "blamed",
     "clipped",
     "finding_rows",
+    "flagged_rows",
     "gather",
+    "gather_repairs",
     "guess_normalisation",
     "p_text",
     "pair_rows",

@@ -14,13 +14,13 @@ from typing import Any
 from salmon.errors import StateError
 from salmon.files import json_text, read_lines, read_text, write_atomically
 from salmon.records import parsed, record_of
-from salmon.views.pictures import Picture, Pixels, encoded, enlarged
+from salmon.views.pictures import Kind, Picture, Pixels, encoded, enlarged
 from salmon.views.record import SCHEMA, PassRecord, check_record
 
-PICTURE_SCHEMA = "salmon.picture/1"
+PICTURE_SCHEMA = "salmon.picture/2"
 
 _MAGIC = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
-_SIDE = 192  # of the images in the report
+_SIDES = {"flagged": 192, "thumbnail": 48, "mistake": 96, "right": 96}  # in the report
 _SMALL = 48  # images up to this size are stored without loss
 
 
@@ -37,10 +37,13 @@ class StoredPicture:
     """A line of a file of pictures."""
 
     number: int  # of the pass
+    kind: Kind
     sample: int
     image: StoredImage
     heat: StoredImage | None
-    caption: list[str]  # empty for thumbnails
+    classes: tuple[str, str]
+    filter: str
+    caption: list[str]
 
 
 def write_pass(path: Path, record: PassRecord) -> None:
@@ -61,9 +64,14 @@ def write_pictures(path: Path, number: int, pictures: Sequence[Picture]) -> None
     stored = [
         StoredPicture(
             number=number,
+            kind=each.kind,
             sample=each.sample,
-            image=_stored(enlarged(each.pixels, _SIDE) if each.caption else each.pixels),
-            heat=None if each.overlay is None else _stored(enlarged(each.overlay, _SIDE)),
+            image=_stored(enlarged(each.pixels, _SIDES[each.kind])),
+            heat=None
+            if each.overlay is None
+            else _stored(enlarged(each.overlay, _SIDES[each.kind])),
+            classes=each.classes,
+            filter=each.filter,
             caption=list(each.caption),
         )
         for each in pictures

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +20,31 @@ from salmon.views.wording import clipped
 
 Pixels = npt.NDArray[np.uint8]
 
+Kind = Literal["flagged", "thumbnail", "mistake", "right"]
+"""A flagged sample, a small image of one; a mistake or a right sample to which a filter responds.
+"""
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-_PAPER, _INK, _WARM = (255, 255, 255), (26, 26, 26), (213, 94, 0)
+_PAPER, _INK, _FAINT, _WARM = (255, 255, 255), (26, 26, 26), (95, 95, 95), (213, 94, 0)
 _SLACK = 1e-3  # of resized images beyond the range
-_SIDE = 256  # of an image beside its map
-_LINE = 23
+_CELL = 138  # side of an image on a sheet
+_LINE = 27
 _MARGIN = 10
-_LETTERS = 58  # in a line of the caption
+_LETTERS = 25  # in a line of a cell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picture:
-    """A flagged image, or a thumbnail of one, which has no caption."""
+    """An image of a sample."""
 
+    kind: Kind
     sample: int  # position in the pass
     pixels: Pixels
-    heat: Tensor | None = None  # [H, W] in [0, 1], where the top filters look
+    heat: Tensor | None = None  # [H, W] in [0, 1], where filters look
+    classes: tuple[str, str] = ("", "")  # true and predicted
+    filter: str = ""  # label of the first one, or of the one that responds
     caption: Sequence[str] = ()
-
-    @property
-    def is_photo(self) -> bool:
-        """Whether it is shown about as large as it is; enlarged pixels take fewer bytes as PNG."""
-        return bool(2 * max(self.pixels.shape[:2]) > _SIDE)
 
     @property
     def overlay(self) -> Pixels | None:
@@ -122,7 +125,7 @@ def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
     return mixed
 
 
-def enlarged(pixels: Pixels, side: int = _SIDE) -> Pixels:
+def enlarged(pixels: Pixels, side: int) -> Pixels:
     """Scale an image to a side of about that length, small ones by whole numbers."""
     height, width = pixels.shape[:2]
     factor = side / max(height, width)
@@ -133,26 +136,54 @@ def enlarged(pixels: Pixels, side: int = _SIDE) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, how))
 
 
-def captioned(picture: Picture) -> Pixels:
-    """Put image and map side by side and burn the caption in below: TensorBoard shows none.
+def contact_sheet(pictures: Sequence[Picture]) -> Pixels:
+    """Flagged images with their maps beside each other, three in a row, worst first."""
+    columns, wide, high = 3, 300, _CELL + 3 * _LINE + 2 * _MARGIN
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * wide, rows * high + _MARGIN), _PAPER)
+    for number, picture in enumerate(pictures):
+        left, top = number % columns * wide + _MARGIN, number // columns * high + _MARGIN
+        _paste(page, picture.pixels, left, top)
+        if picture.overlay is not None:
+            _paste(page, picture.overlay, left + _CELL + 4, top)
+        true, predicted = picture.classes
+        lines = (f"{number + 1}. {true}", f"taken for {predicted}", picture.filter)
+        for i, (text, colour) in enumerate(zip(lines, (_INK, _INK, _FAINT), strict=True)):
+            _write(page, left, top + _CELL + 4 + _LINE * i, clipped(text, _LETTERS), colour)
+    return np.asarray(page)
+
+
+def response_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Pixels:
+    """What filters respond to, a row each: in mistakes that blame them, and in right samples.
 
     Args:
-        picture: The image; long lines of its caption are shortened.
+        rows: A sentence on the filter and its pictures, of which the first few of each kind are
+            shown.
     """
-    parts = [part for part in (picture.pixels, picture.overlay) if part is not None]
-    large, lines = [enlarged(part) for part in parts], picture.caption
-    high = max(image.shape[0] for image in large)
-    width = sum(image.shape[1] + _MARGIN for image in large) + _MARGIN
-    page = Image.new("RGB", (max(width, 560), high + 3 * _MARGIN + _LINE * len(lines)), _PAPER)
-    left = _MARGIN
-    for image in large:
-        page.paste(Image.fromarray(image), (left, _MARGIN))
-        left += image.shape[1] + _MARGIN
-    brush = ImageDraw.Draw(page)
-    for i, line in enumerate(lines):
-        at = (_MARGIN, high + 2 * _MARGIN + _LINE * i)
-        brush.text(at, clipped(line, _LETTERS), _INK, _font(19 if i == 0 else 17))
+    each, step = 3, _CELL + 6
+    high = _CELL + _LINE + 2 * _MARGIN
+    page = Image.new("RGB", (2 * each * step + 3 * _MARGIN, len(rows) * high + 2 * _LINE), _PAPER)
+    starts = (_MARGIN, each * step + 2 * _MARGIN)
+    for left, text in zip(starts, ("mistakes that blame it", "right samples"), strict=True):
+        _write(page, left, 2, text, _FAINT)
+    for number, (text, pictures) in enumerate(rows):
+        top = number * high + _LINE + _MARGIN
+        _write(page, _MARGIN, top, text, _INK)
+        for left, kind in zip(starts, ("mistake", "right"), strict=True):
+            shown = [one for one in pictures if one.kind == kind][:each]
+            for i, one in enumerate(shown):
+                pixels = one.pixels if one.overlay is None else one.overlay
+                _paste(page, pixels, left + step * i, top + _LINE)
     return np.asarray(page)
+
+
+def _paste(page: Image.Image, pixels: Pixels, left: int, top: int) -> None:
+    """Put an image into a cell."""
+    page.paste(Image.fromarray(enlarged(pixels, _CELL)), (left, top))
+
+
+def _write(page: Image.Image, left: int, top: int, text: str, colour: tuple[int, int, int]) -> None:
+    ImageDraw.Draw(page).text((left, top), text, colour, _font(22))
 
 
 @lru_cache

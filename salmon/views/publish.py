@@ -1,6 +1,6 @@
 """All views of a pass, put up on the boards of a trainer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from salmon.markdown import literal
@@ -15,9 +15,9 @@ from salmon.views.charts import (
 )
 from salmon.views.figures import Chart, pixels
 from salmon.views.history import History
-from salmon.views.pictures import Picture, Pixels, captioned
+from salmon.views.pictures import Picture, Pixels, contact_sheet, response_sheet
 from salmon.views.record import XI_EDGES, PassRecord
-from salmon.views.summary import overview
+from salmon.views.summary import finding_text, overview
 from salmon.views.tables import (
     FILTER_COLUMNS,
     FINDING_COLUMNS,
@@ -77,12 +77,23 @@ def publish(
             if images is None:
                 charts = _charts(record, history, confused) if figures else {}
                 images = [(name, pixels(chart), False) for name, chart in charts.items()]
-                # One tag per place: the images of one tag are steps of a slider.
-                images += [
-                    (f"flagged/{i}", captioned(p), p.is_photo) for i, p in enumerate(pictures, 1)
-                ]
+                images += [(name, sheet, True) for name, sheet in _sheets(record, pictures)]
             for name, image, photo in images:
                 board.image(f"{scope}/{name}", image, record.step, photo=photo)
+
+
+def _sheets(record: PassRecord, pictures: Sequence[Picture]) -> Iterator[tuple[str, Pixels]]:
+    """Flagged images on one sheet, and what the filters that stand out respond to on another."""
+    flagged = [one for one in pictures if one.kind == "flagged"]
+    if flagged:
+        yield "flagged", contact_sheet(flagged)
+    seen = [one for one in pictures if one.kind in ("mistake", "right")]
+    if seen:
+        names = dict.fromkeys(one.filter for one in seen)
+        yield "findings", response_sheet([
+            (finding_text(record, name), [one for one in seen if one.filter == name])
+            for name in names
+        ])  # fmt: skip
 
 
 def _put_histograms(board: Board, scope: str, record: PassRecord) -> None:

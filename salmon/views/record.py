@@ -24,6 +24,7 @@ MOST_ROWS = 50
 """Rows of a table at most: TensorBoard shows all texts of a tag at once."""
 
 MOST_FINDINGS = 500
+MOST_PAIRS = 500
 """In a record."""
 
 METHODS = ("pot", "zscore")
@@ -117,6 +118,8 @@ class PassRecord:
     seconds: float  # for measuring and fitting, without pictures and views
     share: float | None  # that these seconds are of the whole pass, where there was one
     classes: list[str] | None  # names, by class number
+    class_samples: list[int]  # by class number
+    class_mistakes: list[int]  # of these, misclassified
     layers: list[LayerRow]
     counts: dict[str, list[int]]  # by method: ranked filters per layer
     fits: dict[str, int]  # filters per status
@@ -137,6 +140,7 @@ class PassRecord:
     level_reason: str = ""
     calibration: list[CalibrationRow] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # about what was measured
+    origin: dict[str, str] = field(default_factory=dict)  # network, data, settings, by name
 
     def class_name(self, number: int) -> str:
         """Name a class."""
@@ -153,13 +157,14 @@ def check_record(record: PassRecord, where: str) -> None:
     whole = [
         record.number, record.step, record.samples, record.misclassified,
         *(n for row in [*record.counts.values(), *record.xi.values()] for n in row),
-        *record.fits.values(),
+        *record.fits.values(), *record.class_samples, *record.class_mistakes,
     ]  # fmt: skip
     trouble = {
         "layers": layers == 0 or any(layer.filters < 1 for layer in record.layers),
         "counts": not set(METHODS) <= set(record.counts)
         or any(len(row) != layers for row in record.counts.values()),
         "fits": set(record.fits) != set(STATUSES) or sum(record.fits.values()) == 0,
+        "classes": len(record.class_samples) != len(record.class_mistakes),
         "xi": any(len(row) != bins for row in record.xi.values()),
         "intervals": len(record.layer_intervals) != layers
         or len(record.group_intervals) != len({layer.group for layer in record.layers})
@@ -186,12 +191,14 @@ def record_pass(
     seconds: float = 0.0,
     share: float | None = None,
     classes: Sequence[str] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> PassRecord:
     """Boil a diagnosis down.
 
     Args:
         stage: Such as ``"validation"``.
         number: Of the pass in its stage, from 0.
+        origin: What was measured, with what, such as the network, the data and the settings.
     """
     index, fit, ranking = diagnosis.index, diagnosis.fit, diagnosis.rankings["pot"]
     found = diagnosis.findings
@@ -214,6 +221,8 @@ def record_pass(
         seconds=seconds,
         share=share,
         classes=None if classes is None else [str(name) for name in classes],
+        class_samples=diagnosis.class_samples.tolist(),
+        class_mistakes=diagnosis.class_mistakes.tolist(),
         layers=[
             LayerRow(layer=each.layer, group=each.group, filters=each.filters)
             for each in index.layers
@@ -227,7 +236,7 @@ def record_pass(
         xi=_xi_histograms(fit, index),
         examples=_examples(diagnosis),
         filters=_filter_rows(diagnosis),
-        pairs=confusions(diagnosis.mistakes, MOST_ROWS),
+        pairs=confusions(diagnosis.mistakes, MOST_PAIRS),
         estimator=fit.estimator,
         tested=ranking.tested,
         significant=_count(ranking.significant, lambda n: n > 0),
@@ -246,6 +255,7 @@ def record_pass(
         level_reason=diagnosis.level_reason,
         calibration=_calibration_rows(diagnosis.calibration),
         doubts=list(diagnosis.doubts),
+        origin=dict(origin or {}),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ class ViewSettings:
     Attributes:
         pictures: Misclassified samples shown as images, those of the highest loss; 0 shows none.
         maps: Whether each comes with the saliency map of its top filters, which costs a few
-            backwards per picture.
+            backwards per picture; and whether is shown what the filters that stand out respond to.
         thumbnails: Misclassified samples of which a small image is kept for the report.
         figures: Whether charts are drawn for the logger.
         class_names: By class number; None takes the data set's ``classes``, else numbers.
@@ -22,7 +22,7 @@ class ViewSettings:
         std: The same.
     """
 
-    pictures: int = 4
+    pictures: int = 12
     maps: bool = True
     thumbnails: int = 200
     figures: bool = True

@@ -130,6 +130,15 @@ def standing_out(record: PassRecord) -> list[str]:
     return lines
 
 
+def finding_text(record: PassRecord, label: str) -> str:
+    """What was found of a filter, in a line."""
+    row = next((each for each in record.findings if each.label == label), None)
+    if row is None:  # there are too many findings to be kept
+        return label
+    of = "" if row.target is None else f", {whose(record, row)}"
+    return f"{label}: {_excess(row)}{of}"
+
+
 def _listed(texts: list[str], number: int) -> list[str]:
     """The first of so many things, one by one."""
     more = f" and {number - len(texts)} more" if number > len(texts) else ""

@@ -114,7 +114,7 @@ def pair_rows(record: PassRecord) -> list[list[str]]:
             str(pair.mistakes),
             _beyond(record, pair),
         ]
-        for pair in record.pairs
+        for pair in record.pairs[:MOST_ROWS]
     ]
 
 

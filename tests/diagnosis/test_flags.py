@@ -37,7 +37,8 @@ def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
     stands_out = Finding(filter=1, mistakes=2, expected=0.5, p=0.01)
     nothing = torch.full((3,), math.nan, dtype=torch.float64)
     return Diagnosis(
-        index=INDEX, fit=FIT, samples=10, dropped=0, unlabelled=0, misclassified=len(found.ids),
+        index=INDEX, fit=FIT, class_samples=torch.tensor([5, 5]), dropped=0, unlabelled=0,
+        class_mistakes=found.target.bincount(minlength=2),
         mistakes=found, id_source="batch", profile=profile,
         rankings={"pot": ranking}, right=none,
         findings=Findings(expected=nothing, p=nothing, found=(stands_out,)),

@@ -47,6 +47,8 @@ def assert_same(found: Diagnosis, expected: Diagnosis) -> None:
     """The same mistakes and rankings; saliency to float64 rounding."""
     assert (found.samples, found.misclassified) == (expected.samples, expected.misclassified)
     assert found.mistakes.ids == expected.mistakes.ids
+    assert torch.equal(found.class_samples, expected.class_samples)
+    assert torch.equal(found.class_mistakes, expected.class_mistakes)
     torch.testing.assert_close(found.profile, expected.profile, rtol=1e-10, atol=0)
     torch.testing.assert_close(found.fit.xi, expected.fit.xi, rtol=1e-6, atol=0, equal_nan=True)
     for method, ranking in expected.rankings.items():  # filters of equal z may change places
@@ -58,6 +60,8 @@ def test_mistakes_are_those_of_the_network() -> None:
     wrong = (MODEL(IMAGES).argmax(1) != LABELS).nonzero().squeeze(1)
     assert WHOLE.mistakes.sample.tolist() == WHOLE.mistakes.ids == wrong.tolist()
     assert WHOLE.samples == SAMPLES
+    assert torch.equal(WHOLE.class_samples, LABELS.bincount(minlength=4))
+    assert torch.equal(WHOLE.class_mistakes, LABELS[wrong].bincount(minlength=4))
     assert WHOLE.index.fingerprint() == FilterIndex.from_model(MODEL).fingerprint()
 
 
@@ -257,7 +261,8 @@ def test_a_diagnosis_is_shown_in_a_few_lines() -> None:
 def test_ranked_filters_go_on_in_pandas() -> None:
     table = WHOLE.to_dataframe()
     ranking = WHOLE.rankings["pot"]
-    assert len(table) == int((ranking.filters >= 0).sum())
+    assert table["filter"].count() == int((ranking.filters >= 0).sum())
+    assert sorted(set(table["id"])) == WHOLE.mistakes.ids  # one without a filter has a row, too
     first = table[(table["id"] == WHOLE.mistakes.ids[0]) & (table["place"] == 1)].iloc[0]
     assert first["filter"] == int(ranking.filters[0, 0])
     assert first["p"] == pytest.approx(float(ranking.p[0, 0]))

@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2 as transforms
 
 from salmon import ViewSettings
+from salmon.diagnosis.reservoir import priorities
 from salmon.diagnosis.worst import WorstSamples, find_images, shrunk
 from salmon.monitor.facts import class_names, normalisation
 
@@ -33,7 +34,14 @@ def collected(worst: WorstSamples, sizes: list[int], count: int = 40) -> WorstSa
     while start < count:
         size = sizes[start % len(sizes)]
         part = slice(start, min(start + size, count))
-        glimpse = worst.look(inputs[part], targets[part], losses[part], wrong[part])
+        glimpse = worst.look(
+            inputs[part],
+            targets[part],
+            losses[part],
+            wrong[part],
+            ~wrong[part],
+            torch.arange(count)[part],
+        )
         if glimpse is not None:
             worst.keep(glimpse, torch.arange(count)[part])
         start += size
@@ -65,7 +73,9 @@ def test_merged_parts_keep_what_the_whole_keeps(cut: int) -> None:
     whole, numbers = WorstSamples(3, 7), torch.arange(40)
     for part in (slice(cut), slice(cut, None)):
         one = WorstSamples(3, 7)
-        glimpse = one.look(inputs[part], targets[part], losses[part], wrong[part])
+        glimpse = one.look(
+            inputs[part], targets[part], losses[part], wrong[part], ~wrong[part], numbers[part]
+        )
         assert glimpse is not None
         one.keep(glimpse, numbers[part])
         whole.merge(one)
@@ -74,11 +84,23 @@ def test_merged_parts_keep_what_the_whole_keeps(cut: int) -> None:
     assert whole.extremes == collected(WorstSamples(3, 7), [40]).extremes
 
 
+@hypothesis.given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+def test_any_split_keeps_the_same_right_samples(sizes: list[int]) -> None:
+    wrong = samples(40)[3]
+    luck = priorities(torch.arange(40), 0).double().masked_fill(wrong, -torch.inf)
+    kept = collected(WorstSamples(3, 7), sizes).right
+    assert [one.sample for one in kept] == luck.topk(3).indices.tolist()
+    for one in kept:
+        assert torch.equal(one.inputs, samples(40)[0][one.sample : one.sample + 1])
+
+
 def test_samples_that_are_right_or_have_no_loss_are_never_kept() -> None:
     worst = WorstSamples(5, 5)
     losses = torch.tensor([9.0, torch.nan, 1.0, torch.inf])
     wrong = torch.tensor([False, True, True, True])
-    glimpse = worst.look(torch.zeros(4, 3, 2, 2), torch.zeros(4), losses, wrong)
+    glimpse = worst.look(
+        torch.zeros(4, 3, 2, 2), torch.zeros(4), losses, wrong, ~wrong, torch.arange(4)
+    )
     assert glimpse is not None
     worst.keep(glimpse, torch.arange(4))
     assert [one.sample for one in worst.pictures] == [3, 2]
@@ -86,7 +108,9 @@ def test_samples_that_are_right_or_have_no_loss_are_never_kept() -> None:
 
 def test_nothing_is_looked_at_where_nothing_is_wanted() -> None:
     inputs, targets, losses, wrong = samples(4)
-    assert WorstSamples(0, 0).look(inputs, targets, losses, wrong) is None
+    assert WorstSamples(0, 0).look(
+        inputs, targets, losses, wrong, ~wrong, torch.arange(len(wrong))
+    ) is None  # fmt: skip
     only = collected(WorstSamples(0, 4), [6])
     assert only.pictures == []
     assert list(only.thumbnails) == by_hand(40, 4)
@@ -97,7 +121,10 @@ def test_images_of_other_sizes_and_other_inputs_are_kept_as_they_are() -> None:
     worst = WorstSamples(4, 4)
     for start, size in ((0, 4), (2, 6)):
         inputs = {"image": torch.full((2, 1, size, size), float(size)), "age": torch.ones(2, 5)}
-        glimpse = worst.look(inputs, torch.zeros(2), torch.ones(2), torch.ones(2) > 0)
+        glimpse = worst.look(
+            inputs, torch.zeros(2), torch.ones(2), torch.ones(2) > 0, torch.ones(2) < 0,
+            torch.arange(start, start + 2),
+        )  # fmt: skip
         assert glimpse is not None
         worst.keep(glimpse, torch.arange(start, start + 2))
     shapes = [tuple(one.inputs["image"].shape) for one in worst.pictures]
@@ -126,7 +153,10 @@ def test_broken_images_and_other_numbers_of_colours_do_not_spoil_the_range() -> 
         torch.full((1, 3, 2, 2), torch.inf), torch.full((1, 1, 2, 2), 9.0),
         torch.full((1, 3, 2, 2), 200, dtype=torch.uint8),
     ):  # fmt: skip
-        glimpse = worst.look(images, torch.zeros(1), torch.ones(1), torch.ones(1) > 0)
+        glimpse = worst.look(
+            images, torch.zeros(1), torch.ones(1), torch.ones(1) > 0, torch.ones(1) < 0,
+            torch.zeros(1).long(),
+        )  # fmt: skip
         assert glimpse is not None
         worst.keep(glimpse, torch.zeros(1).long())
     assert worst.extremes is not None

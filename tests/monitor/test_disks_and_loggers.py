@@ -192,7 +192,7 @@ def test_one_logger_that_is_away_costs_the_other_nothing(
     assert "could not say in Away what it measures (ConnectionError" in log.text
     assert "could not show its images in Away" in log.text
     tags = events(tmp_path / "here").Tags()
-    assert {"salmon/shares", "salmon/flagged/1"} <= set(tags["images"])
+    assert {"salmon/shares", "salmon/flagged"} <= set(tags["images"])
     assert {"salmon/coverage/text_summary", "salmon/filters/text_summary"} <= set(tags["tensors"])
 
 

@@ -35,8 +35,7 @@ def test_a_training_leaves_all_views_behind(tmp_path: Path) -> None:
     trained(tmp_path, monitor, max_epochs=2)
     found = events(tmp_path)
     tags = found.Tags()
-    assert {"salmon/flagged/1", "salmon/flagged/2", "salmon/shares"} <= set(tags["images"])
-    assert "salmon/flagged/3" not in tags["images"]
+    assert {"salmon/flagged", "salmon/shares"} <= set(tags["images"])
     assert len(found.Images("salmon/heatmap/pot")) == 2
     assert {
         "salmon/mistakes", "salmon/share/conv1_x", "salmon_details/share/difference/conv1_x",
@@ -56,14 +55,15 @@ def test_the_pictures_are_those_of_the_highest_loss(tmp_path: Path) -> None:
     found = monitor.results["validation"]
     worst = found.mistakes.sample[found.mistakes.loss.argsort(descending=True)].tolist()
     stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
-    assert [p.sample for p in stored if p.caption] == worst[:3]
-    assert [p.sample for p in stored if not p.caption] == worst[:5]
+    assert [p.sample for p in stored if p.kind == "flagged"] == worst[:3]
+    assert [p.sample for p in stored if p.kind == "thumbnail"] == worst[:5]
     first = stored[0]
     row = found.mistakes.sample.tolist().index(worst[0])
     truth, taken = int(found.mistakes.target[row]), int(found.mistakes.predicted[row])
-    assert first.caption[0] == f"1. class {truth} taken for class {taken}"
+    assert first.classes == (f"class {truth}", f"class {taken}")
     best = int(found.rankings["pot"].filters[row, 0])
-    assert first.caption[2].startswith(f"{found.index.label(best)}, p ")
+    assert first.filter == found.index.label(best)
+    assert first.caption[1].startswith(f"{first.filter}, p ")
     assert first.heat is not None
 
 
@@ -146,7 +146,7 @@ def test_a_network_without_maps_has_pictures_all_the_same(
     warnings = {r for r in log.records if "images without saliency maps" in r.getMessage()}
     assert len(warnings) == 1  # for three pictures in each of three passes
     stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
-    assert len([p for p in stored if p.caption]) == 3
+    assert len([p for p in stored if p.kind == "flagged"]) == 3
 
 
 def test_a_mistake_in_making_maps_is_raised_where_all_trouble_is(
@@ -243,7 +243,7 @@ def test_a_logger_of_another_kind_gets_scalars_images_and_tables(tmp_path: Path)
     logger: Any = Logger()
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True), logger=logger)
     assert "salmon_details/share/difference/conv1_x" in logger.metrics
-    assert {"salmon/shares", "salmon/flagged/1"} <= set(logger.images)
+    assert {"salmon/shares", "salmon/flagged"} <= set(logger.images)
     assert "salmon/filters" in logger.tables
 
 

@@ -17,7 +17,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from salmon.diagnosis import Confusion
 from salmon.markdown import cell, literal, markdown_table
-from salmon.views import Board, History, Picture, publish
+from salmon.views import Board, History, Kind, Picture, publish
 from salmon.views.record import FilterRow, FindingRow
 from salmon.views.tables import (
     Blamed,
@@ -75,21 +75,23 @@ def board(folder: Path) -> Board:
     return Board(TensorBoardLogger(folder, name="", version=""))
 
 
-def image() -> Picture:
+def image(kind: Kind = "flagged") -> Picture:
     pixels = np.zeros((8, 8, 3), np.uint8)
-    return Picture(sample=1, pixels=pixels, heat=torch.ones(8, 8), caption=["1. a for b"])
+    heat = torch.ones(8, 8)
+    return Picture(kind=kind, sample=1, pixels=pixels, heat=heat, filter="net.a.0[1]")
 
 
 def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
     one = board(tmp_path)
-    publish([one], "salmon", RECORD, HISTORY, before=BEFORE, pictures=[image()])
+    publish([one], "salmon", RECORD, HISTORY, before=BEFORE, pictures=[image(), image("right")])
     one.experiment.flush()
     found = events(tmp_path)
     tags = found.Tags()
     assert set(tags["images"]) == {
         "salmon/0_overview", "salmon/shares", "salmon/fit_quality", "salmon/heatmap/pot",
         "salmon/heatmap/zscore",
-        "salmon/trend/pot", "salmon/trend/zscore", "salmon/trend/difference", "salmon/flagged/1",
+        "salmon/trend/pot", "salmon/trend/zscore", "salmon/trend/difference", "salmon/flagged",
+        "salmon/findings",
     }  # fmt: skip
     assert set(tags["histograms"]) == {
         "salmon/depth/pot", "salmon/depth/zscore", "salmon/xi/early", "salmon/xi/late",
@@ -216,7 +218,7 @@ class Collector:
 def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
     logger = Collector()
     publish([Board(logger)], "salmon", RECORD, HISTORY, before=None, pictures=[image()])
-    images, step = logger.images["salmon/flagged/1"]
+    images, step = logger.images["salmon/flagged"]
     assert step == RECORD.step
     assert images[0].dtype == np.uint8
     assert len(logger.images) == 9

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from salmon import ViewSettings
 from salmon.cli.demo import run_demo
 from salmon.cli.options import DemoOptions
-from salmon.views import History, PassRecord, gather, write_report
+from salmon.views import History, PassRecord, gather, gather_repairs, write_report
 from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
 from salmon.views.figures import Chart, pixels
 from tests.browser import Server, browser, deep_text, drawn, shot, tensorboard
@@ -46,7 +47,7 @@ def server(demo: Path) -> Iterator[Server]:
         for _ in range(60):  # it reads in the background
             if (
                 RUN in started.json("images/tags")
-                and "salmon/flagged/4" in (started.json("images/tags")[RUN])
+                and "salmon/flagged" in (started.json("images/tags")[RUN])
             ):
                 break
             time.sleep(0.5)
@@ -106,13 +107,13 @@ def picture(server: Server, tag: str) -> Any:
     return rows, Image.open(io.BytesIO(data)).convert("RGB")
 
 
-@pytest.mark.parametrize("name", ["flagged/1", "flagged/4"])
-def test_flagged_images_are_served_with_something_on_them(server: Server, name: str) -> None:
-    rows, image = picture(server, f"salmon/{name}")
+def test_flagged_images_are_served_with_something_on_them(server: Server) -> None:
+    rows, image = picture(server, "salmon/flagged")
     assert len(rows) == 3
-    assert min(image.size) > 200
-    shades = np.asarray(image.crop((10, 10, 266, 266)).convert("L"), dtype=float)
-    assert shades.std() > 5  # a digit, not a white page
+    assert image.size[0] == 900
+    for left in (10, 310, 610):
+        shades = np.asarray(image.crop((left, 10, left + 112, 122)).convert("L"), dtype=float)
+        assert shades.std() > 5  # a digit, not a white page
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def waited(page: Chrome, condition: Callable[[str], bool]) -> str:
             15,
         ),
         ("images", "heatmap|shares|trend", ["salmon/heatmap/pot", "salmon/trend/difference"], 6),
-        ("images", "flagged", ["salmon/flagged/1", "salmon/flagged/2"], 4),
+        ("images", "flagged", ["salmon/flagged"], 1),
         ("images", "fit_quality", ["salmon/fit_quality"], 1),
         ("histograms", "salmon", ["salmon/depth/pot", "salmon/xi/conv1"], 20),
         ("text", "salmon", ["samples are misclassified", "median p", "predicted"], 300),
@@ -201,8 +202,8 @@ def test_the_panels_of_tensorboard_show_what_was_written(
 @pytest.fixture(scope="module")
 def report(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, gather(demo), "salmon: demo")
-    assert path.stat().st_size < 2 * 400_000  # of two sections
+    write_report(path, gather(demo), "salmon: demo", gather_repairs(demo))
+    assert path.stat().st_size < 1_400_000  # of two runs and a repair
     return path.as_uri()
 
 
@@ -216,7 +217,7 @@ def test_the_report_shows_its_sections_charts_and_tables(report: str, page: Chro
     errors(page)
     page.get(report)
     assert [h.text for h in page.find_elements(By.TAG_NAME, "h2")] == [
-        "mnist: validation", "optical-digits: validation",
+        "mnist: validation", "optical-digits: validation", "Repair: repair",
     ]  # fmt: skip
     graphics = page.find_elements(By.TAG_NAME, "svg")
     assert len(graphics) == 18
@@ -259,8 +260,83 @@ def test_the_table_of_the_report_is_sorted_and_filtered(report: str, page: Chrom
     some = cells(page, 8)
     assert 0 < len(some) <= len(losses)
     assert all("layer4.1" in text for text in some)
-    output = page.find_element(By.CSS_SELECTOR, ".controls output")
+    output = page.find_element(
+        By.CSS_SELECTOR, ".controls:has([data-table=section-0-flags]) output"
+    )
     assert output.text == f"{len(some)} of {len(losses)}"
+
+
+def test_a_search_finds_a_class_and_a_filter_and_nothing_that_only_looks_like_them(
+    report: str, page: Chrome
+) -> None:
+    page.get(report)
+    rows = list(zip(cells(page, 2), cells(page, 3), cells(page, 8), strict=True))
+    field = page.find_element(By.CSS_SELECTOR, "input[data-table=section-0-flags]")
+    field.send_keys("class 3")
+    shown = list(zip(cells(page, 2), cells(page, 3), strict=True))
+    assert shown == [(true, taken) for true, taken, _ in rows if "3" in (true, taken)]
+    last = rows[0][2].split()[-9:]  # the last filter of all 25, which a click would unfold
+    label = next(word for word in last if word.endswith("]"))
+    field.clear()
+    field.send_keys(label)
+    assert len(cells(page, 8)) == sum(f" {label} " in f" {text} " for _, _, text in rows) > 0
+
+
+def test_clicks_lead_from_classes_and_filters_to_their_samples_and_back(
+    report: str, page: Chrome
+) -> None:
+    page.get(report)
+    all_of_them = len(cells(page, 1))
+    cell = page.find_element(By.CSS_SELECTOR, "#section-0-matrix td a")
+    page.execute_script("arguments[0].click()", cell)
+    assert len(cells(page, 1)) == int(cell.text)
+    assert len({*zip(cells(page, 2), cells(page, 3), strict=True)}) == 1
+    assert "taken%20for" in page.current_url
+    link = page.find_element(By.CSS_SELECTOR, "#section-0-filters tbody a")
+    label, mistakes = link.text, page.find_element(
+        By.CSS_SELECTOR, "#section-0-filters tbody td:nth-child(3)"
+    ).text  # fmt: skip
+    page.execute_script("arguments[0].click()", link)
+    assert len(cells(page, 1)) == int(mistakes)
+    assert all(label in text for text in cells(page, 8))
+    assert page.switch_to.active_element.get_attribute("aria-label") == "Flagged samples"
+    page.back()
+    assert len({*zip(cells(page, 2), cells(page, 3), strict=True)}) == 1
+    page.get("about:blank")
+    page.get(f"{report}#section-0-flags?q=&sort=6")
+    losses = [float(text) for text in cells(page, 6)]
+    assert losses == sorted(losses)
+    assert len(losses) == all_of_them
+
+
+def test_an_image_opens_in_large_by_click_and_by_key(report: str, page: Chrome) -> None:
+    page.get(report)
+    image = page.find_element(By.CSS_SELECTOR, ".pictures img")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", image)
+    image.click()
+    dialog = page.find_element(By.TAG_NAME, "dialog")
+    large = dialog.find_element(By.TAG_NAME, "img")
+    assert large.get_attribute("src") == image.get_attribute("src")
+    assert large.size["height"] > 2 * image.size["height"]
+    dialog.find_element(By.TAG_NAME, "button").click()
+    assert not dialog.is_displayed()
+    image.send_keys(Keys.ENTER)
+    assert dialog.is_displayed()
+    page.find_element(By.TAG_NAME, "dialog").find_element(By.TAG_NAME, "button").send_keys(
+        Keys.ESCAPE
+    )
+    assert not dialog.is_displayed()
+
+
+def test_a_repair_is_on_the_page_with_its_rules_and_samples(report: str, page: Chrome) -> None:
+    page.get(report)
+    (heading,) = [h for h in page.find_elements(By.TAG_NAME, "h2") if "Repair" in h.text]
+    section = heading.find_element(By.XPATH, "..")
+    assert section.find_element(By.CSS_SELECTOR, ".status").text in ("accepted.", "rejected.")
+    text = section.text
+    for words in ("Rules, on samples", "What was changed", "Classes of the new data",
+                  "Samples of the reference data", "Beside other remedies"):  # fmt: skip
+        assert words in text
 
 
 def background(page: Chrome) -> str:

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,15 @@ from salmon.views import Normalisation, Picture, guess_normalisation
 from salmon.views.charts import share_bars
 from salmon.views.figures import pixels
 from salmon.views.files import read_pictures, write_pictures
-from salmon.views.pictures import IMAGENET, Pixels, captioned, encoded, enlarged, overlay
+from salmon.views.pictures import (
+    IMAGENET,
+    Pixels,
+    contact_sheet,
+    encoded,
+    enlarged,
+    overlay,
+    response_sheet,
+)
 from tests.records import hand_record
 
 
@@ -91,18 +100,39 @@ def test_small_images_grow_by_whole_numbers_and_large_ones_shrink() -> None:
     assert enlarged(large, 256).shape == (128, 256, 3)
 
 
-def test_a_caption_is_burnt_in_below_the_images() -> None:
+def flagged(**changes: Any) -> Picture:
     white = np.full((20, 30, 3), 255, np.uint8)
-    lines = ["1. cat taken for dog", "x" * 300]
-    picture = Picture(sample=1, pixels=white, heat=torch.zeros(20, 30), caption=lines)
-    page = captioned(picture)
-    assert page.shape[1] == 560
-    assert page[10:170, 10:250].min() == 255  # the image; its map is grey
-    assert page[10:170, 260:500].max() < 255
-    assert page[180:].min() < 80
-    bare = captioned(replace(picture, heat=None, caption=[]))
-    assert page.shape[0] > bare.shape[0]
-    assert bare[:, 250:].min() == 255
+    one = Picture(
+        kind="flagged", sample=1, pixels=white, heat=torch.zeros(20, 30), classes=("cat", "dog"),
+        filter="conv1[3]", caption=["id 1"],
+    )  # fmt: skip
+    return replace(one, **changes)
+
+
+def test_a_contact_sheet_has_images_maps_and_words_three_in_a_row() -> None:
+    sheet = contact_sheet([flagged(), flagged(heat=None), *4 * [flagged(classes=("x" * 300, "y"))]])
+    assert sheet.shape[1] == 900
+    assert sheet[12:88, 12:128].min() == 255  # the image; its map is grey
+    assert sheet[12:88, 154:270].max() < 255
+    assert sheet[12:88, 460:590].min() == 255  # the second has none
+    assert sheet[150:230, :300].min() < 80
+    assert contact_sheet([flagged()]).shape[0] < sheet.shape[0]
+
+
+def test_a_sheet_of_responses_has_a_row_per_filter_with_mistakes_left_and_right_samples_right() -> (
+    None
+):
+    heat = torch.ones(20, 30)
+    kinds: list[Any] = ["mistake", "mistake", "right"]
+    seen = [flagged(kind=kind, heat=heat) for kind in kinds]
+    sheet = response_sheet([("conv1[3]: 9 mistakes, 2 expected", seen), ("conv2[1]", seen[:1])])
+    assert sheet.shape[1] <= 900
+    warm = (sheet == (213, 94, 0)).all(2)
+    half, middle = sheet.shape[0] // 2, sheet.shape[1] // 2
+    counts = [part[:, cut].sum() for part in (warm[:half], warm[half:])
+              for cut in (slice(middle), slice(middle, None))]  # fmt: skip
+    assert counts[0] == 2 * counts[1] == 2 * counts[2] > 0
+    assert counts[3] == 0
 
 
 def decoded(data: bytes) -> Pixels:
@@ -129,19 +159,20 @@ def test_images_are_stored_exactly_as_photos_or_as_charts() -> None:
 def pictures(folder: Path) -> Path:
     small = rows(photo())
     heat = torch.rand(20, 30)
-    one = Picture(sample=7, pixels=small, heat=heat, caption=["1. a taken for b", "..."])
-    two = Picture(sample=9, pixels=small, heat=None, caption=["2. b taken for a"])
+    one = flagged(sample=7, pixels=small, heat=heat, caption=["id 7", "..."])
+    two = flagged(sample=9, pixels=small, heat=None)
     path = folder / "pictures.jsonl"
-    write_pictures(path, 4, [one, two, Picture(sample=7, pixels=small)])
+    write_pictures(path, 4, [one, two, Picture(kind="thumbnail", sample=7, pixels=small)])
     return path
 
 
 def test_pictures_are_the_same_after_their_way_to_disk(tmp_path: Path) -> None:
     first, second, thumbnail = read_pictures(pictures(tmp_path))
-    assert (first.number, first.sample, first.caption) == (4, 7, ["1. a taken for b", "..."])
+    assert (first.number, first.sample, first.caption) == (4, 7, ["id 7", "..."])
+    assert (first.kind, first.classes, first.filter) == ("flagged", ("cat", "dog"), "conv1[3]")
     assert first.heat is not None
     assert second.heat is None
-    assert (thumbnail.sample, thumbnail.caption) == (7, [])
+    assert (thumbnail.sample, thumbnail.kind) == (7, "thumbnail")
 
 
 @pytest.mark.parametrize(

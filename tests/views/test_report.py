@@ -1,5 +1,6 @@
 """The report: one page that travels, made from the files of a run, whatever their names say."""
 
+import csv
 import json
 import re
 import shutil
@@ -11,13 +12,24 @@ from typing import Any
 
 import pytest
 
-from salmon import InputError, SaliencyMonitor, StateError, ViewSettings
+from salmon import (
+    InputError,
+    RepairSettings,
+    SaliencyMonitor,
+    StateError,
+    ViewSettings,
+    repair,
+)
 from salmon.cli import main
-from salmon.views import gather, write_report
+from salmon.diagnosis import Confusion
+from salmon.repairs import Outcome, write_outcome
+from salmon.repairs.judge import Rule
+from salmon.views import gather, gather_repairs, write_report
 from salmon.views.files import write_pass
 from salmon.views.record import LayerRow
 from salmon.views.report.page import render
 from tests.records import hand_record, run_files
+from tests.shifts import some, trained
 from tests.trainers import Module, digits, loader, trainer
 
 NAMES = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "cat & dog", "{{ 7 * 7 }}"]
@@ -135,7 +147,8 @@ def test_the_shares_of_layers_that_charts_show_are_in_a_table(tmp_path: Path) ->
     for record in (hand_record(0), hand_record(1, counts=nothing)):
         write_pass(tmp_path / "salmon_logs" / f"pass-validation-{record.number:06d}.json", record)
     text = render(gather(tmp_path), "run")
-    cells = ["net.a.0", "early", "4", "80.0", "80.0", "", "0.0"]
+    link = '<a class="find" href="#section-0-layers?q=early">early</a>'
+    cells = ["net.a.0", link, "4", "80.0", "80.0", "", "0.0"]
     assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in text
     assert '<th scope="col">most by z-score, %</th>' in text
 
@@ -192,7 +205,7 @@ def test_a_damaged_record_is_named(run: Path, tmp_path: Path, content: bytes) ->
         ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/1", "kind": "sample"}'),
         ("flagged-validation-000001.jsonl", b'{"schema": "salmon.flagged/0"}'),
         ("flagged-validation-000001.jsonl", b"[1]"),
-        ("pictures-validation.jsonl", b'{"schema": "salmon.picture/1", "number": 1}'),
+        ("pictures-validation.jsonl", b'{"schema": "salmon.picture/2", "number": 1}'),
     ],
 )
 def test_damaged_flags_or_pictures_cost_these_only_and_are_named(
@@ -321,7 +334,7 @@ def test_the_command_writes_a_page(
     shown = capsys.readouterr().out
     assert "3 sections (test-loader0, test-loader1, validation)" in shown
     assert out.read_text().startswith("<!DOCTYPE html>")
-    assert out.stat().st_size < 450_000
+    assert out.stat().st_size < 600_000
     assert main(["report", str(run), "-o", str(out)]) == 2
     assert "report.html already exists" in capsys.readouterr().err
     assert main(["report", str(run), "-o", str(out), "--force", "--quiet"]) == 0
@@ -343,3 +356,95 @@ def test_a_page_replaces_the_old_one_whole_or_not_at_all(run: Path, tmp_path: Pa
     write_report(out, gather(run), "run")
     assert out.read_text() != "old"
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_flagged_samples_are_exported_as_one_table(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "flagged.csv"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert f"({len(rows)} rows)" in capsys.readouterr().out
+    assert {row["run"] for row in rows} == {"test-loader0", "test-loader1", "validation"}
+    path = run / "salmon_logs" / "flagged-validation-000001.jsonl"
+    flags = [json.loads(line) for line in path.read_text().splitlines()]
+    flags = [flag for flag in flags if flag["kind"] == "sample"]
+    own = [row for row in rows if row["run"] == "validation"]
+    assert len(own) == sum(max(1, len(flag["top"])) for flag in flags)
+    first = next(flag for flag in flags if flag["top"])
+    row = next(row for row in own if row["id"] == first["id"])
+    assert (row["place"], row["label"]) == ("1", first["top"][0]["label"])
+    assert float(row["p"]) == first["top"][0]["p"]
+    assert main(["export", str(run), "--out", str(out)]) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_a_run_without_flagged_samples_is_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.csv")]) == 2
+    assert "holds no flagged samples" in capsys.readouterr().err
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_filters_that_stand_out_have_a_card_with_whom_they_fail_and_since_when(
+    tmp_path: Path,
+) -> None:
+    run_files(tmp_path / "salmon_logs")
+    (section,) = gather(tmp_path)
+    (label,) = section.cards
+    card = section.cards[label]
+    blaming = [flag for flag in section.flags if label in [top.label for top in flag.top]]
+    assert sum(each.mistakes for each in card.confusions) == len(blaming)
+    assert [number for number, _ in card.trail] == [0, 1]
+    page = Page(render([section], "run"))
+    assert "all: 9 mistakes, 2.5 expected, adjusted p 0.01" in page.text
+    alts = [image.get("alt") for image in page.all("img")]
+    assert f"Response of the filter to mistake {section.pictures[0].sample}" in alts
+    assert f"Response of the filter to right sample {section.pictures[0].sample + 1}" in alts
+
+
+def test_classes_have_their_accuracy_with_an_interval_and_a_matrix(tmp_path: Path) -> None:
+    (tmp_path / "salmon_logs").mkdir()
+    pairs = [
+        Confusion(target=0, predicted=1, mistakes=15),
+        Confusion(target=1, predicted=0, mistakes=5),
+    ]
+    record = hand_record(classes=["cat", "dog"], pairs=pairs)  # 15 of 120, 5 of 80
+    write_pass(tmp_path / "salmon_logs" / "pass-validation-000000.json", record)
+    text = Page(render(gather(tmp_path), "run")).text
+    # Wilson's interval by its formula, to a decimal.
+    assert "cat 120 15 87.5 80.4 to 92.3 dog" in text
+    assert "dog 80 5 93.8 86.2 to 97.3 cat" in text
+    assert "cat 105 15 dog 5 75" in text
+    many = hand_record(class_samples=[1] * 30, class_mistakes=[1] * 30, pairs=pairs)
+    write_pass(tmp_path / "salmon_logs" / "pass-validation-000000.json", many)
+    assert 'class="matrix"' not in render(gather(tmp_path), "run")
+
+
+def test_a_repair_alone_has_a_page_and_another_report_json_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text('{"schema": "somebody/1"}')
+    with pytest.raises(InputError, match="holds no passes"):
+        gather(tmp_path)
+    found = repair(
+        trained(), some(300, 2, shifted=True), some(300, 1, shifted=False),
+        RepairSettings(remedies=("step",), shares=(0.1,)),
+    )  # fmt: skip
+    pictures = {"new": some(300, 2, shifted=True)}
+    write_outcome(tmp_path / "fix", found, {"model": "<b>"}, pictures)
+    assert gather(tmp_path) == []
+    (section,) = gather_repairs(tmp_path)
+    assert section.name == "fix"
+    page = Page(render([], "run", [section]))
+    assert f"{found.status}. " in page.text
+    assert found.reason[1:] in page.text  # with a capital
+    assert "<b>" in page.text
+    for text in ("Beside other remedies", *[rule.text for rule in rules_of(found)]):
+        assert text in page.text
+    assert any("svg+xml" in (image["src"] or "") for image in page.all("img"))
+
+
+def rules_of(found: Outcome) -> list[Rule]:
+    return [] if found.winner is None else list(found.winner.verdict.rules)

@@ -3,17 +3,20 @@
 import heapq
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from salmon.diagnosis import SCHEMA as FLAG_SCHEMA
+from salmon.diagnosis import Confusion, flat_rows
 from salmon.errors import InputError, StateError
 from salmon.records import Number, record_of
 from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
 from salmon.views.history import History
-from salmon.views.record import PassRecord
+from salmon.views.record import FindingRow, PassRecord
+from salmon.views.report.repairs import RepairSection, is_repair, read_repair
 
 _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
 _DEEP = 5  # folders below the one that is named
@@ -23,8 +26,9 @@ _LETTERS = 200  # of a name in the table
 
 MOST_FLAGS = 200
 """Flagged samples in the table, as many as have a thumbnail; the page stays light for a phone."""
-NAMED = 3
-"""Top filters of each that are shown."""
+MOST_BATCHES = 20
+MOST_FILTERS = 12
+"""Filters with a card of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,26 @@ class StoredFlag:
     confidence_target: Number
     confidence_predicted: Number
     loss: Number
-    top: list[StoredBlame]  # the first of them
+    top: list[StoredBlame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A batch with mistakes."""
+
+    batch: int
+    samples: list[int]  # its mistakes
+    beyond_chance: int  # of its top filters
+    top: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FilterCard:
+    """A filter that stands out."""
+
+    found: list[FindingRow]  # in which mistakes
+    confusions: list[Confusion]  # of all mistakes that blame it, most frequent first
+    trail: list[tuple[int, int | None]]  # passes, and how many mistakes blamed it, where known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,7 +86,9 @@ class Section:
     before: PassRecord | None
     flagged: int  # samples in the last pass
     flags: list[StoredFlag]  # the worst of them, worst first
+    batches: list[StoredBatch]  # with most filters beyond chance
     pictures: list[StoredPicture]  # of the last pass
+    cards: dict[str, FilterCard]  # by label
     notes: list[str]  # on what is left out
 
 
@@ -77,35 +102,66 @@ def gather(
         progress: Gets the name of a stage and the numbers of finished and of all its steps.
 
     Returns:
-        A section per run, stage and loader, by name.
+        A section per run, stage and loader, by name; none where there are only repairs.
     """
     sections = []
     try:
-        found = list(_passes(folder))
+        places = list(_folders(folder, _DEEP))
+        found = [(place, *each) for place in places for each in _passes(place)]
         for number, (place, scope, paths) in enumerate(found, 1):
             sections.append(_section(folder, place, scope, paths))
             progress("reading runs", number, len(found))
     except OSError as error:
         raise StateError(f"{folder} cannot be read ({error}).") from error
-    if not sections:
+    if not sections and not any(is_repair(place / "report.json") for place in places):
         raise InputError(
-            f"{folder} holds no passes of the monitor (pass-*.json in a folder 'salmon_logs'); "
-            "name the folder of a logger whose run had a SaliencyMonitor with write_files=True, or "
-            "one that salmon diagnose wrote."
+            f"{folder} holds no passes of the monitor (pass-*.json in a folder 'salmon_logs') and "
+            "no repair (report.json); name the folder of a logger whose run had a SaliencyMonitor "
+            "with write_files=True, or one that salmon diagnose or salmon repair wrote."
         )
     return sections
 
 
-def _passes(folder: Path) -> Iterator[tuple[Path, str, list[Path]]]:
-    """Folders with passes, and their files by scope, in order."""
+def gather_repairs(folder: Path) -> list[RepairSection]:
+    """Read the repairs in a folder and those below, by name."""
+    return [
+        read_repair(place / "report.json", _text(place.relative_to(folder), "repair"))
+        for place in _folders(folder, _DEEP)
+        if is_repair(place / "report.json")
+    ]
+
+
+def flagged_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Lay out the flagged samples of runs, as :func:`gather` finds them, for a table.
+
+    Returns:
+        A row for each top filter of each flagged sample of the last passes; ``run`` comes first.
+    """
     for place in _folders(folder, _DEEP):
-        passes: dict[str, list[tuple[int, Path]]] = {}
-        for path in place.iterdir():
-            match = _PASS.fullmatch(path.name)
-            if match is not None:
-                passes.setdefault(match["scope"], []).append((int(match["number"]), path))
-        for scope, found in sorted(passes.items()):
-            yield place, scope, [path for _, path in sorted(found)]
+        for scope, paths in _passes(place):
+            record = _last([read_pass(path) for path in paths])
+            path = place / f"flagged-{scope}-{record.number:06d}.jsonl"
+            for flag in read_flags(path, FLAG_SCHEMA) if path.is_file() else ():
+                if flag.get("kind") == "sample":
+                    record_of(StoredFlag, flag | {"id": ""}, path.name)
+                    for row in flat_rows(flag):
+                        yield {"run": _name(folder, place, scope)} | row
+
+
+def _last(records: Sequence[PassRecord]) -> PassRecord:
+    """The pass that was written last."""
+    return max(records, key=lambda one: (one.time, one.number))
+
+
+def _passes(place: Path) -> Iterator[tuple[str, list[Path]]]:
+    """The passes in a folder: their files by scope, in order."""
+    passes: dict[str, list[tuple[int, Path]]] = {}
+    for path in place.iterdir():
+        match = _PASS.fullmatch(path.name)
+        if match is not None:
+            passes.setdefault(match["scope"], []).append((int(match["number"]), path))
+    for scope, found in sorted(passes.items()):
+        yield scope, [path for _, path in sorted(found)]
 
 
 def _folders(folder: Path, deep: int) -> Iterator[Path]:
@@ -122,7 +178,7 @@ def _folders(folder: Path, deep: int) -> Iterator[Path]:
 def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Section:
     """One stage and loader: the pass that was written last, and those of its run before it."""
     every = [read_pass(path) for path in paths]
-    record = max(every, key=lambda one: (one.time, one.number))
+    record = _last(every)
     # Later numbers of the same run are of a branch that was given up for an earlier checkpoint.
     records = [one for one in every if one.run == record.run and one.number <= record.number]
     history = History.of(records)
@@ -134,10 +190,11 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
         notes.append(
             f"Left out: passes of earlier runs, or given up by this one, in its folder ({others})."
         )
-    flags, pictures = (0, list[StoredFlag]()), list[StoredPicture]()
+    flags, pictures = Flags(number=0, worst=[], batches=[], confusions={}), list[StoredPicture]()
+    names = list(dict.fromkeys(row.label for row in record.findings))[:MOST_FILTERS]
     try:
         if flagged.is_file():
-            flags = _worst_flags(flagged)
+            flags = _read_flags(flagged, names)
     except StateError as error:
         notes.append(f"The flagged samples are left out: {error}")
     try:
@@ -151,9 +208,18 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
         record=record,
         history=history,
         before=records[-2] if len(history.passes) > 1 else None,
-        flagged=flags[0],
-        flags=flags[1],
+        flagged=flags.number,
+        flags=flags.worst,
+        batches=flags.batches,
         pictures=pictures,
+        cards={
+            name: FilterCard(
+                found=[row for row in record.findings if row.label == name],
+                confusions=flags.confusions.get(name, []),
+                trail=[(one.number, _blamed_in(one, name)) for one in records],
+            )
+            for name in names
+        },
         notes=notes,
     )
 
@@ -162,35 +228,71 @@ def _name(folder: Path, place: Path, scope: str) -> str:
     """What a section is called."""
     run = place.parent if place.name in _FOLDERS else place
     inner = run.relative_to(folder) if run.is_relative_to(folder) else Path()
-    name = f"{inner}: {scope}" if str(inner) != "." else scope
-    return name.encode(errors="replace").decode()  # names of files need not be text
+    return _text(inner, scope, f": {scope}")
 
 
-def _worst_flags(path: Path) -> tuple[int, list[StoredFlag]]:
-    """Number of flagged samples, and those of the highest loss; a loss that is not finite leads."""
-    number = 0
+def _text(inner: Path, alone: str, behind: str = "") -> str:
+    """A folder's name, with something behind, or alone; names of files need not be text."""
+    name = f"{inner}{behind}" if str(inner) != "." else alone
+    return name.encode(errors="replace").decode()
+
+
+def _blamed_in(record: PassRecord, label: str) -> int | None:
+    """How many mistakes of a pass blame a filter; None where it is not in its table."""
+    return next((row.mistakes for row in record.filters if row.label == label), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Flags:
+    """What a file of flags held."""
+
+    number: int  # of flagged samples
+    worst: list[StoredFlag]  # those of the highest loss, one that is not finite first
+    batches: list[StoredBatch]  # with most filters beyond chance
+    confusions: dict[str, list[Confusion]]  # of the mistakes that blame a filter, by its label
+
+
+def _read_flags(path: Path, names: Sequence[str]) -> Flags:
+    """Read the flags of samples, holding no more than the worst.
+
+    Args:
+        names: Labels of filters whose confusions are counted.
+    """
+    number, wanted, batches = 0, set(names), list[StoredBatch]()
+    counts: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in names}
 
     def samples() -> Iterator[StoredFlag]:
         nonlocal number
         for flag in read_flags(path, FLAG_SCHEMA):
             if flag.get("kind") == "sample":
                 number += 1
-                yield _stored(flag, path.name)
+                stored = _stored(flag, path.name)
+                for name in wanted.intersection(each.label for each in stored.top):
+                    counts[name][stored.target, stored.predicted] += 1
+                yield stored
+            elif flag.get("beyond_chance"):
+                batches.append(record_of(StoredBatch, flag, path.name))
 
-    worst = heapq.nlargest(MOST_FLAGS, samples(), key=_loss)  # holds no more than these
-    return number, worst
+    worst = heapq.nlargest(MOST_FLAGS, samples(), key=_loss)
+    return Flags(
+        number=number,
+        worst=worst,
+        batches=heapq.nlargest(MOST_BATCHES, batches, key=lambda each: each.beyond_chance),
+        confusions={
+            name: [
+                Confusion(target=target, predicted=predicted, mistakes=mistakes)
+                for (target, predicted), mistakes in of.most_common()
+            ]
+            for name, of in counts.items()
+        },
+    )
 
 
 def _stored(flag: dict[str, Any], where: str) -> StoredFlag:
-    """What the table shows of a flag."""
-    top = flag.get("top")
-    shown = {"id": str(flag.get("id")), "top": top[:NAMED] if isinstance(top, list) else top}
-    stored = record_of(StoredFlag, flag | shown, where)
-    return replace(
-        stored,
-        id=stored.id[:_LETTERS],
-        top=[replace(t, label=t.label[:_LETTERS], group=t.group[:_LETTERS]) for t in stored.top],
-    )
+    """What the page shows of a flag; names of any length are cut."""
+    stored = record_of(StoredFlag, flag | {"id": str(flag.get("id"))[:_LETTERS]}, where)
+    top = [replace(t, label=t.label[:_LETTERS], group=t.group[:_LETTERS]) for t in stored.top]
+    return replace(stored, top=top)
 
 
 def _loss(flag: StoredFlag) -> float:

@@ -1,46 +1,127 @@
 "use strict";
-// Tables can be sorted by a click on a heading and filtered by a text; without scripts they show all.
-const value = (row, column) => row.cells[column].textContent.trim();
+// Without scripts the page shows everything. With them tables are sorted by a click on a heading and
+// filtered by a text; which one, how, and by what stands in the address, so that a view can be sent
+// and "back" works. Images open in large.
 const number = (text) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text));
+const plain = (text) => ` ${text.toLowerCase().replace(/[\s|]+/g, " ").trim()} `;
 
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
-  const headings = [...table.tHead.rows[0].cells];
-  headings.forEach((heading, column) => {
+/** A table with its search field, if it has one. */
+class View {
+  constructor(table) {
+    this.table = table;
+    this.headings = [...table.tHead.rows[0].cells];
+    this.rows = [...table.tBodies[0].rows];
+    this.texts = this.rows.map((row) => plain(
+      [row.dataset.find ?? "", ...[...row.cells].map((cell) => cell.textContent)].join(" "),
+    ));
+    this.input = document.querySelector(`input[data-table="${CSS.escape(table.id)}"]`);
+    this.sorted = "";
+    this.headings.forEach((heading, column) => this.addButton(heading, column));
+    if (this.input) {
+      this.input.closest(".controls").hidden = false;
+      this.input.addEventListener("input", () => this.changed());
+    }
+  }
+
+  addButton(heading, column) {
     if (heading.classList.contains("fixed")) return;
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = heading.textContent;
     heading.replaceChildren(button);
     button.addEventListener("click", () => {
-      const up = heading.getAttribute("aria-sort") !== "ascending";
-      for (const other of headings) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rows = [...body.rows].map((row) => [value(row, column), row]);
-      rows.sort(([a], [b]) => {
-        const [x, y] = [number(a), number(b)];
-        const order = x !== null && y !== null ? x - y
-          : x !== null ? -1 : y !== null ? 1 : a.localeCompare(b, "en", { numeric: true });
-        return up ? order : -order;
-      });
-      body.append(...rows.map(([, row]) => row));
+      this.sort(this.sorted === `${column}` ? `-${column}` : `${column}`);
+      this.changed();
     });
-  });
+  }
+
+  /** Order the rows by a column, "-3" downwards by the fourth; "" leaves them as they are. */
+  sort(order) {
+    const column = Math.abs(Number(order)), down = order.startsWith("-");
+    if (order === "" || !this.headings[column]) return;
+    this.sorted = order;
+    for (const heading of this.headings) heading.removeAttribute("aria-sort");
+    this.headings[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+    const keys = new Map(this.rows.map((row) => [row, row.cells[column].textContent.trim()]));
+    const compare = (a, b) => {
+      const [x, y] = [number(keys.get(a)), number(keys.get(b))];
+      if (x !== null && y !== null) return x - y;
+      if (x !== null || y !== null) return x !== null ? -1 : 1;
+      return keys.get(a).localeCompare(keys.get(b), "en", { numeric: true });
+    };
+    const rows = [...this.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+    this.table.tBodies[0].append(...rows);
+  }
+
+  /** Show the rows that hold a text as whole words or, where none does, all of its words. */
+  filter(query) {
+    if (!this.input) return;
+    if (this.input.value !== query) this.input.value = query;
+    const text = plain(query), words = text.split(" ").filter(Boolean);
+    const whole = this.texts.map((row) => row.includes(text));
+    const some = whole.includes(true) ? whole
+      : this.texts.map((row) => words.every((word) => row.includes(word)));
+    this.rows.forEach((row, i) => { row.hidden = words.length > 0 && !some[i]; });
+    const shown = this.rows.filter((row) => !row.hidden).length;
+    const output = this.input.closest(".controls").querySelector("output");
+    output.textContent = words.length ? `${shown} of ${this.rows.length}` : "";
+  }
+
+  /** Take up what the reader did, and keep it in the address. */
+  changed() {
+    const query = this.input ? this.input.value : "";
+    this.filter(query);
+    const state = new URLSearchParams();
+    if (query) state.set("q", query);
+    if (this.sorted) state.set("sort", this.sorted);
+    history.replaceState(null, "", `#${this.table.id}?${state}`);
+  }
 }
 
-for (const input of document.querySelectorAll("input[data-table]")) {
-  const controls = input.closest(".controls");
-  const rows = [...document.getElementById(input.dataset.table).tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  const output = controls.querySelector("output");
-  controls.hidden = false;
-  input.addEventListener("input", () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    rows.forEach((row, i) => {
-      row.hidden = !words.every((word) => texts[i].includes(word));
-      shown += !row.hidden;
-    });
-    output.textContent = words.length ? `${shown} of ${rows.length}` : "";
-  });
+// Thousands of links, which the page does not have to spell out.
+for (const link of document.querySelectorAll("td.filters a")) {
+  link.className = "find";
+  link.href = `#${link.closest("table").id}?q=${encodeURIComponent(link.textContent)}`;
+}
+
+const views = new Map();
+for (const table of document.querySelectorAll("table.sortable")) views.set(table.id, new View(table));
+
+function follow() {
+  const [id, query] = location.hash.slice(1).split("?");
+  const view = views.get(id);
+  if (!view || query === undefined) return;
+  const state = new URLSearchParams(query);
+  view.sort(state.get("sort") ?? "");
+  view.filter(state.get("q") ?? "");
+  const region = view.table.closest("[role=region]");
+  (view.input?.closest(".controls") ?? region).scrollIntoView();
+  region.focus({ preventScroll: true });
+}
+addEventListener("hashchange", follow);
+// A second click on the same link is no change of the address.
+document.addEventListener("click", (event) => {
+  if (event.target.closest("a.find")?.hash === location.hash) follow();
+});
+follow();
+
+const dialog = document.createElement("dialog");
+const large = document.createElement("img"), close = document.createElement("button");
+close.type = "button";
+close.textContent = "Close";
+dialog.append(large, close);
+document.body.append(dialog);
+dialog.addEventListener("click", () => dialog.close());
+for (const image of document.querySelectorAll("main img")) {
+  image.classList.add("opens");
+  image.tabIndex = 0;
+  image.setAttribute("role", "button");
+  if (!image.alt) image.setAttribute("aria-label", "Enlarge the image");
+  const open = () => {
+    [large.src, large.alt] = [image.src, image.alt];
+    dialog.setAttribute("aria-label", image.alt || "Image");
+    dialog.showModal();
+  };
+  image.addEventListener("click", open);
+  image.addEventListener("keydown", (event) => { if (event.key === "Enter") open(); });
 }

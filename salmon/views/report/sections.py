@@ -1,0 +1,305 @@
+"""What the template shows of a section: plain values, tables with links, charts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from markupsafe import Markup
+from scipy.stats import binomtest
+
+from salmon.diagnosis import NO_CLASS
+from salmon.views.charts import (
+    calibration_chart,
+    depth_bars,
+    fit_page,
+    heat_map,
+    share_bars,
+    share_lines,
+    xi_chart,
+)
+from salmon.views.figures import Chart, svg
+from salmon.views.files import StoredImage
+from salmon.views.history import History
+from salmon.views.record import PassRecord
+from salmon.views.report.gathering import FilterCard, Section, StoredFlag
+from salmon.views.report.repairs import RepairSection, repair_tables
+from salmon.views.summary import overview, whose
+from salmon.views.tables import (
+    FILTER_COLUMNS,
+    FINDING_COLUMNS,
+    PAIR_COLUMNS,
+    blamed,
+    filter_rows,
+    finding_rows,
+    p_text,
+    pair_rows,
+)
+from salmon.views.wording import METHOD_NAMES
+
+NAMED = 3
+"""Top filters of a flagged sample that are shown before a click."""
+
+_NAMED_CONFUSIONS = 5  # of a filter
+_LETTERS = 200  # of a name
+_TRAIL = 12  # passes of a filter
+_SAMPLES = 24  # small images of a filter
+CLASS_COLUMNS = (
+    "class", "samples", "mistakes", "right, %", "95 % interval", "most often taken for"
+)  # fmt: skip
+BATCH_COLUMNS = ("batch", "mistakes", "filters beyond chance", "first filters")
+LAYER_COLUMNS = (
+    "layer", "group", "filters",
+    *(text for name in METHOD_NAMES.values() for text in (f"{name}, %", f"most by {name}, %")),
+)  # fmt: skip
+
+
+MOST_CLASSES = 20
+"""Of a matrix of confusions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A cell that leads to a table of its section, filtered by a text."""
+
+    text: str
+    table: str
+    query: str
+    weight: float = 0.0  # in [0, 1], how dark it is
+
+
+Cell = str | Link
+Table = tuple[str, str, Sequence[str], Sequence[Sequence[Cell]]]
+"""Name in addresses, heading, columns and rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A flagged sample as the table shows it."""
+
+    image: StoredImage | None
+    flag: StoredFlag
+    target: str
+    predicted: str
+
+
+def repair_values(number: int, section: RepairSection) -> dict[str, object]:
+    """What the template shows of a repair."""
+    repair = section.repair
+    versions = ", ".join(map(" ".join, repair.versions.items()))
+    return {
+        "id": f"section-{number}",
+        "name": f"Repair: {section.name}",
+        "status": repair.status,
+        "headline": repair.headline.replace("**", ""),
+        "origin": {name: text.strip("`") for name, text in repair.context.items()}
+        | {"versions": versions},
+        "tables": [
+            (f"table-{i}", heading, columns, rows)
+            for i, (heading, columns, rows) in enumerate(repair_tables(repair))
+        ],
+        "images": section.pictures,
+    }
+
+
+def section_values(number: int, section: Section) -> dict[str, object]:
+    """What the template shows of a section."""
+    record, history = section.record, section.history
+    before = None if section.before is None else blamed(section.before)
+    charts: list[tuple[str, list[Chart]]] = [
+        ("Where are mistakes made?", [share_bars(record), depth_bars(record)]),
+        (
+            "Since when?",
+            [
+                *(share_lines(history, name) for name in ("pot", "zscore", "difference")),
+                *(heat_map(history, method) for method in ("pot", "zscore")),
+            ],
+        ),
+        (
+            "Can the fits be trusted?",
+            [
+                fit_page(record),
+                xi_chart(record),
+                *([calibration_chart(record)] if record.calibration else []),
+            ],
+        ),
+    ]
+    drawn, place = [], 0
+    for heading, group in charts:
+        graphics = []
+        for chart in group:
+            graphics.append(Markup(svg(chart, f"chart-{number}-{place}")))
+            place += 1
+        drawn.append((heading, graphics))
+    images = {
+        picture.sample: picture.image
+        for picture in section.pictures
+        if picture.kind in ("flagged", "thumbnail")  # which comes after, and wins
+    }
+    rows = [
+        Row(
+            image=images.get(flag.sample),
+            flag=flag,
+            target=record.class_name(flag.target),
+            predicted=record.class_name(flag.predicted),
+        )
+        for flag in section.flags
+    ]
+    return {
+        "id": f"section-{number}",
+        "name": section.name,
+        "record": record,
+        "when": _when(record),
+        "notes": section.notes,
+        "overview": overview(record, history),
+        "origin": {"date": _date(record.time), **record.origin},
+        "findings": _table("findings", "Filters beyond chance", FINDING_COLUMNS, [
+            [those, Link(label, "flags", label), *rest]
+            for those, label, *rest in finding_rows(record)
+        ]),
+        "cards": [_card(record, section, label, card) for label, card in section.cards.items()],
+        "matrix": _matrix(record),
+        "classes": _table("classes", "Every class", CLASS_COLUMNS, _class_rows(record)),
+        "pairs": _table("pairs", "Classes that are confused", PAIR_COLUMNS, [
+            [
+                Link(true, "flags", f"{true} taken for {taken}"),
+                Link(taken, "flags", f"predicted class {taken}"), *rest,
+            ]
+            for true, taken, *rest in pair_rows(record)
+        ]),
+        "filters": _table("filters", "Filters that most mistakes blame", FILTER_COLUMNS, [
+            [Link(label, "flags", label), Link(group, "filters", group), *rest]
+            for label, group, *rest in filter_rows(record, before)
+        ]),
+        "batches": _table("batches", "Batches with filters beyond chance", BATCH_COLUMNS, [
+            [
+                Link(str(each.batch), "flags", f"batch {each.batch}"), str(len(each.samples)),
+                str(each.beyond_chance),
+                ", ".join(str(top.get("label"))[:_LETTERS] for top in each.top[:NAMED]),
+            ]
+            for each in section.batches
+        ]),
+        "layers": _table(
+            "layers", "Share of each layer among the top filters", LAYER_COLUMNS, [
+                [layer, Link(group, "layers", group), *rest]
+                for layer, group, *rest in _layer_rows(section.history)
+            ],
+        ),
+        "charts": drawn,
+        "pictures": [picture for picture in section.pictures if picture.kind == "flagged"],
+        "rows": rows,
+        "flags": section.flagged,
+        "named": NAMED,
+    }  # fmt: skip
+
+
+def _table(
+    name: str, heading: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
+) -> Table:
+    return name, heading, columns, rows
+
+
+def _card(record: PassRecord, section: Section, label: str, card: FilterCard) -> dict[str, object]:
+    """A filter that stands out, with whom it fails and since when."""
+    shown = [picture for picture in section.pictures if picture.filter == label]
+    flagged = {flag.sample for flag in section.flags if label in {t.label for t in flag.top}}
+    return {
+        "label": label,
+        "link": Link(f"{label}", "flags", label),
+        "found": [
+            f"{whose(record, row)}: {row.mistakes} mistakes, {row.expected:.3g} expected, "
+            f"adjusted p {p_text(row.p)}"
+            for row in card.found
+        ],
+        "confusions": [
+            Link(
+                f"{record.class_name(c.target)} taken for {record.class_name(c.predicted)}: "
+                f"{c.mistakes}",
+                "flags",
+                f"{record.class_name(c.target)} taken for {record.class_name(c.predicted)}",
+            )
+            for c in card.confusions[:_NAMED_CONFUSIONS]
+        ],
+        "trail": ", ".join(
+            f"{'few' if mistakes is None else mistakes} in pass {number}"
+            for number, mistakes in card.trail[-_TRAIL:]
+        ),
+        "mistakes": [p for p in shown if p.kind == "mistake"],
+        "right": [p for p in shown if p.kind == "right"],
+        "samples": [p for p in section.pictures if p.kind == "thumbnail" and p.sample in flagged][
+            :_SAMPLES
+        ],
+    }
+
+
+def _matrix(record: PassRecord) -> Table | None:
+    """True classes by rows and predicted ones by columns; None where they are too many."""
+    counts = {(pair.target, pair.predicted): pair.mistakes for pair in record.pairs}
+    classes = sorted(
+        {number for number, samples in enumerate(record.class_samples) if samples}
+        | {predicted for _, predicted in counts}
+    )
+    if not counts or len(classes) > MOST_CLASSES:
+        return None
+    names, most = [record.class_name(number) for number in classes], max(counts.values())
+    rows: list[list[Cell]] = []
+    for true, name in zip(classes, names, strict=True):
+        samples = record.class_samples[true] if true != NO_CLASS else 0
+        if not samples:
+            continue
+        right = samples - record.class_mistakes[true]
+        cells: list[Cell] = [
+            str(right) if true == taken
+            else Link(
+                str(counts[true, taken]), "flags", f"{name} taken for {record.class_name(taken)}",
+                counts[true, taken] / most,
+            )
+            if (true, taken) in counts
+            else ""
+            for taken in classes
+        ]  # fmt: skip
+        rows.append([name, *cells])
+    return "matrix", "True classes (rows) and what they are taken for", ["", *names], rows
+
+
+def _class_rows(record: PassRecord) -> list[list[Cell]]:
+    """Samples, mistakes and accuracy of every class, the worst first."""
+    first = {pair.target: pair for pair in reversed(record.pairs)}
+    rows: list[tuple[float, list[Cell]]] = []
+    columns = zip(record.class_samples, record.class_mistakes, strict=True)
+    for number, (samples, mistakes) in enumerate(columns):
+        if not samples:
+            continue
+        name, right = record.class_name(number), samples - mistakes
+        ends = binomtest(right, samples).proportion_ci(method="wilson")
+        taken = f"{record.class_name(first[number].predicted)}" if number in first else ""
+        rows.append((right / samples, [
+            Link(name, "flags", f"true class {name}"), str(samples), str(mistakes),
+            f"{100 * right / samples:.1f}", f"{100 * ends.low:.1f} to {100 * ends.high:.1f}", taken,
+        ]))  # fmt: skip
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def _date(seconds: float) -> str:
+    """In the time of Greenwich."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _layer_rows(history: History) -> list[list[str]]:
+    """What the charts show of layers: shares in the last pass, and the largest in any."""
+    rows = [[layer.layer, layer.group, str(layer.filters)] for layer in history.layers]
+    for method in METHOD_NAMES:
+        shares = 100 * history.layer_shares(method)
+        for column in (shares[-1], shares.nan_to_num(-1).amax(0)):
+            for row, share in zip(rows, column.tolist(), strict=True):
+                row.append(f"{share:.1f}" if share >= 0 else "")
+    return rows
+
+
+def _when(record: PassRecord) -> str:
+    """Which pass it was."""
+    if record.share is None:  # a diagnosis, without a trainer
+        return f"Diagnosis of {record.samples} samples."
+    return (
+        f"{record.stage.capitalize()} pass {record.number} of this run, counted from 0, at step "
+        f"{record.step}."
+    )
