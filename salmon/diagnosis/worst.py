@@ -1,4 +1,4 @@
-"""The worst mistakes of a pass, to be looked at: inputs, and small images; and a few right samples.
+"""The worst mistakes of a pass, to be looked at: inputs, and small images; and a few other samples.
 
 Which ones they are does not depend on how the samples came in batches. Nothing here waits for a
 GPU before :meth:`WorstSamples.keep`.
@@ -17,7 +17,7 @@ from salmon.diagnosis.reservoir import priorities
 from salmon.saliency import take_rows
 
 THUMBNAIL = 48  # pixels of the longer edge
-MOST_RIGHT = 8  # right samples that are kept
+MOST_WRONG, MOST_RIGHT = 32, 8  # samples that are kept by chance
 _AT_ONCE = 16  # images copied to be scaled down
 
 Range = tuple[list[float], list[float]]
@@ -41,15 +41,18 @@ class Taken:
 class Glimpse:
     """What one batch has to show."""
 
-    wrong: Taken  # by their loss
-    right: Taken  # by chance
-    thumbnails: Tensor | None  # [T, C, h, w] of the wrong ones
+    worst: Taken  # by their loss
+    wrong: Taken  # by chance, like the right ones
+    right: Taken
+    thumbnails: Tensor | None  # [T, C, h, w] of the worst ones
     extremes: Tensor | None  # [2, C] lowest and highest value of each colour in the whole batch
 
     @property
     def nbytes(self) -> int:
         """Memory it holds."""
-        leaves = pytree.tree_leaves((self.thumbnails, self.wrong.inputs, self.right.inputs))
+        leaves = pytree.tree_leaves(
+            (self.thumbnails, self.worst.inputs, self.wrong.inputs, self.right.inputs)
+        )
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
 
@@ -63,12 +66,13 @@ class ShownSample:
 
 
 class WorstSamples:
-    """Keeps the mistakes of the highest losses, and as many right samples as are compared with."""
+    """Keeps the mistakes of the highest losses, and some mistakes and right samples by chance."""
 
     def __init__(self, pictures: int, thumbnails: int, seed: int = 0) -> None:
         """Start empty."""
         self._pictures = _Best(pictures)
-        self._right = _Best(min(pictures, MOST_RIGHT))
+        self._wrong = _Best(MOST_WRONG if pictures else 0)
+        self._right = _Best(MOST_RIGHT if pictures else 0)
         self._thumbnails = _Best(max(thumbnails, pictures))
         self._seed = seed
         self.extremes: Range | None = None
@@ -78,7 +82,7 @@ class WorstSamples:
         self, inputs: Any, targets: Tensor, losses: Tensor, wrong: Tensor, right: Tensor,
         numbers: Tensor,
     ) -> Glimpse | None:  # fmt: skip
-        """Take samples of a batch aside: the worst ones, and right ones by their number's luck.
+        """Take samples of a batch aside: the worst ones, and others by the luck of their numbers.
 
         Args:
             inputs: Of N samples.
@@ -94,13 +98,19 @@ class WorstSamples:
         wanted = self._thumbnails.capacity
         if wanted == 0 or len(losses) == 0:
             return None
-        luck = priorities(numbers, self._seed).double().to(losses.device, non_blocking=True)
         scores = torch.where(wrong & ~torch.isnan(losses), losses.double(), -torch.inf)
         worst = _taken(inputs, targets, scores, wanted, self._pictures.capacity)
-        lucky, images = luck.where(right, -torch.inf), find_images(inputs)
+        luck, images = priorities(numbers, self._seed).double(), find_images(inputs)
+        there = luck.to(losses.device, non_blocking=True)
+
+        def lucky(flags: Tensor, best: _Best) -> Taken:
+            most = min(best.capacity, int((luck >= best.floor).sum()))  # the others cannot stay
+            return _taken(inputs, targets, there.where(flags, -torch.inf), most, most)
+
         return Glimpse(
-            wrong=worst,
-            right=_taken(inputs, targets, lucky, self._right.capacity, self._right.capacity),
+            worst=worst,
+            wrong=lucky(wrong, self._wrong),
+            right=lucky(right, self._right),
             thumbnails=None if images is None else _shrunk_rows(images, worst.rows),
             extremes=None if images is None else _extremes(images),
         )
@@ -114,10 +124,11 @@ class WorstSamples:
         if glimpse.extremes is not None:
             low, high = glimpse.extremes.tolist()
             self._widen((low, high))
-        for taken, best in ((glimpse.wrong, self._pictures), (glimpse.right, self._right)):
-            _keep(taken, numbers, best)
+        _keep(glimpse.worst, numbers, self._pictures)
+        _keep(glimpse.wrong, numbers, self._wrong)
+        _keep(glimpse.right, numbers, self._right)
         if glimpse.thumbnails is not None:
-            scores, positions = _on_cpu(glimpse.wrong, numbers)
+            scores, positions = _on_cpu(glimpse.worst, numbers)
             wanted = (scores > -torch.inf) & (scores >= self._thumbnails.floor)
             chosen = wanted.nonzero().squeeze(1)
             small = glimpse.thumbnails[chosen.to(glimpse.thumbnails.device)].cpu()
@@ -129,6 +140,11 @@ class WorstSamples:
     def pictures(self) -> list[ShownSample]:
         """The worst samples, worst first."""
         return self._pictures.kept()
+
+    @property
+    def wrong(self) -> list[ShownSample]:
+        """Mistakes, chosen at random."""
+        return self._wrong.kept()
 
     @property
     def right(self) -> list[ShownSample]:
@@ -144,6 +160,7 @@ class WorstSamples:
         """Keep what another one kept, where it is worse."""
         for mine, theirs in (
             (self._pictures, other._pictures),
+            (self._wrong, other._wrong),
             (self._right, other._right),
             (self._thumbnails, other._thumbnails),
         ):

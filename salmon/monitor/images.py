@@ -72,7 +72,8 @@ def pictures_of(
         _flagged(context, one, diagnosis, row, _pixels(one, known), classes)
         for row, one in shown.items()
     ]
-    responses = list(_responses(context, diagnosis, shown, worst.right, known))
+    others = {rows[one.sample]: one for one in worst.wrong if one.sample in rows}
+    responses = list(_responses(context, diagnosis, others, worst.right, known))
     return [
         *flagged,
         *(responses if views.maps else ()),
@@ -149,12 +150,14 @@ def _responses(
             ("mistake", [places[row] for row in rows_of[number]]),
             ("right", list(range(len(shown), len(samples)))),
         ]
+        largest = {place: float(of_samples[place].amax()) for _, those in kinds for place in those}
         for kind, those in kinds:
-            those.sort(key=lambda place: -float(of_samples[place].amax()))
-            for place in those[:_OF_EACH]:
+            for place in sorted(those, key=lambda place: -largest[place])[:_OF_EACH]:
                 pixels = _pixels(samples[place], known)
+                # What is beyond half of the largest distance is coloured.
+                strong = (2 * of_samples[place] / max(largest.values()) - 1).clamp_min(0)
                 heat = nn.functional.interpolate(
-                    of_samples[place][None, None], pixels.shape[:2], mode="bilinear"
+                    strong[None, None], pixels.shape[:2], mode="bilinear"
                 )
                 yield Picture(
                     kind=kind, sample=samples[place].sample, pixels=pixels, heat=heat[0, 0],

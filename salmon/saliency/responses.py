@@ -32,9 +32,9 @@ def filter_responses(
         filters: Numbers of filters.
 
     Returns:
-        By filter a float32 ``[H', W']`` for each sample, on the CPU, scaled so that the largest
-        of all is 1. Filters whose layer is no module with an output of ``[N, O, H', W']``, or whose
-        output is constant or not finite, are left out.
+        By filter a float32 ``[H', W']`` for each sample, on the CPU, in the unit of the output.
+        Filters whose layer is no module with an output of ``[N, O, H', W']``, or whose output is
+        constant or not finite, are left out.
     """
     check_eval_mode(model)
     modules = {clean_name(name): module for name, module in model.named_modules()}
@@ -69,5 +69,5 @@ def filter_responses(
         far = [(each - usual).abs() for each in maps]
         most = torch.stack([each.amax() for each in far]).amax()
         if bool(torch.isfinite(most)) and float(most) > 0:
-            found[number] = [each / most for each in far]
+            found[number] = far
     return found

@@ -12,7 +12,7 @@ from torchvision.transforms import v2 as transforms
 
 from salmon import ViewSettings
 from salmon.diagnosis.reservoir import priorities
-from salmon.diagnosis.worst import WorstSamples, find_images, shrunk
+from salmon.diagnosis.worst import MOST_RIGHT, MOST_WRONG, WorstSamples, find_images, shrunk
 from salmon.monitor.facts import class_names, normalisation
 
 
@@ -85,13 +85,16 @@ def test_merged_parts_keep_what_the_whole_keeps(cut: int) -> None:
 
 
 @hypothesis.given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_any_split_keeps_the_same_right_samples(sizes: list[int]) -> None:
-    wrong = samples(40)[3]
-    luck = priorities(torch.arange(40), 0).double().masked_fill(wrong, -torch.inf)
-    kept = collected(WorstSamples(3, 7), sizes).right
-    assert [one.sample for one in kept] == luck.topk(3).indices.tolist()
-    for one in kept:
-        assert torch.equal(one.inputs, samples(40)[0][one.sample : one.sample + 1])
+def test_any_split_keeps_the_same_samples_that_are_chosen_by_chance(sizes: list[int]) -> None:
+    inputs, _, _, wrong = samples(40)
+    luck = priorities(torch.arange(40), 0).double()
+    kept = collected(WorstSamples(3, 7), sizes)
+    for found, flags, most in ((kept.right, ~wrong, MOST_RIGHT), (kept.wrong, wrong, MOST_WRONG)):
+        least = min(most, int(flags.sum()))
+        expected = luck.where(flags, -torch.inf).topk(least).indices.tolist()
+        assert [one.sample for one in found] == expected
+        for one in found:
+            assert torch.equal(one.inputs, inputs[one.sample : one.sample + 1])
 
 
 def test_samples_that_are_right_or_have_no_loss_are_never_kept() -> None:
@@ -148,17 +151,17 @@ def test_the_range_is_that_of_all_images_right_ones_too(sizes: list[int]) -> Non
 
 def test_broken_images_and_other_numbers_of_colours_do_not_spoil_the_range() -> None:
     worst = WorstSamples(1, 1)
-    for images in (
+    for number, images in enumerate((
         torch.full((1, 3, 2, 2), torch.nan), torch.rand(1, 3, 2, 2) / 2,
         torch.full((1, 3, 2, 2), torch.inf), torch.full((1, 1, 2, 2), 9.0),
         torch.full((1, 3, 2, 2), 200, dtype=torch.uint8),
-    ):  # fmt: skip
+    )):  # fmt: skip
         glimpse = worst.look(
             images, torch.zeros(1), torch.ones(1), torch.ones(1) > 0, torch.ones(1) < 0,
-            torch.zeros(1).long(),
+            torch.tensor([number]),
         )  # fmt: skip
         assert glimpse is not None
-        worst.keep(glimpse, torch.zeros(1).long())
+        worst.keep(glimpse, torch.tensor([number]))
     assert worst.extremes is not None
     assert max(worst.extremes[1]) <= 0.5
 

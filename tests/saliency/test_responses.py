@@ -31,10 +31,8 @@ def test_maps_are_distances_from_the_usual_output_of_the_filter(
     assert_identical(random_states(), states)
     expected = by_hand(network, images, layer, channel)
     usual = torch.cat([each.flatten() for each in expected]).median()
-    most = max(float((each - usual).abs().max()) for each in expected)
     for found, each in zip(maps, expected, strict=True):
-        torch.testing.assert_close(found, (each - usual).abs() / most, rtol=1e-5, atol=1e-6)
-    assert max(float(each.max()) for each in maps) == 1
+        torch.testing.assert_close(found, (each - usual).abs(), rtol=1e-4, atol=1e-6)
 
 
 def test_samples_may_differ_in_size() -> None:

@@ -42,7 +42,7 @@ NAMED = 3
 _NAMED_CONFUSIONS = 5  # of a filter
 _LETTERS = 200  # of a name
 _TRAIL = 12  # passes of a filter
-_SAMPLES = 24  # small images of a filter
+_SAMPLES = 10  # small images of a filter
 CLASS_COLUMNS = (
     "class", "samples", "mistakes", "right, %", "95 % interval", "most often taken for"
 )  # fmt: skip
@@ -222,7 +222,9 @@ def _card(record: PassRecord, section: Section, label: str, card: FilterCard) ->
         "trail": ", ".join(
             f"{'few' if mistakes is None else mistakes} in pass {number}"
             for number, mistakes in card.trail[-_TRAIL:]
-        ),
+        )
+        if len(card.trail) > 1
+        else "",
         "mistakes": [p for p in shown if p.kind == "mistake"],
         "right": [p for p in shown if p.kind == "right"],
         "samples": [p for p in section.pictures if p.kind == "thumbnail" and p.sample in flagged][
