@@ -118,7 +118,7 @@ def metric_scope(scope: str) -> str:
 
 
 def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings: Settings) -> None:
-    """Say what is measured, in the log and as a text in TensorBoard."""
+    """Say what is measured, in the log and as a text in the loggers."""
     if trainer.is_global_zero:
         logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
