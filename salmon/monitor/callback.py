@@ -21,6 +21,7 @@ from salmon.monitor.collector import Collector
 from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import STATE_VERSION, ViewMemory, checked_state
+from salmon.monitor.output import hand_in_report
 from salmon.monitor.repairing import RepairInTraining, repair_in_training
 from salmon.monitor.sampling import SampleBook
 from salmon.monitor.settings import Settings
@@ -229,8 +230,9 @@ class SaliencyMonitor(CallbackBase):
         self._look_for_repair(trainer, pl_module, "validation")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for a repair, if asked to after fit."""
+        """Look for a repair, if asked to after fit; give the report to loggers that keep files."""
         self._look_for_repair(trainer, pl_module, "fit")
+        hand_in_report(trainer, self.settings, self._memory)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -1,5 +1,6 @@
 """What a pass leaves behind: metrics, files, charts and lines in the log."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -27,11 +28,13 @@ from salmon.views import (
     Board,
     PassRecord,
     Picture,
+    gather,
     pass_metrics,
     publish,
     record_pass,
     write_pass,
     write_pictures,
+    write_report,
 )
 
 LOGS = "salmon_logs"
@@ -119,7 +122,7 @@ def metric_scope(scope: str) -> str:
 
 
 def announce_coverage(trainer: Trainer, scope: str, coverage: Coverage, settings: Settings) -> None:
-    """Say what is measured, in the log and as a text in TensorBoard."""
+    """Say what is measured, in the log and as a text in the loggers."""
     if trainer.is_global_zero:
         logger.info("SaliencyMonitor: %s.", coverage.summary())
     for board in boards(trainer):
@@ -141,6 +144,19 @@ def log_cost(context: PassContext) -> None:
         f"{DETAILS}cost/views_seconds": clock.seconds("views"),
     }
     _log(context.model, metric_scope(context.stage), metrics)
+
+
+def hand_in_report(trainer: Trainer, settings: Settings, memory: ViewMemory) -> None:
+    """Give the report of a run to the loggers that keep files; all processes have to call."""
+    folder = folder_of(trainer, settings, memory)
+    takers = [board for board in boards(trainer) if board.takes_files]
+    if folder is None or not takers or not folder.is_dir():
+        return
+    with tempfile.TemporaryDirectory() as place, _tolerated(settings, "hand in its report"):
+        path = Path(place) / "report.html"
+        write_report(path, gather(folder), "salmon")
+        for board in takers:
+            board.file(path, "salmon")
 
 
 def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path | None:

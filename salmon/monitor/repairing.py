@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.errors import InputError
 from salmon.files import publish_folder
 from salmon.forward import keep_rng
-from salmon.monitor.bases import logger
+from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.distributed import Processes
 from salmon.monitor.memory import ViewMemory
 from salmon.monitor.output import boards, is_local, run_folder
@@ -92,7 +92,7 @@ def repair_in_training(
 
     outcome = processes.on_first(look)  # which looks at all samples; the others wait
     if processes.first:
-        _tell(trainer, outcome, folder if written else None)
+        _tell(trainer, outcome, folder if written else None, settings)
     if wanted.apply and outcome.status == ACCEPTED and outcome.patch is not None:
         outcome.patch.apply(module)
         logger.warning(
@@ -132,7 +132,7 @@ def _look(
         )
 
 
-def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
+def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None, settings: Settings) -> None:
     """Say what was found, in the log and to the loggers."""
     logger.info(
         "SaliencyMonitor, repair at step %d: %s. %s %s",
@@ -147,7 +147,8 @@ def _tell(trainer: Trainer, outcome: Outcome, folder: Path | None) -> None:
     for each in () if rehearsal(trainer) else trainer.loggers:
         each.log_metrics(numbers, step=trainer.global_step)
     for board in boards(trainer):
-        board.text("repair", comment(outcome), trainer.global_step)
+        with tolerated(f"could not show the repair in {board.name}", strict=settings.strict):
+            board.text("repair", comment(outcome), trainer.global_step)
 
 
 def _folder(trainer: Trainer, memory: ViewMemory) -> str:

@@ -90,7 +90,7 @@ def _sheets(record: PassRecord, pictures: Sequence[Picture]) -> Iterator[tuple[s
     seen = [one for one in pictures if one.kind in ("mistake", "right")]
     if seen:
         names = dict.fromkeys(one.filter for one in seen)
-        yield "findings", response_sheet([
+        yield "responses", response_sheet([
             (finding_text(record, name), [one for one in seen if one.filter == name])
             for name in names
         ])  # fmt: skip

@@ -18,7 +18,13 @@ from torch.utils.data import TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.writer import FileWriter
 
-from salmon import FilterIndex, SaliencyMonitor, ViewSettings
+from salmon import (
+    FilterIndex,
+    RepairInTraining,
+    RepairSettings,
+    SaliencyMonitor,
+    ViewSettings,
+)
 from salmon.tails import load_fit
 from salmon.views import gather
 from tests.trainers import Module, digits, loader, trainer
@@ -164,6 +170,25 @@ def test_a_logger_that_raises_costs_only_what_it_does_not_take(
     assert {f"flagged-validation-{n:06d}.jsonl" for n in (0, 1)} <= found
     assert {f"pass-validation-{n:06d}.json" for n in (0, 1)} <= found
     assert set(monitor.results) == {"validation"}
+
+
+def test_a_repair_is_there_although_a_logger_does_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    add_text = SummaryWriter.add_text
+
+    def refuse_repairs(self: SummaryWriter, tag: str, *given: Any, **named: Any) -> None:
+        if tag == "repair":
+            refuse()
+        add_text(self, tag, *given, **named)
+
+    monkeypatch.setattr(SummaryWriter, "add_text", refuse_repairs)
+    wanted = RepairInTraining(after="validation", settings=RepairSettings(min_split=10))
+    monitor = SaliencyMonitor(level=0.7, repair=wanted)
+    work = trainer(tmp_path, monitor, logger=TensorBoardLogger(tmp_path))
+    work.validate(Module(), loader(digits(300)), verbose=False)
+    assert monitor.outcome is not None
+    assert "could not show the repair in TensorBoardLogger (ConnectionError" in log.text
 
 
 class Away(TensorBoardLogger):

@@ -244,7 +244,7 @@ def test_a_logger_of_another_kind_gets_scalars_images_and_tables(tmp_path: Path)
     trained(tmp_path, SaliencyMonitor(level=0.7, strict=True), logger=logger)
     assert "salmon_details/share/difference/conv1_x" in logger.metrics
     assert {"salmon/shares", "salmon/flagged"} <= set(logger.images)
-    assert "salmon/filters" in logger.tables
+    assert "salmon/filters_table" in logger.tables
 
 
 def test_the_command_line_of_lightning_can_set_views() -> None:

@@ -2,6 +2,9 @@
 
 import inspect
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from salmon.views.tables import (
     p_text,
     pair_table,
 )
+from tests import ROOT
 from tests.records import hand_record
 
 RECORD = hand_record(
@@ -91,7 +95,7 @@ def test_every_view_is_written_under_its_tag(tmp_path: Path) -> None:
         "salmon/0_overview", "salmon/shares", "salmon/fit_quality", "salmon/heatmap/pot",
         "salmon/heatmap/zscore",
         "salmon/trend/pot", "salmon/trend/zscore", "salmon/trend/difference", "salmon/flagged",
-        "salmon/findings",
+        "salmon/responses",
     }  # fmt: skip
     assert set(tags["histograms"]) == {
         "salmon/depth/pot", "salmon/depth/zscore", "salmon/xi/early", "salmon/xi/late",
@@ -222,15 +226,15 @@ def test_a_logger_with_methods_for_images_and_tables_gets_both() -> None:
     assert step == RECORD.step
     assert images[0].dtype == np.uint8
     assert len(logger.images) == 9
-    columns, data, step = logger.tables["salmon/filters"]
+    columns, data, step = logger.tables["salmon/filters_table"]
     assert columns == [
         "filter", "group", "mistakes", "expected", "adjusted p", "significant", "change",
         "median p", "E",
     ]  # fmt: skip
     assert data[0] == ["net.a.0[1]", "early", "9", "1.25", "0.004", "2", "", "0.001", "0.02"]
-    assert logger.tables["salmon/findings"][1][0][1] == "net.a.0[1]"
+    assert logger.tables["salmon/findings_table"][1][0][1] == "net.a.0[1]"
     # To a table names go as they are: a table shows text.
-    assert logger.tables["salmon/confusions"][1][0][1] == "<script>alert(1)</script>"
+    assert logger.tables["salmon/confusions_table"][1][0][1] == "<script>alert(1)</script>"
 
 
 @pytest.mark.parametrize("name", ["log_image", "log_table"])
@@ -238,6 +242,17 @@ def test_the_methods_are_called_as_the_logger_of_lightning_takes_them(name: str)
     theirs = inspect.signature(getattr(WandbLogger, name)).parameters
     for parameter in inspect.signature(getattr(Collector, name)).parameters:
         assert parameter in theirs
+
+
+def test_the_package_of_a_logger_is_only_loaded_for_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger\n"
+        "from salmon.views import Board\n"
+        "for logger in CSVLogger('x'), TensorBoardLogger('x'): Board(logger).takes_images\n"
+        "sys.exit(', '.join({'comet_ml', 'mlflow', 'wandb'} & set(sys.modules)) or 0)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
 
 
 def test_other_loggers_are_left_alone(tmp_path: Path) -> None:
