@@ -149,14 +149,15 @@ def log_cost(context: PassContext) -> None:
 def hand_in_report(trainer: Trainer, settings: Settings, memory: ViewMemory) -> None:
     """Give the report of a run to the loggers that keep files; all processes have to call."""
     folder = folder_of(trainer, settings, memory)
-    takers = [board for board in boards(trainer) if board.takes_files]
-    if folder is None or not takers or not folder.is_dir():
+    if folder is None or not folder.is_dir():
         return
-    with tempfile.TemporaryDirectory() as place, _tolerated(settings, "hand in its report"):
-        path = Path(place) / "report.html"
-        write_report(path, gather(folder), "salmon")
-        for board in takers:
-            board.file(path, "salmon")
+    for board in boards(trainer):
+        with _tolerated(settings, f"give {board.name} its report"):
+            if board.takes_files:
+                with tempfile.TemporaryDirectory() as place:
+                    path = Path(place) / "report.html"
+                    write_report(path, gather(folder), "salmon")
+                    board.file(path, "salmon")
 
 
 def folder_of(trainer: Trainer, settings: Settings, memory: ViewMemory) -> Path | None:
