@@ -67,7 +67,7 @@ class Board:
                 if write is None:
                     to.add_image(tag, pixels, step, dataformats="HWC")
                 else:  # add_image would store every shade and take three times as long
-                    write(_summary(tag, pixels, "photo" if photo else "chart"), step)
+                    write(_summary(tag, pixels, "sheet" if photo else "chart"), step)
             case "mlflow":
                 to.log_image(self._logger.run_id, pixels, key=_plain(tag), step=step)
             case "comet":  # which would stretch an array to the full range of colours

@@ -31,6 +31,7 @@ _SLACK = 1e-3  # of resized images beyond the range
 _CELL = 138  # side of an image on a sheet
 _LINE = 27
 _MARGIN = 10
+_QUALITY = {"photo": 85, "sheet": 65}
 _LETTERS = 25  # in a line of a cell
 
 
@@ -196,13 +197,13 @@ def encoded(pixels: Pixels, how: str) -> tuple[str, bytes]:
     """Store an image in few bytes.
 
     Args:
-        how: "exact"; "photo", with some loss; or "chart", with fewer shades.
+        how: "exact"; "photo" or "sheet", with some loss or more; or "chart", with fewer shades.
     """
     image, buffer = Image.fromarray(pixels), io.BytesIO()
     if bool((pixels == pixels[:, :, :1]).all()):
         image = image.convert("L")  # the same grey in half the bytes
-    if how == "photo":
-        image.save(buffer, "JPEG", quality=85)
+    if how in _QUALITY:
+        image.save(buffer, "JPEG", quality=_QUALITY[how], optimize=True)
         return "image/jpeg", buffer.getvalue()
     if how == "chart" and image.mode == "RGB":  # a third of the bytes and of the time
         image = image.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

@@ -203,7 +203,7 @@ def test_the_panels_of_tensorboard_show_what_was_written(
 def report(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(path, gather(demo), "salmon: demo", gather_repairs(demo))
-    assert path.stat().st_size < 1_400_000  # of two runs and a repair
+    assert path.stat().st_size < 1_600_000  # of two runs and a repair
     return path.as_uri()
 
 
