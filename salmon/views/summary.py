@@ -7,6 +7,7 @@ from salmon.views.record import DOUBTFUL_BELOW, FindingRow, PassRecord
 from salmon.views.wording import percent
 
 _FITTED = ("ok", "exponential", "boundary")
+_POT = "POT (peaks over threshold)"
 _NAMED = 5  # filters in a sentence
 _OF_CLASSES = 2
 
@@ -216,8 +217,9 @@ def _depth(record: PassRecord, history: History) -> str:
     gap = blamed - everyone
     where = "about as deep as" if abs(gap) < 0.02 else "earlier than" if gap < 0 else "later than"
     return (
-        f"By POT the blamed filters lie {where} the network's filters do: on average at "
-        f"{percent(blamed)} of its depth, the filters at {percent(everyone)}."
+        f"The blamed filters lie {where} the network's filters do: on average in layer "
+        f"{1 + blamed * (layers - 1):.1f} of {layers}, all filters in layer "
+        f"{1 + everyone * (layers - 1):.1f}."
     )
 
 
@@ -226,13 +228,13 @@ def _over_represented(record: PassRecord, history: History) -> str:
     shares, sizes = history.group_shares("pot")[-1].tolist(), history.filter_shares()
     beyond = [i for i, (low, _) in enumerate(record.group_intervals) if low > sizes[i]]
     if not beyond:
-        return "No group of layers has more of the top filters by POT than its size says."
+        return f"No group of layers has more of the top filters by {_POT} than its size says."
     most = max(beyond, key=lambda i: shares[i] / sizes[i])
     low, high = (100 * end for end in record.group_intervals[most])
     others = [history.groups[i] for i in beyond if i != most]
     above = f"; above it, too: {', '.join(others)}." if others else "."
     return (
         f"Of the groups, {history.groups[most]} is furthest above its size among the top "
-        f"{record.top_k} filters by POT: {percent(shares[most])} (95 % interval {low:.1f} to "
+        f"{record.top_k} filters by {_POT}: {percent(shares[most])} (95 % interval {low:.1f} to "
         f"{high:.1f}), where it has {percent(sizes[most])} of all filters{above}"
     )

@@ -246,7 +246,7 @@ def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
     text = summary(misclassified=30)
     assert "30 of 200 samples are misclassified (15.0 %)" in text
     assert "at step 10 they were 20 of 200 (10.0 %)" in text
-    assert "at 75.0 % of its depth, the filters at 66.7 %" in text
+    assert "in layer 2.5 of 3, all filters in layer 2.3" in text
     assert "later than" in text
     assert "83.3 % of the filters have a fitted tail" in text
     assert "No filter could be ranked" in summary(counts={"pot": [0] * 3, "zscore": [0] * 3})
@@ -255,7 +255,8 @@ def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
 def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None:
     assert "No group of layers has more of the top filters by POT" in summary()
     text = summary(group_intervals=[[0.3, 0.45], [0.55, 0.7]])
-    assert "late is furthest above its size among the top 5 filters by POT: 60.0 %" in text
+    beyond = "late is furthest above its size among the top 5 filters by POT (peaks over threshold)"
+    assert f"{beyond}: 60.0 %" in text
     assert "(95 % interval 55.0 to 70.0), where it has 50.0 % of all filters." in text
 
 
