@@ -379,7 +379,8 @@ def test_the_report_fits_a_phone(report: str, page: Chrome) -> None:
 def test_the_report_tells_a_screen_reader_what_its_pictures_show(report: str, page: Chrome) -> None:
     page.get(report)
     tree: Any = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})
-    images = [n for n in tree["nodes"] if n.get("role", {}).get("value") in ("img", "image")]
+    kinds = ("img", "image", "button")  # pictures open in large
+    images = [n for n in tree["nodes"] if n.get("role", {}).get("value") in kinds]
     named = [n["name"]["value"] for n in images if n.get("name", {}).get("value")]
     assert any(name.startswith("Share of each group among the top 25 filters") for name in named)
     assert any(name.startswith("Saliency map of sample") for name in named)

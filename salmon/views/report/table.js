@@ -123,5 +123,9 @@ for (const image of document.querySelectorAll("main img")) {
     dialog.showModal();
   };
   image.addEventListener("click", open);
-  image.addEventListener("keydown", (event) => { if (event.key === "Enter") open(); });
+  image.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault(); // else the same key presses "Close"
+    open();
+  });
 }
