@@ -4,6 +4,7 @@ A record holds no tensor and no profile, so that it takes a few kilobytes, goes 
 and is all that a picture of the pass needs.
 """
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,7 +165,9 @@ def check_record(record: PassRecord, where: str) -> None:
         "counts": not set(METHODS) <= set(record.counts)
         or any(len(row) != layers for row in record.counts.values()),
         "fits": set(record.fits) != set(STATUSES) or sum(record.fits.values()) == 0,
-        "classes": len(record.class_samples) != len(record.class_mistakes),
+        "classes": len(record.class_samples) != len(record.class_mistakes)
+        or any(map(operator.lt, record.class_samples, record.class_mistakes))
+        or any(max(p.target, p.predicted) >= len(record.class_samples) for p in record.pairs),
         "xi": any(len(row) != bins for row in record.xi.values()),
         "intervals": len(record.layer_intervals) != layers
         or len(record.group_intervals) != len({layer.group for layer in record.layers})

@@ -1,5 +1,6 @@
 """What findings tell and what they cannot: flags drawn at random, and filters that are broken."""
 
+from bisect import bisect_left
 from typing import Any
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor, nn
 from salmon import FilterIndex, Pass, Tails, filter_saliency, fit_tails, rank_filters
 from salmon.diagnosis import Mistakes, find
 from salmon.diagnosis.chance import excesses
+from salmon.ranking import Ranking
 from tests.benchmarks.repairs import subject
 
 SEEDS = 100
+MISTAKES = (10, 20, 50, 100, 500)
+DRAWS = 30  # of each case
 BROKEN = 10
 TRIES = 400
 COST = 0.10  # of accuracy, by which a broken filter counts
@@ -22,11 +26,15 @@ def rows() -> list[dict[str, Any]]:
     """Both on the demo's network (seed 0) and its held-out images."""
     model, _, held_out = subject(0)
     images, labels = held_out.inputs, held_out.targets
-    return [honesty(model, images, labels), *broken(model, images[:1000], labels[:1000])]
+    ranking = ranked(model, images, labels)
+    return [
+        honesty(model, images, labels, ranking), *power(model, images, labels, ranking),
+        *broken(model, images[:1000], labels[:1000]),
+    ]  # fmt: skip
 
 
-def honesty(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Passes with a finding, where who is wrong is drawn and nothing else is changed."""
+def ranked(model: nn.Module, images: Tensor, labels: Tensor) -> Ranking:
+    """The filters of every sample, by tails of all of them."""
     index = FilterIndex.from_model(model)
     profile = torch.cat([
         filter_saliency(model, some, some_labels, index)
@@ -34,11 +42,14 @@ def honesty(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     ])  # fmt: skip
     tails = Tails(len(index))
     tails.update(profile)
-    ranking = rank_filters(profile, fit_tails(tails, index=index), top_k=TOP_K, own=True)
-    with torch.no_grad():
-        predicted = torch.cat([model(some).argmax(1) for some in images.split(256)])
-    wrong_ones = int((predicted != labels).sum())
-    found = 0
+    return rank_filters(profile, fit_tails(tails, index=index), top_k=TOP_K, own=True)
+
+
+def honesty(model: nn.Module, images: Tensor, labels: Tensor, ranking: Ranking) -> dict[str, Any]:
+    """Passes with a finding, where who is wrong is drawn and nothing else is changed."""
+    predicted = _predicted(model, images)
+    filters = len(FilterIndex.from_model(model))
+    wrong_ones, found = int((predicted != labels).sum()), 0
     for seed in range(SEEDS):
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         wrong, right = order[:wrong_ones], order[wrong_ones : wrong_ones + 500]
@@ -49,9 +60,48 @@ def honesty(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
             loss=real,
         )  # fmt: skip
         of_right = ranking.take(right), labels[right]
-        findings = find(mistakes, ranking.take(wrong), *of_right, len(index), seed=seed)
+        findings = find(mistakes, ranking.take(wrong), *of_right, filters, seed=seed)
         found += bool(findings.found)
     return {"case": "flags drawn at random", "passes with a finding": f"{found} of {SEEDS}"}
+
+
+def power(
+    model: nn.Module, images: Tensor, labels: Tensor, ranking: Ranking
+) -> list[dict[str, Any]]:
+    """In how many of M mistakes a filter has to be, to be found in nine of ten draws.
+
+    Right samples play the mistakes; a filter drawn by the seed takes the last place of some.
+    """
+    filters = len(FilterIndex.from_model(model))
+    right = ranking.filters[_predicted(model, images) == labels]
+    found = []
+    for mistakes in MISTAKES:
+
+        def seen(planted: int, mistakes: int = mistakes) -> float:
+            return sum(
+                _is_found(right, filters, mistakes, planted, seed) for seed in range(DRAWS)
+            ) / DRAWS  # fmt: skip
+
+        enough = bisect_left(range(1, mistakes + 1), 0.9, key=seen) + 1
+        text = f"{enough} of {mistakes}" if enough <= mistakes else "never"
+        found.append({"case": f"{mistakes} mistakes", "found from": text})
+    return found
+
+
+def _is_found(right: Tensor, filters: int, mistakes: int, planted: int, seed: int) -> bool:
+    """Whether a filter that so many mistakes blame is found."""
+    random = torch.Generator().manual_seed(seed)
+    order, number = torch.randperm(len(right), generator=random), _any(filters, random)
+    wrong = right[order[:mistakes]].clone()
+    wrong[:planted, -1] = torch.where((wrong[:planted] == number).any(1), -1, number)
+    others = right[order[mistakes : mistakes + 500]]
+    (excess,) = excesses([(wrong, others)], filters, seed=seed)
+    return bool(2 * excess.p[number] <= 0.05)
+
+
+def _predicted(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model(some).argmax(1) for some in images.split(256)])
 
 
 def broken(model: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:

@@ -152,25 +152,25 @@ def section_values(number: int, section: Section) -> dict[str, object]:
         "notes": section.notes,
         "overview": overview(record, history),
         "origin": {"date": _date(record.time), **record.origin},
-        "findings": _table("findings", "Filters beyond chance", FINDING_COLUMNS, [
+        "findings": ("findings", "Filters beyond chance", FINDING_COLUMNS, [
             [those, Link(label, "flags", label), *rest]
             for those, label, *rest in finding_rows(record)
         ]),
         "cards": [_card(record, section, label, card) for label, card in section.cards.items()],
         "matrix": _matrix(record),
-        "classes": _table("classes", "Every class", CLASS_COLUMNS, _class_rows(record)),
-        "pairs": _table("pairs", "Classes that are confused", PAIR_COLUMNS, [
+        "classes": ("classes", "Every class", CLASS_COLUMNS, _class_rows(record)),
+        "pairs": ("pairs", "Classes that are confused", PAIR_COLUMNS, [
             [
                 Link(true, "flags", f"{true} taken for {taken}"),
                 Link(taken, "flags", f"predicted class {taken}"), *rest,
             ]
             for true, taken, *rest in pair_rows(record)
         ]),
-        "filters": _table("filters", "Filters that most mistakes blame", FILTER_COLUMNS, [
+        "filters": ("filters", "Filters that most mistakes blame", FILTER_COLUMNS, [
             [Link(label, "flags", label), Link(group, "filters", group), *rest]
             for label, group, *rest in filter_rows(record, before)
         ]),
-        "batches": _table("batches", "Batches with filters beyond chance", BATCH_COLUMNS, [
+        "batches": ("batches", "Batches with filters beyond chance", BATCH_COLUMNS, [
             [
                 Link(str(each.batch), "flags", f"batch {each.batch}"), str(len(each.samples)),
                 str(each.beyond_chance),
@@ -178,7 +178,7 @@ def section_values(number: int, section: Section) -> dict[str, object]:
             ]
             for each in section.batches
         ]),
-        "layers": _table(
+        "layers": (
             "layers", "Share of each layer among the top filters", LAYER_COLUMNS, [
                 [layer, Link(group, "layers", group), *rest]
                 for layer, group, *rest in _layer_rows(section.history)
@@ -192,32 +192,21 @@ def section_values(number: int, section: Section) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _table(
-    name: str, heading: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
-) -> Table:
-    return name, heading, columns, rows
-
-
 def _card(record: PassRecord, section: Section, label: str, card: FilterCard) -> dict[str, object]:
     """A filter that stands out, with whom it fails and since when."""
     shown = [picture for picture in section.pictures if picture.filter == label]
     flagged = {flag.sample for flag in section.flags if label in {t.label for t in flag.top}}
     return {
-        "label": label,
-        "link": Link(f"{label}", "flags", label),
+        "link": Link(label, "flags", label),
         "found": [
             f"{whose(record, row)}: {row.mistakes} mistakes, {row.expected:.3g} expected, "
             f"adjusted p {p_text(row.p)}"
             for row in card.found
         ],
         "confusions": [
-            Link(
-                f"{record.class_name(c.target)} taken for {record.class_name(c.predicted)}: "
-                f"{c.mistakes}",
-                "flags",
-                f"{record.class_name(c.target)} taken for {record.class_name(c.predicted)}",
-            )
+            Link(f"{pair}: {c.mistakes}", "flags", pair)
             for c in card.confusions[:_NAMED_CONFUSIONS]
+            for pair in [_taken_for(record, c.target, c.predicted)]
         ],
         "trail": ", ".join(
             f"{'few' if mistakes is None else mistakes} in pass {number}"
@@ -231,6 +220,11 @@ def _card(record: PassRecord, section: Section, label: str, card: FilterCard) ->
             :_SAMPLES
         ],
     }
+
+
+def _taken_for(record: PassRecord, target: int, predicted: int) -> str:
+    """As the table of flagged samples says it."""
+    return f"{record.class_name(target)} taken for {record.class_name(predicted)}"
 
 
 def _matrix(record: PassRecord) -> Table | None:
@@ -249,17 +243,13 @@ def _matrix(record: PassRecord) -> Table | None:
         if not samples:
             continue
         right = samples - record.class_mistakes[true]
-        cells: list[Cell] = [
-            str(right) if true == taken
-            else Link(
-                str(counts[true, taken]), "flags", f"{name} taken for {record.class_name(taken)}",
-                counts[true, taken] / most,
-            )
-            if (true, taken) in counts
-            else ""
-            for taken in classes
-        ]  # fmt: skip
-        rows.append([name, *cells])
+        cells: list[Cell] = [name]
+        for taken in classes:
+            number = counts.get((true, taken), 0)
+            whole = _taken_for(record, true, taken)
+            link = Link(str(number), "flags", whole, number / most) if number else ""
+            cells.append(str(right) if true == taken else link)
+        rows.append(cells)
     return "matrix", "True classes (rows) and what they are taken for", ["", *names], rows
 
 
@@ -273,7 +263,7 @@ def _class_rows(record: PassRecord) -> list[list[Cell]]:
             continue
         name, right = record.class_name(number), samples - mistakes
         ends = binomtest(right, samples).proportion_ci(method="wilson")
-        taken = f"{record.class_name(first[number].predicted)}" if number in first else ""
+        taken = record.class_name(first[number].predicted) if number in first else ""
         rows.append((right / samples, [
             Link(name, "flags", f"true class {name}"), str(samples), str(mistakes),
             f"{100 * right / samples:.1f}", f"{100 * ends.low:.1f} to {100 * ends.high:.1f}", taken,
