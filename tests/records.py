@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from salmon import FilterIndex, Tails, filter_saliency, fit_tails, rank_filters
-from salmon.diagnosis import Diagnosis, Mistakes, find
+from salmon.diagnosis import Diagnosis, Mistakes, confusions, find
 from salmon.monitor.output import write_diagnosis
 from salmon.tails import example_excesses, example_filters
 from salmon.views import PassRecord, Picture, record_pass
@@ -66,6 +66,7 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
     return Diagnosis(
         index=index, fit=fit, dropped=0, unlabelled=0,
         class_samples=labels.bincount(minlength=logits.shape[1]),
+        confusions=confusions(mistakes),
         class_mistakes=labels[wrong].bincount(minlength=logits.shape[1]),
         mistakes=mistakes, id_source="sampler", profile=profile[wrong],
         rankings=rankings, right=right,

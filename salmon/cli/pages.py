@@ -3,8 +3,7 @@
 import csv
 import io
 import sys
-from itertools import chain
-from typing import IO, Any
+from typing import IO
 
 from salmon.cli.checkpoints import check_new_file
 from salmon.cli.options import ExportOptions, ReportOptions
@@ -21,9 +20,10 @@ def run_report(options: ReportOptions) -> int:
         sections = gather(options.run, progress)
         repairs = gather_repairs(options.run)
     write_report(options.out, sections, f"salmon: {options.run.resolve().name}", repairs)
-    for section in sections:
-        for note in section.notes:
-            print(f"{section.name}: {note}", file=sys.stderr)
+    left_out = [f"{each.name}: {note}" for each in sections for note in each.notes]
+    left_out += [f"{each.name}: {note}" for each in repairs for note in each.notes]
+    for text in left_out:
+        print(text, file=sys.stderr)
     if not options.quiet:
         names = [*(each.name for each in sections), *(each.name for each in repairs)]
         print(f"{len(names)} sections ({', '.join(names)}).")
@@ -34,23 +34,21 @@ def run_report(options: ReportOptions) -> int:
 def run_export(options: ExportOptions) -> int:
     """Read and write, a row at a time."""
     check_new_file(options.out, force=options.force)
-    rows, begun, number = flagged_rows(options.run), list[dict[str, Any]](), 0
-    for row in rows:
-        begun.append(row)
-        if "filter" in row:  # a mistake without any has fewer columns
-            break
-    if not begun:
+    # Runs may differ in their columns, and a mistake without a filter has fewer.
+    names = list(dict.fromkeys(name for row in flagged_rows(options.run) for name in row))
+    if not names:
         raise InputError(
             f"{options.run} holds no flagged samples (flagged-*.jsonl); name the folder of a run "
             "of the monitor, or one that salmon diagnose wrote."
         )
+    number = 0
 
     def write(file: IO[bytes]) -> None:
         nonlocal number
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        table = csv.DictWriter(text, list(begun[-1]), extrasaction="ignore")
+        table = csv.DictWriter(text, names)
         table.writeheader()
-        for row in chain(begun, rows):
+        for row in flagged_rows(options.run):
             table.writerow(row)
             number += 1
         text.detach()

@@ -1,9 +1,9 @@
 """From labelled samples to a diagnosis: the mistakes, and the filters that they blame."""
 
-from salmon.diagnosis.blame import Blame, Confusion, confusions, most_blamed
-from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Finding, Findings, Mistakes
+from salmon.diagnosis.blame import Blame, confusions, most_blamed
+from salmon.diagnosis.diagnosis import NO_CLASS, Confusion, Diagnosis, Finding, Findings, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
-from salmon.diagnosis.findings import find
+from salmon.diagnosis.findings import among, find
 from salmon.diagnosis.flags import SCHEMA, batch_flags, flat_rows, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
 from salmon.diagnosis.worst import ShownSample, WorstSamples, find_images, image_position
@@ -23,6 +23,7 @@ __all__ = [
     "ShownSample",
     "Step",
     "WorstSamples",
+    "among",
     "batch_flags",
     "check_whole",
     "confusions",

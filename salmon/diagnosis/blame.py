@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmon.diagnosis.diagnosis import Mistakes
+from salmon.diagnosis.diagnosis import Confusion, Mistakes
 from salmon.ranking import Ranking, Strength
 
 
@@ -17,15 +17,6 @@ class Blame:
     mistakes: Tensor  # int64, how many mistakes have the filter among their top K
     significant: Tensor  # int64, in how many of them it is significant
     median_p: Tensor  # float64, of its tail probability in these mistakes; NaN without one
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confusion:
-    """Mistakes that took one class for another."""
-
-    target: int
-    predicted: int
-    mistakes: int
 
 
 def most_blamed(ranking: Ranking, most: int) -> Blame:
@@ -56,8 +47,8 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
     )  # fmt: skip
 
 
-def confusions(mistakes: Mistakes, most: int) -> list[Confusion]:
-    """Find the pairs of classes that are confused most often.
+def confusions(mistakes: Mistakes) -> list[Confusion]:
+    """Find the pairs of classes that are confused, most often first.
 
     Args:
         mistakes: M samples.
@@ -66,5 +57,5 @@ def confusions(mistakes: Mistakes, most: int) -> list[Confusion]:
     pairs, counts = both.unique(dim=0, return_counts=True)
     return [
         Confusion(target=int(pairs[i, 0]), predicted=int(pairs[i, 1]), mistakes=int(counts[i]))
-        for i in counts.argsort(descending=True, stable=True)[:most].tolist()
+        for i in counts.argsort(descending=True, stable=True).tolist()
     ]

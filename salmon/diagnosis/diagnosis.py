@@ -56,6 +56,15 @@ class Mistakes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confusion:
+    """Mistakes that took one class for another."""
+
+    target: int
+    predicted: int
+    mistakes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """A filter that mistakes blame beyond chance."""
 
@@ -94,6 +103,7 @@ class Diagnosis:
     fit: TailFit  # from these samples, or the given reference
     class_samples: Tensor  # [K] int64, measured samples by true class
     class_mistakes: Tensor  # [K] int64, those that are misclassified
+    confusions: list[Confusion]  # of all mistakes, most frequent first
     dropped: int  # of the samples, without a finite profile
     unlabelled: int  # left out, since their label is ignored or no class of the network
     mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position

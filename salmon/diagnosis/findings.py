@@ -51,7 +51,7 @@ def find(
         return Findings(expected=nothing, p=nothing, found=())
     kinds = _kinds(mistakes, right_classes)
     parts = [
-        (ranking.filters[_among(mistakes, *kind)], right.filters[right_classes == kind[0]])
+        (ranking.filters[among(mistakes, *kind)], right.filters[right_classes == kind[0]])
         for kind in kinds
     ]
     (overall,) = excesses([(ranking.filters, right.filters)], filters, seed=seed)
@@ -90,7 +90,9 @@ def _kinds(mistakes: Mistakes, right_classes: Tensor) -> list[_Kind]:
     return [kind for _, kind in enough[:MOST]]
 
 
-def _among(mistakes: Mistakes, target: int, predicted: int | None) -> Tensor:
-    """``[M]`` bool, which mistakes are of a kind."""
-    found = mistakes.target.eq(target)
+def among(mistakes: Mistakes, target: int | None, predicted: int | None) -> Tensor:
+    """``[M]`` bool, which mistakes are of a true class and taken for another; None for any."""
+    found = torch.ones_like(mistakes.target, dtype=torch.bool)
+    if target is not None:
+        found &= mistakes.target.eq(target)
     return found if predicted is None else found & mistakes.predicted.eq(predicted)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from salmon.diagnosis.blame import confusions
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step, differing
 from salmon.diagnosis.findings import find
@@ -368,6 +369,7 @@ class Pass:
             fit=fit,
             class_samples=counts[0],
             class_mistakes=counts[1],
+            confusions=confusions(every),
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
             doubts=self._evidence.doubts(),

@@ -44,7 +44,7 @@ class Glimpse:
     worst: Taken  # by their loss
     wrong: Taken  # by chance, like the right ones
     right: Taken
-    thumbnails: Tensor | None  # [T, C, h, w] of the worst ones
+    thumbnails: Tensor  # [T, C, h, w] of the worst ones
     extremes: Tensor | None  # [2, C] lowest and highest value of each colour in the whole batch
 
     @property
@@ -93,14 +93,15 @@ class WorstSamples:
             numbers: ``[N]`` positions of the samples in the pass, on the CPU.
 
         Returns:
-            Them; None where none is wanted.
+            Them; None where none is wanted, or there are no images.
         """
         wanted = self._thumbnails.capacity
-        if wanted == 0 or len(losses) == 0:
+        images = find_images(inputs)
+        if wanted == 0 or len(losses) == 0 or images is None:
             return None
         scores = torch.where(wrong & ~torch.isnan(losses), losses.double(), -torch.inf)
         worst = _taken(inputs, targets, scores, wanted, self._pictures.capacity)
-        luck, images = priorities(numbers, self._seed).double(), find_images(inputs)
+        luck = priorities(numbers, self._seed).double()
         there = luck.to(losses.device, non_blocking=True)
 
         def lucky(flags: Tensor, best: _Best) -> Taken:
@@ -111,8 +112,8 @@ class WorstSamples:
             worst=worst,
             wrong=lucky(wrong, self._wrong),
             right=lucky(right, self._right),
-            thumbnails=None if images is None else _shrunk_rows(images, worst.rows),
-            extremes=None if images is None else _extremes(images),
+            thumbnails=_shrunk_rows(images, worst.rows),
+            extremes=_extremes(images),
         )
 
     def keep(self, glimpse: Glimpse, numbers: Tensor) -> None:
@@ -127,14 +128,13 @@ class WorstSamples:
         _keep(glimpse.worst, numbers, self._pictures)
         _keep(glimpse.wrong, numbers, self._wrong)
         _keep(glimpse.right, numbers, self._right)
-        if glimpse.thumbnails is not None:
-            scores, positions = _on_cpu(glimpse.worst, numbers)
-            wanted = (scores > -torch.inf) & (scores >= self._thumbnails.floor)
-            chosen = wanted.nonzero().squeeze(1)
-            small = glimpse.thumbnails[chosen.to(glimpse.thumbnails.device)].cpu()
-            for i, image in zip(chosen.tolist(), small, strict=True):
-                # One that is kept holds no other's memory.
-                self._thumbnails.offer(float(scores[i]), positions[i], image.clone())
+        scores, positions = _on_cpu(glimpse.worst, numbers)
+        wanted = (scores > -torch.inf) & (scores >= self._thumbnails.floor)
+        chosen = wanted.nonzero().squeeze(1)
+        small = glimpse.thumbnails[chosen.to(glimpse.thumbnails.device)].cpu()
+        for i, image in zip(chosen.tolist(), small, strict=True):
+            # One that is kept holds no other's memory.
+            self._thumbnails.offer(float(scores[i]), positions[i], image.clone())
 
     @property
     def pictures(self) -> list[ShownSample]:

@@ -40,8 +40,8 @@ class SaliencyMonitor(CallbackBase):
     of the epoch, and ranks the filters of every misclassified sample by how improbable their
     saliency is. Training goes on as if the monitor were not there, bit for bit.
 
-    Results: metrics ``salmon/...`` through ``self.log``, files in ``salmon/`` beside the logger's,
-    and :attr:`results`. See docs/parameters.md for each argument by its consequence.
+    Results: metrics ``salmon/...`` through ``self.log``, files in ``salmon_logs`` beside those
+    of the logger, and :attr:`results`. See docs/parameters.md for each argument by its consequence.
     """
 
     def __init__(

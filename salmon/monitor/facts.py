@@ -1,10 +1,13 @@
 """What a data set tells about itself, such as names of its classes; and what a pass was made of."""
 
+import re
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Trainer
@@ -12,36 +15,43 @@ from torch import Tensor, nn
 
 from salmon.files import versions
 from salmon.monitor.settings import Settings
-from salmon.views import Normalisation, ViewSettings
+from salmon.views import Normalisation, ViewSettings, clipped
 
+_LETTERS = 500  # of a text on what a pass was made of
+_SECRET = re.compile(r"(?i)(\S*(?:key|token|secret|passw)[^\s=]*[\s=]+)\S+")
 _DEEP = 6  # data sets inside data sets, transforms inside transforms
 
 
 def origin(trainer: Trainer, model: nn.Module, loader: Any, settings: Settings) -> dict[str, str]:
     """What a pass was made of, by name, for those who see only its report."""
-    data: Any = getattr(loader, "dataset", None)
-    size = f", {len(data)} samples" if hasattr(data, "__len__") else ""
-    usual = Settings()
-    changed = {
-        field.name: getattr(settings, field.name)
+    data, size, usual = getattr(loader, "dataset", None), "", Settings()
+    with suppress(Exception):  # of the user's own class
+        size = f", {len(data)} samples"  # type: ignore[arg-type]
+    texts = {
+        field.name: [_plain(getattr(one, field.name)) for one in (settings, usual)]
         for field in fields(Settings)
-        if getattr(settings, field.name) != getattr(usual, field.name)
     }
+    changed = [f"{name}={new}" for name, (new, old) in texts.items() if new != old]
     found = {
         "network": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters())} weights",
         "checkpoint": str(trainer.ckpt_path or ""),
         "data": "" if data is None else f"{type(data).__name__}{size}",
-        "settings": ", ".join(f"{name}={_plain(value)}" for name, value in changed.items()),
+        "settings": ", ".join(changed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
-        "command": shlex.join(sys.orig_argv),
+        "command": _SECRET.sub(r"\1***", shlex.join(sys.orig_argv)),
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: clipped(text, _LETTERS) for name, text in found.items() if text}
 
 
 def _plain(value: Any) -> str:
     """A setting in a few letters."""
-    if isinstance(value, str | int | float | list | tuple | ViewSettings):
-        return repr(value)
+    if isinstance(value, ViewSettings):
+        parts = [f"{f.name}={_plain(getattr(value, f.name))}" for f in fields(value)]
+        return f"({', '.join(parts)})"
+    if isinstance(value, Path):
+        value = str(value)
+    if value is None or isinstance(value, str | int | float | list | tuple):
+        return clipped(repr(value), _LETTERS // 5)
     return str(getattr(value, "__name__", type(value).__name__))
 
 

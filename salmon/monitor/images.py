@@ -12,13 +12,13 @@ from salmon.diagnosis import (
     Diagnosis,
     ShownSample,
     WorstSamples,
-    confusions,
+    among,
     find_images,
     image_position,
 )
 from salmon.errors import SalmonError
 from salmon.forward import eval_mode
-from salmon.monitor.bases import logger
+from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.context import PassContext
 from salmon.monitor.facts import normalisation
 from salmon.monitor.trainers import forward_context, loader_of, muted
@@ -67,16 +67,21 @@ def pictures_of(
     known = known or guess_normalisation(*worst.extremes or ((), ()))
     rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
     # Profiles of the others were left out within memory_mb.
-    shown = {rows[one.sample]: one for one in worst.pictures if one.sample in rows}
+    shown, others = (
+        {rows[one.sample]: one for one in some if one.sample in rows and _image(one) is not None}
+        for some in (worst.pictures, worst.wrong)
+    )
     flagged = [
         _flagged(context, one, diagnosis, row, _pixels(one, known), classes)
         for row, one in shown.items()
     ]
-    others = {rows[one.sample]: one for one in worst.wrong if one.sample in rows}
-    responses = list(_responses(context, diagnosis, others, worst.right, known))
+    responses: list[Picture] = []
+    if views.maps:
+        with tolerated("could not show what filters respond to", strict=context.settings.strict):
+            responses = list(_responses(context, diagnosis, others, worst.right, known))
     return [
         *flagged,
-        *(responses if views.maps else ()),
+        *responses,
         *(
             Picture(kind="thumbnail", sample=number, pixels=known.pixels(image))
             for number, image in list(small.items())[: views.thumbnails]
@@ -84,11 +89,23 @@ def pictures_of(
     ]
 
 
+def _image(one: ShownSample) -> Tensor | None:
+    """A sample's image, where it has one of so many colours as others of the pass."""
+    images = find_images(one.inputs)
+    return None if images is None else images[0]
+
+
 def _pixels(one: ShownSample, known: Normalisation) -> Pixels:
     """A sample's image."""
-    images = find_images(one.inputs)
-    assert images is not None  # there are thumbnails
-    return known.pixels(images[0])
+    image = _image(one)
+    assert image is not None  # those without were left out
+    return known.pixels(image)
+
+
+def _is_sound(one: ShownSample) -> bool:
+    """Whether a sample has an image, of finite numbers."""
+    image = _image(one)
+    return image is not None and bool(torch.isfinite(image).all())
 
 
 def _flagged(
@@ -128,10 +145,13 @@ def _responses(
     """What the filters that stand out respond to, in mistakes that blame them and right samples."""
     blamed = diagnosis.rankings["pot"].filters
     found = sorted(diagnosis.findings.found, key=lambda each: each.target is not None)
-    rows_of = {
-        each.filter: [row for row in shown if bool((blamed[row] == each.filter).any())]
-        for each in found
-    }
+    shown = {row: one for row, one in shown.items() if _is_sound(one)}
+    right = [one for one in right if _is_sound(one)]
+    rows_of: dict[int, list[int]] = {}
+    for each in found:
+        of_class = among(diagnosis.mistakes, each.target, each.predicted)
+        rows = [row for row in shown if bool(of_class[row] & (blamed[row] == each.filter).any())]
+        rows_of.setdefault(each.filter, rows)
     wanted = [number for number, rows in rows_of.items() if rows][:MOST_RESPONSES]
     if not wanted:
         return
@@ -167,13 +187,13 @@ def _responses(
 
 def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[Pixels]:
     """Those of the confusion that is most frequent, worst first, each sample once."""
-    worst, mistakes = confusions(diagnosis.mistakes, 1), diagnosis.mistakes
-    if not worst:
+    if not diagnosis.confusions:
         return []
-    same = mistakes.target.eq(worst[0].target) & mistakes.predicted.eq(worst[0].predicted)
+    pair, mistakes = diagnosis.confusions[0], diagnosis.mistakes
+    same = among(mistakes, pair.target, pair.predicted)
     wanted, found = set(mistakes.sample[same].tolist()), dict[int, Pixels]()
     for one in pictures:
-        if one.sample in wanted:
+        if one.sample in wanted and one.kind in ("flagged", "thumbnail"):  # worst first
             found.setdefault(one.sample, one.pixels)  # its thumbnail comes later
     return list(found.values())
 

@@ -63,7 +63,7 @@ def publish_pass(
             seconds=seconds,
             share=seconds / clock.total,
             classes=class_names(loader_of(trainer, loader), settings.views),
-            origin=origin(trainer, context.model, loader_of(trainer, loader), settings),
+            origin=_origin(context, loader),
         )
     )
     _log(context.model, metric_scope(scope), pass_metrics(record))
@@ -86,6 +86,15 @@ def publish_pass(
                 )  # fmt: skip
 
     context.processes.together(lambda: show() if context.processes.first else None)
+
+
+def _origin(context: PassContext, loader: int) -> dict[str, str]:
+    """What a pass was made of, as far as it can be told."""
+    found: dict[str, str] = {}
+    with _tolerated(context.settings, "say what was measured"):
+        data = loader_of(context.trainer, loader)
+        found |= origin(context.trainer, context.model, data, context.settings)
+    return found
 
 
 def _tolerated(settings: Settings, what: str) -> AbstractContextManager[None]:
@@ -149,7 +158,7 @@ def log_cost(context: PassContext) -> None:
 def hand_in_report(trainer: Trainer, settings: Settings, memory: ViewMemory) -> None:
     """Give the report of a run to the loggers that keep files; all processes have to call."""
     folder = folder_of(trainer, settings, memory)
-    if folder is None or not folder.is_dir():
+    if folder is None or not folder.is_dir() or not memory.histories:
         return
     for board in boards(trainer):
         with _tolerated(settings, f"give {board.name} its report"):

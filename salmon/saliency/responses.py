@@ -1,5 +1,6 @@
 """What filters respond to: their output maps, to be looked at over images."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -37,18 +38,26 @@ def filter_responses(
         constant or not finite, are left out.
     """
     check_eval_mode(model)
+    if not batches:
+        return {}
     modules = {clean_name(name): module for name, module in model.named_modules()}
-    seen: dict[str, list[Tensor]] = {}
+    seen: dict[int, list[Tensor]] = {}
 
-    def catch(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            # A copy, since what follows may change it in place.
-            own = output[0].detach().to("cpu", torch.float32, copy=True)
-            seen.setdefault(name, []).append(own)
+    def catch(numbers: list[int], _module: nn.Module, _inputs: Any, output: Any) -> None:
+        layer, _ = index.locate(numbers[0])
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[1] == layer.filters:
+            for number in numbers:
+                own = output[0, index.locate(number)[1]].detach()
+                # A copy, since what follows may change it in place.
+                seen.setdefault(number, []).append(own.to("cpu", torch.float32, copy=True))
 
-    layers = {index.locate(number)[0].layer for number in filters}
+    by_layer: dict[str, list[int]] = {}
+    for number in filters:
+        by_layer.setdefault(index.locate(number)[0].layer, []).append(number)
     handles = [
-        modules[name].register_forward_hook(partial(catch, name)) for name in layers & set(modules)
+        modules[name].register_forward_hook(partial(catch, numbers))
+        for name, numbers in by_layer.items()
+        if name in modules
     ]
     try:
         with torch.no_grad(), no_trace(model), eagerly(), forward_context():
@@ -57,17 +66,13 @@ def filter_responses(
     finally:
         for handle in handles:
             handle.remove()
-    found: dict[int, list[Tensor]] = {}
-    for number in filters:
-        layer, channel = index.locate(number)
-        outputs = seen.get(layer.layer, [])
-        # A module that is used more than once, or not for every sample, has no one map.
-        if len(outputs) != len(batches) or any(len(out) != layer.filters for out in outputs):
-            continue
-        maps = [out[channel] for out in outputs]
-        usual = torch.cat([each.flatten() for each in maps]).median()
-        far = [(each - usual).abs() for each in maps]
-        most = torch.stack([each.amax() for each in far]).amax()
-        if bool(torch.isfinite(most)) and float(most) > 0:
-            found[number] = far
-    return found
+    # A module that is used more than once, or not for every sample, has no one map.
+    far = {n: _distances(maps) for n, maps in seen.items() if len(maps) == len(batches)}
+    most = {number: max(float(each.amax()) for each in maps) for number, maps in far.items()}
+    return {number: far[number] for number in filters if 0 < most.get(number, 0) < math.inf}
+
+
+def _distances(maps: list[Tensor]) -> list[Tensor]:
+    """From the median of all."""
+    usual = torch.cat([each.flatten() for each in maps]).median()
+    return [(each - usual).abs() for each in maps]

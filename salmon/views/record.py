@@ -12,17 +12,19 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
-from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, confusions, most_blamed
+from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
 from salmon.ranking import ALPHA, Calibration, Ranking, layer_counts, share_intervals
 from salmon.records import Number
 
-SCHEMA = "salmon.pass/2"
+SCHEMA = "salmon.pass/3"
 
 MOST_ROWS = 50
 """Rows of a table at most: TensorBoard shows all texts of a tag at once."""
+
+_LETTERS = 200  # of a class
 
 MOST_FINDINGS = 500
 MOST_PAIRS = 500
@@ -223,7 +225,7 @@ def record_pass(
         given_fit=not diagnosis.own,
         seconds=seconds,
         share=share,
-        classes=None if classes is None else [str(name) for name in classes],
+        classes=None if classes is None else [str(name)[:_LETTERS] for name in classes],
         class_samples=diagnosis.class_samples.tolist(),
         class_mistakes=diagnosis.class_mistakes.tolist(),
         layers=[
@@ -239,7 +241,7 @@ def record_pass(
         xi=_xi_histograms(fit, index),
         examples=_examples(diagnosis),
         filters=_filter_rows(diagnosis),
-        pairs=confusions(diagnosis.mistakes, MOST_PAIRS),
+        pairs=diagnosis.confusions[:MOST_PAIRS],
         estimator=fit.estimator,
         tested=ranking.tested,
         significant=_count(ranking.significant, lambda n: n > 0),

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from salmon import FilterIndex, rank_filters
-from salmon.diagnosis import Diagnosis, Finding, Findings, Mistakes, batch_flags, sample_flags
+from salmon.diagnosis import (
+    Diagnosis,
+    Finding,
+    Findings,
+    Mistakes,
+    batch_flags,
+    confusions,
+    sample_flags,
+)
 from salmon.files import json_text
 from tests.ranking.test_ranking import doubles, hand_fit
 
@@ -38,6 +46,7 @@ def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
     nothing = torch.full((3,), math.nan, dtype=torch.float64)
     return Diagnosis(
         index=INDEX, fit=FIT, class_samples=torch.tensor([5, 5]), dropped=0, unlabelled=0,
+        confusions=confusions(found),
         class_mistakes=found.target.bincount(minlength=2),
         mistakes=found, id_source="batch", profile=profile,
         rankings={"pot": ranking}, right=none,

@@ -97,6 +97,12 @@ def test_any_split_keeps_the_same_samples_that_are_chosen_by_chance(sizes: list[
             assert torch.equal(one.inputs, inputs[one.sample : one.sample + 1])
 
 
+def test_inputs_without_images_are_not_kept() -> None:
+    worst, wrong = WorstSamples(3, 7), torch.ones(4, dtype=torch.bool)
+    table = torch.rand(4, 5)
+    assert worst.look(table, torch.zeros(4), torch.ones(4), wrong, ~wrong, torch.arange(4)) is None
+
+
 def test_samples_that_are_right_or_have_no_loss_are_never_kept() -> None:
     worst = WorstSamples(5, 5)
     losses = torch.tensor([9.0, torch.nan, 1.0, torch.inf])

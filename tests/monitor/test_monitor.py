@@ -390,6 +390,7 @@ def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
     assert found.misclassified > 5
     assert len(found.mistakes.sample) == 4
     assert found.profile.shape == (4, 24)
+    assert sum(pair.mistakes for pair in found.confusions) == found.misclassified
     assert len(found.right.filters) == 1
     assert f"profiles of 4 of {found.misclassified} kept" in log.text
     assert [r["sample"] for r in flagged(tmp_path) if r["kind"] == "sample"] == (

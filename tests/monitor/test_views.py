@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningModule
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from salmon import InputError, SaliencyMonitor, ViewSettings
 from salmon.cli import main
+from salmon.diagnosis import Finding, Findings, most_blamed
 from salmon.saliency import input_saliency, map_of_image
 from salmon.views import gather
-from salmon.views.files import read_pass, read_pictures
+from salmon.views.files import StoredPicture, read_pass, read_pictures
 from tests import ROOT
 from tests.trainers import Module, digits, loader, trainer
 from tests.views.test_board import Collector, events
@@ -132,6 +134,85 @@ def test_pictures_without_maps_cost_no_backward(tmp_path: Path, monkeypatch: Any
     stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
     assert stored[0].heat is None
     assert stored[0].caption
+
+
+def with_findings(monkeypatch: Any) -> None:
+    """Let the filters that most mistakes blame stand out."""
+
+    def found(mistakes: Any, ranking: Any, *_: Any, **__: Any) -> Findings:
+        nothing = torch.zeros(24, dtype=torch.float64)
+        most = most_blamed(ranking, 3).filters.tolist()
+        all_of_them = [Finding(filter=f, mistakes=9, expected=1.0, p=0.01) for f in most]
+        return Findings(expected=nothing, p=nothing, found=tuple(all_of_them))
+
+    monkeypatch.setattr("salmon.diagnosis.passes.find", found)
+
+
+def responses(folder: Path) -> list[StoredPicture]:
+    stored = read_pictures(folder / "salmon_logs" / "pictures-validation.jsonl")
+    return [picture for picture in stored if picture.kind in ("mistake", "right")]
+
+
+def test_findings_come_with_what_they_respond_to(tmp_path: Path, monkeypatch: Any) -> None:
+    with_findings(monkeypatch)
+    monitor = SaliencyMonitor(level=0.7, strict=True)
+    trained(tmp_path, monitor)
+    found = monitor.results["validation"]
+    blamed = found.rankings["pot"].filters
+    seen = responses(tmp_path)
+    labels = [found.index.label(each.filter) for each in found.findings.found]
+    assert {picture.filter for picture in seen} == set(labels)
+    wrong = found.mistakes.sample.tolist()
+    for picture in seen:
+        assert picture.heat is not None
+        assert (picture.sample in wrong) == (picture.kind == "mistake")
+        if picture.kind == "mistake":
+            row, number = wrong.index(picture.sample), labels.index(picture.filter)
+            assert found.findings.found[number].filter in blamed[row].tolist()
+    assert "salmon/responses" in events(tmp_path).Tags()["images"]
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_responses_that_fail_or_are_not_wanted_cost_nothing_else(
+    tmp_path: Path, monkeypatch: Any, log: pytest.LogCaptureFixture, *, maps: bool
+) -> None:
+    with_findings(monkeypatch)
+    monkeypatch.setattr("salmon.monitor.images.filter_responses", refuse)
+    trained(tmp_path, SaliencyMonitor(level=0.7, views=ViewSettings(maps=maps)))
+    assert ("could not show what filters respond to (RuntimeError" in log.text) == maps
+    stored = read_pictures(tmp_path / "salmon_logs" / "pictures-validation.jsonl")
+    assert {picture.kind for picture in stored} == {"flagged", "thumbnail"}
+
+
+def test_samples_that_are_not_finite_cost_the_responses_of_others_nothing(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    with_findings(monkeypatch)
+    images, labels = digits().tensors
+    images[:3] = torch.nan
+    data = DataLoader(TensorDataset(images, labels), 8)
+    work = trainer(tmp_path, SaliencyMonitor(level=0.7, strict=True))
+    work.validate(Module(), data, verbose=False)
+    assert responses(tmp_path)
+
+
+def test_what_a_pass_was_made_of_is_told_without_secrets_and_costs_nothing_where_it_fails(
+    tmp_path: Path, monkeypatch: Any, log: pytest.LogCaptureFixture
+) -> None:
+    words = ["python", "train.py", "--api-key=hush", "--wandb_token", "hush", "--lr", "0.1"]
+    monkeypatch.setattr("sys.orig_argv", words)
+    arrays: Any = {"class_names": np.array(list("abcd")), "mean": np.full(3, 0.5)}
+    views = ViewSettings(**arrays, std=arrays["mean"])
+    trained(tmp_path, SaliencyMonitor(level=0.7, views=views, strict=True))
+    record = read_pass(tmp_path / "salmon_logs" / "pass-validation-000000.json")
+    assert record.origin["command"] == "python train.py --api-key=*** --wandb_token *** --lr 0.1"
+    assert record.origin["data"] == "TensorDataset, 40 samples"
+    assert record.origin["settings"].startswith("level=0.7, ")
+    assert record.classes == list("abcd")
+    monkeypatch.setattr("salmon.monitor.facts.versions", refuse)
+    trained(tmp_path / "odd", SaliencyMonitor(level=0.7))
+    assert "could not say what was measured (RuntimeError" in log.text
+    assert not read_pass(tmp_path / "odd" / "salmon_logs" / "pass-validation-000000.json").origin
 
 
 def refuse(*arguments: Any, **named: Any) -> Any:

@@ -15,13 +15,14 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from salmon import ViewSettings
+from salmon import SaliencyMonitor, ViewSettings
 from salmon.cli.demo import run_demo
 from salmon.cli.options import DemoOptions
 from salmon.views import History, PassRecord, gather, gather_repairs, write_report
 from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
 from salmon.views.figures import Chart, pixels
 from tests.browser import Server, browser, deep_text, drawn, shot, tensorboard
+from tests.trainers import Module, digits, loader, trainer
 
 pytestmark = [
     pytest.mark.slow,
@@ -291,7 +292,7 @@ def test_clicks_lead_from_classes_and_filters_to_their_samples_and_back(
     page.execute_script("arguments[0].click()", cell)
     assert len(cells(page, 1)) == int(cell.text)
     assert len({*zip(cells(page, 2), cells(page, 3), strict=True)}) == 1
-    assert "taken%20for" in page.current_url
+    assert "is=" in page.current_url
     link = page.find_element(By.CSS_SELECTOR, "#section-0-filters tbody a")
     label, mistakes = link.text, page.find_element(
         By.CSS_SELECTOR, "#section-0-filters tbody td:nth-child(3)"
@@ -307,6 +308,33 @@ def test_clicks_lead_from_classes_and_filters_to_their_samples_and_back(
     losses = [float(text) for text in cells(page, 6)]
     assert losses == sorted(losses)
     assert len(losses) == all_of_them
+
+
+def test_links_show_what_they_name_to_the_letter(tmp_path: Path, page: Chrome) -> None:
+    names = ["cat", "wild cat", "Cat", "a ? b # <i>"]
+    monitor = SaliencyMonitor(level=0.7, strict=True, views=ViewSettings(class_names=names))
+    trainer(tmp_path, monitor).validate(Module(), loader(digits(120)), verbose=False)
+    write_report(tmp_path / "report.html", gather(tmp_path), "a run")
+    address = (tmp_path / "report.html").as_uri()
+    page.get(address)
+    every = list(zip(cells(page, 2), cells(page, 3), cells(page, 8), strict=True))
+    for name in names:
+        own = [true for true, _, _ in every if true == name]
+        query = urllib.parse.quote(f"true class {name}")
+        page.get("about:blank")
+        page.get(f"{address}#section-0-flags?is={query}")
+        assert cells(page, 2) == own
+    links = page.find_elements(By.CSS_SELECTOR, "#section-0-flags td.filters a")
+    for label in {link.get_property("textContent") for link in links}:
+        page.get("about:blank")
+        page.get(f"{address}#section-0-flags?is={urllib.parse.quote(str(label))}")
+        assert len(cells(page, 8)) == sum(f"{label} p " in text for _, _, text in every)
+    page.get("about:blank")
+    page.get(address)
+    page.execute_script("location.hash = '#section-0-flags?is=true%20class%20cat&sort=6'")
+    page.back()
+    WebDriverWait(page, 10).until(lambda _: len(cells(page, 2)) == len(every))
+    assert list(zip(cells(page, 2), cells(page, 3), cells(page, 8), strict=True)) == every
 
 
 def test_an_image_opens_in_large_by_click_and_by_key(report: str, page: Chrome) -> None:
@@ -398,9 +426,6 @@ def test_the_report_can_be_printed(report: str, page: Chrome) -> None:
 
 
 def test_a_class_named_like_a_script_shows_as_text(tmp_path: Path, page: Chrome) -> None:
-    from salmon import SaliencyMonitor
-    from tests.trainers import Module, loader, trainer
-
     name = "<script>document.title = 'taken over'</script>"
     views = ViewSettings(class_names=[name, "<img src=x onerror=document.title='taken'>", "c", "d"])
     monitor = SaliencyMonitor(level=0.7, strict=True, views=views)

@@ -131,7 +131,7 @@ def spoilt(tmp_path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": "salmon.pass/9"}, "holds 'salmon.pass/9' where 'salmon.pass/2'"),
+        ({"schema": "salmon.pass/9"}, "holds 'salmon.pass/9' where 'salmon.pass/3'"),
         ({"samples": "many"}, r"Expected `int`, got `str` - at `\$.samples`"),
         ({"samples": "gone"}, "pass.json: Object missing required field `samples`"),
         (

@@ -149,7 +149,7 @@ def test_the_shares_of_layers_that_charts_show_are_in_a_table(tmp_path: Path) ->
     for record in (hand_record(0), hand_record(1, counts=nothing)):
         write_pass(tmp_path / "salmon_logs" / f"pass-validation-{record.number:06d}.json", record)
     text = render(gather(tmp_path), "run")
-    link = '<a class="find" href="#section-0-layers?q=early">early</a>'
+    link = '<a class="find" href="#section-0-layers?is=early">early</a>'
     cells = ["net.a.0", link, "4", "80.0", "80.0", "", "0.0"]
     assert "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" in text
     assert '<th scope="col">most by z-score, %</th>' in text
@@ -446,6 +446,37 @@ def test_a_repair_alone_has_a_page_and_another_report_json_is_passed_over(tmp_pa
     for text in ("Beside other remedies", *[rule.text for rule in rules_of(found)]):
         assert text in page.text
     assert any("svg+xml" in (image["src"] or "") for image in page.all("img"))
+
+
+def test_a_damaged_repair_costs_itself_only(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "fix").mkdir()
+    (tmp_path / "run" / "fix" / "report.json").write_text('{"schema": "salmon.repair/1", "a": 1}')
+    assert main(["report", str(tmp_path / "run"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "fix: The repair is left out:" in capsys.readouterr().err
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "Repair: fix The repair is left out:" in text
+
+
+def test_runs_with_other_columns_are_exported_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_files(tmp_path / name / "salmon_logs")
+    path = tmp_path / "b" / "salmon_logs" / "flagged-validation-000001.jsonl"
+    flags = [json.loads(line) | {"more": 7} for line in path.read_text().splitlines()]
+    path.write_text("\n".join(map(json.dumps, flags)))
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.csv")]) == 0
+    with (tmp_path / "x.csv").open(newline="") as file:
+        assert {row["more"] for row in csv.DictReader(file)} == {"", "7"}
+
+
+def test_links_to_samples_stand_only_where_the_samples_do(tmp_path: Path) -> None:
+    run_files(tmp_path / "salmon_logs")
+    for path in tmp_path.glob("salmon_logs/flagged-*"):
+        path.unlink()
+    page = render(gather(tmp_path), "run")
+    assert "-flags" not in page
 
 
 def rules_of(found: Outcome) -> list[Rule]:

@@ -22,7 +22,8 @@ _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
 _DEEP = 5  # folders below the one that is named
 _FOLDERS = ("salmon_logs", "salmon")  # as the monitor names them, and as version 0.1 did
 
-_LETTERS = 200  # of a name in the table
+LETTERS = 200
+"""Of a name in a table."""
 
 MOST_FLAGS = 200
 """Flagged samples in the table, as many as have a thumbnail; the page stays light for a phone."""
@@ -290,8 +291,8 @@ def _read_flags(path: Path, names: Sequence[str]) -> Flags:
 
 def _stored(flag: dict[str, Any], where: str) -> StoredFlag:
     """What the page shows of a flag; names of any length are cut."""
-    stored = record_of(StoredFlag, flag | {"id": str(flag.get("id"))[:_LETTERS]}, where)
-    top = [replace(t, label=t.label[:_LETTERS], group=t.group[:_LETTERS]) for t in stored.top]
+    stored = record_of(StoredFlag, flag | {"id": str(flag.get("id"))[:LETTERS]}, where)
+    top = [replace(t, label=t.label[:LETTERS], group=t.group[:LETTERS]) for t in stored.top]
     return replace(stored, top=top)
 
 

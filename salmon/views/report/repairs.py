@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from salmon.errors import StateError
 from salmon.files import read_text
 from salmon.records import Number, parsed, record_of
 from salmon.views.files import StoredImage
@@ -100,8 +101,9 @@ class RepairSection:
     """A repair, and the pictures beside its report."""
 
     name: str
-    repair: StoredRepair
+    repair: StoredRepair | None  # None where it cannot be read
     pictures: list[tuple[str, StoredImage]]  # with what they show
+    notes: list[str]  # on what is left out
 
 
 def is_repair(path: Path) -> bool:
@@ -118,7 +120,12 @@ def read_repair(path: Path, name: str) -> RepairSection:
     Args:
         path: Of its ``report.json``.
     """
-    value = parsed(read_text(path), REPAIR_SCHEMA, str(path))
+    try:
+        value = parsed(read_text(path), REPAIR_SCHEMA, str(path))
+        repair = record_of(StoredRepair, value, path.name)
+    except StateError as error:
+        notes = [f"The repair is left out: {error}"]
+        return RepairSection(name=name, repair=None, pictures=[], notes=notes)
     found = {
         "What was won on the new data against what was lost on the reference data": (
             path.with_name("tradeoff.svg"), "image/svg+xml"
@@ -130,7 +137,8 @@ def read_repair(path: Path, name: str) -> RepairSection:
     }  # fmt: skip
     return RepairSection(
         name=name,
-        repair=record_of(StoredRepair, value, path.name),
+        repair=repair,
+        notes=[],
         pictures=[
             (text, StoredImage(media=media, data=base64.b64encode(file.read_bytes()).decode()))
             for text, (file, media) in found.items()

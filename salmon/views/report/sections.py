@@ -8,6 +8,7 @@ from markupsafe import Markup
 from scipy.stats import binomtest
 
 from salmon.diagnosis import NO_CLASS
+from salmon.files import json_text
 from salmon.views.charts import (
     calibration_chart,
     depth_bars,
@@ -21,7 +22,7 @@ from salmon.views.figures import Chart, svg
 from salmon.views.files import StoredImage
 from salmon.views.history import History
 from salmon.views.record import PassRecord
-from salmon.views.report.gathering import FilterCard, Section, StoredFlag
+from salmon.views.report.gathering import LETTERS, FilterCard, Section, StoredFlag
 from salmon.views.report.repairs import RepairSection, repair_tables
 from salmon.views.summary import overview, whose
 from salmon.views.tables import (
@@ -40,7 +41,6 @@ NAMED = 3
 """Top filters of a flagged sample that are shown before a click."""
 
 _NAMED_CONFUSIONS = 5  # of a filter
-_LETTERS = 200  # of a name
 _TRAIL = 12  # passes of a filter
 _SAMPLES = 10  # small images of a filter
 CLASS_COLUMNS = (
@@ -80,15 +80,20 @@ class Row:
     flag: StoredFlag
     target: str
     predicted: str
+    facts: str  # JSON: what links to it ask for, beside its filters
 
 
 def repair_values(number: int, section: RepairSection) -> dict[str, object]:
     """What the template shows of a repair."""
     repair = section.repair
+    name, notes = f"Repair: {section.name}", section.notes
+    if repair is None:
+        return {"id": f"section-{number}", "name": name, "status": "", "notes": notes}
     versions = ", ".join(map(" ".join, repair.versions.items()))
     return {
         "id": f"section-{number}",
-        "name": f"Repair: {section.name}",
+        "name": name,
+        "notes": notes,
         "status": repair.status,
         "headline": repair.headline.replace("**", ""),
         "origin": {name: text.strip("`") for name, text in repair.context.items()}
@@ -135,15 +140,7 @@ def section_values(number: int, section: Section) -> dict[str, object]:
         for picture in section.pictures
         if picture.kind in ("flagged", "thumbnail")  # which comes after, and wins
     }
-    rows = [
-        Row(
-            image=images.get(flag.sample),
-            flag=flag,
-            target=record.class_name(flag.target),
-            predicted=record.class_name(flag.predicted),
-        )
-        for flag in section.flags
-    ]
+    rows = [_row(record, flag, images.get(flag.sample)) for flag in section.flags]
     return {
         "id": f"section-{number}",
         "name": section.name,
@@ -153,28 +150,29 @@ def section_values(number: int, section: Section) -> dict[str, object]:
         "overview": overview(record, history),
         "origin": {"date": _date(record.time), **record.origin},
         "findings": ("findings", "Filters beyond chance", FINDING_COLUMNS, [
-            [those, Link(label, "flags", label), *rest]
+            [those, _to_flags(section, label, label), *rest]
             for those, label, *rest in finding_rows(record)
         ]),
         "cards": [_card(record, section, label, card) for label, card in section.cards.items()],
-        "matrix": _matrix(record),
-        "classes": ("classes", "Every class", CLASS_COLUMNS, _class_rows(record)),
+        "matrix": _matrix(section),
+        "classes": ("classes", "Every class", CLASS_COLUMNS, _class_rows(section)),
         "pairs": ("pairs", "Classes that are confused", PAIR_COLUMNS, [
             [
-                Link(true, "flags", f"{true} taken for {taken}"),
-                Link(taken, "flags", f"predicted class {taken}"), *rest,
+                _to_flags(section, true, f"{true} taken for {taken}"),
+                _to_flags(section, taken, f"predicted class {taken}"), *rest,
             ]
             for true, taken, *rest in pair_rows(record)
         ]),
         "filters": ("filters", "Filters that most mistakes blame", FILTER_COLUMNS, [
-            [Link(label, "flags", label), Link(group, "filters", group), *rest]
+            [_to_flags(section, label, label), Link(group, "filters", group), *rest]
             for label, group, *rest in filter_rows(record, before)
         ]),
         "batches": ("batches", "Batches with filters beyond chance", BATCH_COLUMNS, [
             [
-                Link(str(each.batch), "flags", f"batch {each.batch}"), str(len(each.samples)),
+                _to_flags(section, str(each.batch), f"batch {each.batch}"),
+                str(len(each.samples)),
                 str(each.beyond_chance),
-                ", ".join(str(top.get("label"))[:_LETTERS] for top in each.top[:NAMED]),
+                ", ".join(str(top.get("label"))[:LETTERS] for top in each.top[:NAMED]),
             ]
             for each in section.batches
         ]),
@@ -192,19 +190,29 @@ def section_values(number: int, section: Section) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _row(record: PassRecord, flag: StoredFlag, image: StoredImage | None) -> Row:
+    """A flagged sample, and by what it is found."""
+    true, taken = record.class_name(flag.target), record.class_name(flag.predicted)
+    facts = [
+        f"true class {true}", f"predicted class {taken}",
+        _taken_for(record, flag.target, flag.predicted), f"batch {flag.batch}",
+    ]  # fmt: skip
+    return Row(image=image, flag=flag, target=true, predicted=taken, facts=json_text(facts))
+
+
 def _card(record: PassRecord, section: Section, label: str, card: FilterCard) -> dict[str, object]:
     """A filter that stands out, with whom it fails and since when."""
     shown = [picture for picture in section.pictures if picture.filter == label]
     flagged = {flag.sample for flag in section.flags if label in {t.label for t in flag.top}}
     return {
-        "link": Link(label, "flags", label),
+        "link": _to_flags(section, label, label),
         "found": [
             f"{whose(record, row)}: {row.mistakes} mistakes, {row.expected:.3g} expected, "
             f"adjusted p {p_text(row.p)}"
             for row in card.found
         ],
         "confusions": [
-            Link(f"{pair}: {c.mistakes}", "flags", pair)
+            _to_flags(section, f"{pair}: {c.mistakes}", pair)
             for c in card.confusions[:_NAMED_CONFUSIONS]
             for pair in [_taken_for(record, c.target, c.predicted)]
         ],
@@ -222,13 +230,19 @@ def _card(record: PassRecord, section: Section, label: str, card: FilterCard) ->
     }
 
 
+def _to_flags(section: Section, text: str, query: str, weight: float = 0.0) -> Cell:
+    """A link to the flagged samples, if they are on the page."""
+    return Link(text, "flags", query, weight) if section.flags else text
+
+
 def _taken_for(record: PassRecord, target: int, predicted: int) -> str:
     """As the table of flagged samples says it."""
     return f"{record.class_name(target)} taken for {record.class_name(predicted)}"
 
 
-def _matrix(record: PassRecord) -> Table | None:
+def _matrix(section: Section) -> Table | None:
     """True classes by rows and predicted ones by columns; None where they are too many."""
+    record = section.record
     counts = {(pair.target, pair.predicted): pair.mistakes for pair in record.pairs}
     classes = sorted(
         {number for number, samples in enumerate(record.class_samples) if samples}
@@ -247,14 +261,15 @@ def _matrix(record: PassRecord) -> Table | None:
         for taken in classes:
             number = counts.get((true, taken), 0)
             whole = _taken_for(record, true, taken)
-            link = Link(str(number), "flags", whole, number / most) if number else ""
+            link = _to_flags(section, str(number), whole, number / most) if number else ""
             cells.append(str(right) if true == taken else link)
         rows.append(cells)
     return "matrix", "True classes (rows) and what they are taken for", ["", *names], rows
 
 
-def _class_rows(record: PassRecord) -> list[list[Cell]]:
+def _class_rows(section: Section) -> list[list[Cell]]:
     """Samples, mistakes and accuracy of every class, the worst first."""
+    record = section.record
     first = {pair.target: pair for pair in reversed(record.pairs)}
     rows: list[tuple[float, list[Cell]]] = []
     columns = zip(record.class_samples, record.class_mistakes, strict=True)
@@ -265,7 +280,7 @@ def _class_rows(record: PassRecord) -> list[list[Cell]]:
         ends = binomtest(right, samples).proportion_ci(method="wilson")
         taken = record.class_name(first[number].predicted) if number in first else ""
         rows.append((right / samples, [
-            Link(name, "flags", f"true class {name}"), str(samples), str(mistakes),
+            _to_flags(section, name, f"true class {name}"), str(samples), str(mistakes),
             f"{100 * right / samples:.1f}", f"{100 * ends.low:.1f} to {100 * ends.high:.1f}", taken,
         ]))  # fmt: skip
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]

@@ -3,7 +3,7 @@
 // filtered by a text; which one, how, and by what stands in the address, so that a view can be sent
 // and "back" works. Images open in large.
 const number = (text) => (text === "" || Number.isNaN(Number(text)) ? null : Number(text));
-const plain = (text) => ` ${text.toLowerCase().replace(/[\s|]+/g, " ").trim()} `;
+const plain = (text) => ` ${text.toLowerCase().replace(/\s+/g, " ").trim()} `;
 
 /** A table with its search field, if it has one. */
 class View {
@@ -11,15 +11,23 @@ class View {
     this.table = table;
     this.headings = [...table.tHead.rows[0].cells];
     this.rows = [...table.tBodies[0].rows];
-    this.texts = this.rows.map((row) => plain(
-      [row.dataset.find ?? "", ...[...row.cells].map((cell) => cell.textContent)].join(" "),
+    // What links ask for, to the letter; and all words, for what is typed.
+    this.facts = this.rows.map((row) => [
+      ...JSON.parse(row.dataset.facts ?? "[]"),
+      ...[...row.querySelectorAll("a")].map((link) => link.textContent),
+    ]);
+    this.texts = this.rows.map((row, i) => plain(
+      [...this.facts[i], ...[...row.cells].map((cell) => cell.textContent)].join(" "),
     ));
     this.input = document.querySelector(`input[data-table="${CSS.escape(table.id)}"]`);
-    this.sorted = "";
+    this.state = { q: "", is: "", sort: "" };
     this.headings.forEach((heading, column) => this.addButton(heading, column));
     if (this.input) {
       this.input.closest(".controls").hidden = false;
-      this.input.addEventListener("input", () => this.changed());
+      this.input.addEventListener("input", () => {
+        this.show({ ...this.state, q: this.input.value, is: "" });
+        this.keep();
+      });
     }
   }
 
@@ -30,70 +38,84 @@ class View {
     button.textContent = heading.textContent;
     heading.replaceChildren(button);
     button.addEventListener("click", () => {
-      this.sort(this.sorted === `${column}` ? `-${column}` : `${column}`);
-      this.changed();
+      this.show({ ...this.state, sort: this.state.sort === `${column}` ? `-${column}` : `${column}` });
+      this.keep();
     });
   }
 
-  /** Order the rows by a column, "-3" downwards by the fourth; "" leaves them as they are. */
+  /** Show the rows that a state asks for, in its order. */
+  show(state) {
+    this.state = state;
+    this.sort(state.sort);
+    if (!this.input) return;
+    const asked = state.is || state.q;
+    if (this.input.value !== asked) this.input.value = asked;
+    const chosen = state.is ? this.facts.map((facts) => facts.includes(state.is)) : this.having(state.q);
+    this.rows.forEach((row, i) => { row.hidden = !chosen[i]; });
+    const shown = chosen.filter(Boolean).length, all = Number(this.table.dataset.all ?? 0);
+    const rest = all > this.rows.length ? ` in this table, of ${all}` : "";
+    const output = this.input.closest(".controls").querySelector("output");
+    output.textContent = asked ? `${shown} of ${this.rows.length}${rest}` : "";
+  }
+
+  /** Which rows hold a text as whole words or, where none does, all of its words. */
+  having(query) {
+    const text = plain(query), words = text.split(" ").filter(Boolean);
+    const whole = this.texts.map((row) => words.length > 0 && row.includes(text));
+    if (whole.includes(true)) return whole;
+    return this.texts.map((row) => words.every((word) => row.includes(word)));
+  }
+
+  /** Order the rows by a column, "-3" downwards by the fourth; "" as they came. */
   sort(order) {
-    const column = Math.abs(Number(order)), down = order.startsWith("-");
-    if (order === "" || !this.headings[column]) return;
-    this.sorted = order;
+    const column = Math.abs(Number(order || NaN)), down = order.startsWith("-");
     for (const heading of this.headings) heading.removeAttribute("aria-sort");
-    this.headings[column].setAttribute("aria-sort", down ? "descending" : "ascending");
-    const keys = new Map(this.rows.map((row) => [row, row.cells[column].textContent.trim()]));
-    const compare = (a, b) => {
-      const [x, y] = [number(keys.get(a)), number(keys.get(b))];
-      if (x !== null && y !== null) return x - y;
-      if (x !== null || y !== null) return x !== null ? -1 : 1;
-      return keys.get(a).localeCompare(keys.get(b), "en", { numeric: true });
-    };
-    const rows = [...this.rows].sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+    const rows = [...this.rows];
+    if (this.headings[column]) {
+      this.headings[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+      const keys = new Map(rows.map((row) => [row, row.cells[column].textContent.trim()]));
+      const compare = (a, b) => {
+        const [x, y] = [number(keys.get(a)), number(keys.get(b))];
+        if (x !== null && y !== null) return x - y;
+        if (x !== null || y !== null) return x !== null ? -1 : 1;
+        return keys.get(a).localeCompare(keys.get(b), "en", { numeric: true });
+      };
+      rows.sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+    }
     this.table.tBodies[0].append(...rows);
   }
 
-  /** Show the rows that hold a text as whole words or, where none does, all of its words. */
-  filter(query) {
-    if (!this.input) return;
-    if (this.input.value !== query) this.input.value = query;
-    const text = plain(query), words = text.split(" ").filter(Boolean);
-    const whole = this.texts.map((row) => row.includes(text));
-    const some = whole.includes(true) ? whole
-      : this.texts.map((row) => words.every((word) => row.includes(word)));
-    this.rows.forEach((row, i) => { row.hidden = words.length > 0 && !some[i]; });
-    const shown = this.rows.filter((row) => !row.hidden).length;
-    const output = this.input.closest(".controls").querySelector("output");
-    output.textContent = words.length ? `${shown} of ${this.rows.length}` : "";
-  }
-
-  /** Take up what the reader did, and keep it in the address. */
-  changed() {
-    const query = this.input ? this.input.value : "";
-    this.filter(query);
-    const state = new URLSearchParams();
-    if (query) state.set("q", query);
-    if (this.sorted) state.set("sort", this.sorted);
-    history.replaceState(null, "", `#${this.table.id}?${state}`);
+  /** Keep in the address what the reader did, once it rests. */
+  keep() {
+    clearTimeout(this.waiting);
+    this.waiting = setTimeout(() => {
+      const asked = Object.entries(this.state).filter(([, text]) => text);
+      history.replaceState(null, "", `#${this.table.id}?${new URLSearchParams(asked)}`);
+    }, 200);
   }
 }
 
 // Thousands of links, which the page does not have to spell out.
 for (const link of document.querySelectorAll("td.filters a")) {
   link.className = "find";
-  link.href = `#${link.closest("table").id}?q=${encodeURIComponent(link.textContent)}`;
+  link.href = `#${link.closest("table").id}?is=${encodeURIComponent(link.textContent)}`;
 }
 
 const views = new Map();
 for (const table of document.querySelectorAll("table.sortable")) views.set(table.id, new View(table));
 
+/** Show what the address asks for: one table in some state, and the others as they came. */
 function follow() {
-  const [id, query] = location.hash.slice(1).split("?");
-  const view = views.get(id);
-  if (!view || query === undefined) return;
-  const state = new URLSearchParams(query);
-  view.sort(state.get("sort") ?? "");
-  view.filter(state.get("q") ?? "");
+  const [id, ...rest] = location.hash.slice(1).split("?");
+  const view = rest.length ? views.get(id) : undefined;
+  if (id && !view) return; // a heading
+  const asked = new URLSearchParams(rest.join("?"));
+  for (const each of views.values()) {
+    const value = (name) => (each === view && asked.get(name)) || "";
+    const state = { q: value("q"), is: value("is"), sort: value("sort") };
+    if (each === view || Object.values(each.state).some(Boolean)) each.show(state);
+  }
+  if (!view) return;
   const region = view.table.closest("[role=region]");
   (view.input?.closest(".controls") ?? region).scrollIntoView();
   region.focus({ preventScroll: true });
