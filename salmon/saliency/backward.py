@@ -7,7 +7,7 @@
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,15 +29,17 @@ from salmon.torch_internals import is_reentrant, leaf_of, leaves_first, nodes_be
 
 _CODE_TOLERANCE = 1e-2  # neighbouring codes differ by a factor of 2 at least
 
-_LayoutKey = tuple[str, int, tuple[int, ...], int]
-"""Weight name, number of the call, input shape and batch size."""
+_LayoutKey = tuple[str, int, int, tuple[Layout, ...]]
+"""Weight name, number of the call, dimensions of the input, and layouts that its shape allows."""
+
+Known = dict[_LayoutKey, Layout]
 
 
 @dataclass(slots=True)
 class Layouts:
     """What was found out about where the samples are in the inputs of one network's layers."""
 
-    known: dict[_LayoutKey, Layout] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
     doubted: set[str] = field(default_factory=set)  # weights to look at again in every batch
 
 
@@ -91,9 +93,20 @@ class Backward:
     """The backward of one batch."""
 
     def __init__(
-        self, caught: Catcher, weights: Sequence[IndexedWeight], samples: int, layouts: Layouts
+        self,
+        caught: Catcher,
+        weights: Sequence[IndexedWeight],
+        samples: int,
+        layouts: Layouts,
+        probe: Callable[[], Known] = dict,
     ) -> None:
-        """Take ``[L]`` indexed weights, in index order, and the batch size."""
+        """Take ``[L]`` indexed weights, in index order, and the batch size.
+
+        Args:
+            probe: Finds out of a few samples of the batch where the samples are, as :meth:`look`
+                does.
+        """
+        self._probe = probe
         self._caught = caught
         self._weights = weights
         self._samples = samples
@@ -114,13 +127,25 @@ class Backward:
         with torch.autocast(losses.device.type, enabled=False):
             self._run(losses)
 
-    def _run(self, losses: Tensor) -> None:
+    def look(self, losses: Tensor) -> Known:
+        """Where the samples are in the inputs of all uses that do not depend on chance."""
+        with torch.autocast(losses.device.type, enabled=False):
+            _, roots, numbers = self._reach(losses)
+            self._decide_layouts(losses, roots, numbers)
+        return {k: v for k, v in self._layouts.known.items() if k[0] not in self._layouts.doubted}
+
+    def _reach(self, losses: Tensor) -> tuple["_Survey", list[GradientEdge], list[int]]:
+        """What the losses depend on: a survey, the edges to go back to, and the uses."""
         caught = self._caught
         watched = {id(weight.parameter): i for i, weight in enumerate(self._weights)}
         aliases = {id(use.alias): use.position for use in caught.uses.values()}
         found = _survey(losses.sum(), caught.nodes, watched, aliases)
         roots = [caught.edges[node] for node in found.roots]
-        numbers = [number for node in found.reached for number in caught.nodes[node]]
+        return found, roots, [n for node in found.reached for n in caught.nodes[node]]
+
+    def _run(self, losses: Tensor) -> None:
+        caught = self._caught
+        found, roots, numbers = self._reach(losses)
         slow = dict.fromkeys(found.stray, "used outside convolutions and linears")
         reached = {caught.uses[number].position for number in numbers}
         self._refuse_blind(reached | set(slow))
@@ -168,7 +193,7 @@ class Backward:
             use = self._caught.uses[number]
             calls[use.position] += 1
             name = self._weights[use.position].layer.weight
-            key = (name, calls[use.position], tuple(use.inputs.shape), self._samples)
+            key = (name, calls[use.position], use.inputs.ndim, use.layouts)
             if not use.layouts:
                 continue
             if self._samples == 1:
@@ -177,24 +202,39 @@ class Backward:
                 decided[number] = self._layouts.known[key]
             else:
                 unsure[number] = key
+        probed = self._probe() if set(unsure.values()) - set(self._layouts.known) else {}
+        for number, key in list(unsure.items()):
+            if key in probed:
+                decided[number] = self._layouts.known[key] = probed[key]
+                del unsure[number]
         if unsure:
-            codes = _sample_codes(self._samples).to(losses)
-            plain = self._gradient_sizes(losses.sum(), roots, unsure)
-            coded = self._gradient_sizes((losses * codes).sum(), roots, unsure)
-            for number, key in unsure.items():
-                possible = self._caught.uses[number].layouts
-                a, b = plain.get(number), coded.get(number)
-                if a is None or b is None or not bool(a.any()):
-                    decided[number] = possible[0]  # no gradient, so any layout gives zero
-                    continue
-                layout = next((each for each in possible if _fits(each, a, b, codes)), None)
-                if layout is None:
-                    continue
-                decided[number] = self._layouts.known[key] = layout
-                if layout in (Layout.MAJOR, Layout.MINOR):
-                    # Ragged data can look so by chance: look again in every batch.
-                    self._layouts.doubted.add(key[0])
+            self._check_layouts(losses, roots, unsure, decided)
         return decided
+
+    def _check_layouts(
+        self,
+        losses: Tensor,
+        roots: list[GradientEdge],
+        unsure: Mapping[int, _LayoutKey],
+        decided: dict[int, Layout],
+    ) -> None:
+        """Decide by all samples of the batch, with two backwards."""
+        codes = _sample_codes(self._samples).to(losses)
+        plain = self._gradient_sizes(losses.sum(), roots, unsure)
+        coded = self._gradient_sizes((losses * codes).sum(), roots, unsure)
+        for number, key in unsure.items():
+            possible = self._caught.uses[number].layouts
+            a, b = plain.get(number), coded.get(number)
+            if a is None or b is None or not bool(a.any()):
+                decided[number] = possible[0]  # no gradient, so any layout gives zero
+                continue
+            layout = next((each for each in possible if _fits(each, a, b, codes)), None)
+            if layout is None:
+                continue
+            decided[number] = self._layouts.known[key] = layout
+            if layout in (Layout.MAJOR, Layout.MINOR):
+                # Ragged data can look so by chance: look again in every batch.
+                self._layouts.doubted.add(key[0])
 
     def _gradient_sizes(
         self, loss: Tensor, roots: list[GradientEdge], wanted: Container[int]

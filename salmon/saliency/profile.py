@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 from salmon.errors import InputError
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
-from salmon.saliency.backward import Backward, IndexedWeight, Layouts
+from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts
 from salmon.saliency.catch import Catcher
 from salmon.saliency.losses import Loss, check_samples, logits_of, sample_losses, take_rows
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 _layouts: WeakKeyDictionary[nn.Module, Layouts] = WeakKeyDictionary()
 _fitting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Numbers of samples that memory is enough for."""
+
+PROBED = 4
+"""Samples by which is found out where the samples are in the inputs of the layers."""
 
 _SHORT = ("out of memory", "can't allocate memory", "could not create a memory object")
 
@@ -172,7 +176,8 @@ def _measure(
                 output = call_network(model, inputs)
                 losses = sample_losses(output, targets, loss)
             layouts = _layouts.setdefault(model, Layouts())
-            backward = Backward(catcher, weights, len(targets), layouts)
+            probe = partial(_probe, model, inputs, targets, weights, loss, forward_context)
+            backward = Backward(catcher, weights, len(targets), layouts, probe)
             backward.run(losses)
         finally:
             catcher.release()
@@ -183,6 +188,29 @@ def _measure(
             losses=losses,
             methods=backward.methods,
         )
+
+
+def _probe(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    weights: list[IndexedWeight],
+    loss: Loss | None,
+    forward_context: Callable[[], AbstractContextManager[object]],
+) -> Known:
+    """Where the samples are in the inputs of a network's layers, by the first few of a batch."""
+    if len(targets) < 2 * PROBED:
+        return {}
+    rows, labels = take_rows((inputs, targets), slice(0, PROBED), len(targets))
+    catcher = Catcher([weight.parameter for weight in weights], PROBED)
+    try:
+        with torch.enable_grad(), eagerly(), forward_context(), catcher:
+            losses = sample_losses(call_network(model, rows), labels, loss)
+        return Backward(catcher, weights, PROBED, Layouts()).look(losses)
+    except Exception:  # noqa: BLE001
+        return {}  # so few may be too few for the network; all samples of the batch tell
+    finally:
+        catcher.release()
 
 
 def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Tensor:

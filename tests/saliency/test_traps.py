@@ -279,6 +279,32 @@ def test_layouts_are_found_out_once_where_they_cannot_change_unnoticed() -> None
     assert not _layouts[network].doubted
 
 
+def test_a_network_is_asked_with_a_few_samples_once_and_not_for_every_size_of_batch() -> None:
+    network, seen = PlainNet().eval(), list[int]()
+    index = FilterIndex.from_model(network)
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    for samples in (16, 16, 11, 3):
+        measure(network, *batch(samples), index=index)
+    assert seen == [16, 4, 16, 11, 3]
+
+
+class Ordered(nn.Module):
+    """Runs the samples in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = PlainNet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.arange(len(x)).flip(0)
+        return torch.as_tensor(self.net(x[order])[order])
+
+
+def test_samples_in_another_order_are_told_apart_by_the_few_too() -> None:
+    methods = assert_measured_like_one_by_one(Ordered(), batch(16)[0])
+    assert all(method.startswith("one by one") for method in methods)
+
+
 class Sequence(nn.Module):
     """Rows of the image through linear layers, in a way that a test chooses."""
 
