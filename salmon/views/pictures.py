@@ -31,7 +31,7 @@ _SLACK = 1e-3  # of resized images beyond the range
 _CELL = 138  # side of an image on a sheet
 _LINE = 27
 _MARGIN = 10
-_QUALITY = {"photo": 85, "sheet": 65}
+_QUALITY = {"photo": 85, "sheet": 60}
 _LETTERS = 25  # in a line of a cell
 
 
