@@ -13,18 +13,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmon.views import gather, write_report
+from salmon.views import gather, gather_repairs, write_report
 from tests.browser import Server, browser, deep_text, tensorboard
 
 PANELS = {  # page, filter of tags, text to wait for, height
     "tensorboard-overview": ("images", "overview", "salmon/0_overview", 900),
     "tensorboard-charts": ("images", "shares|heatmap", "salmon/heatmap/pot", 900),
-    "tensorboard-flagged": ("images", "flagged", "salmon/flagged/1", 820),
+    "tensorboard-flagged": ("images", "flagged|responses", "salmon/responses", 900),
     "tensorboard-fits": ("images", "fit_quality", "salmon/fit_quality", 620),
     "tensorboard-histograms": ("histograms", "depth|xi", "salmon/depth/pot", 820),
     "tensorboard-text": ("text", "salmon/(0_overview|filters)", "median p", 900),
 }
 RUN = "mnist"
+SHIFTED = "optical-digits"  # where filters stand out
 WIDTH = 1400
 
 
@@ -33,22 +34,25 @@ def main(demo: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile"
         report = Path(folder) / "report.html"
-        write_report(report, gather(demo), "salmon: demo")
+        write_report(report, gather(demo), "salmon: demo", gather_repairs(demo))
         with tensorboard(demo) as server, browser(profile) as page:
             _wait_until_read(server)
             for name, (panel, tags, text, height) in PANELS.items():
                 page.set_window_size(WIDTH, height + 140)
                 choice = f"&tagFilter={urllib.parse.quote(tags)}" if tags else ""
                 page.get("about:blank")
-                runs = "" if "overview" in tags and panel == "images" else f"&runFilter={RUN}"
+                run = SHIFTED if "responses" in tags else RUN
+                runs = "" if "overview" in tags and panel == "images" else f"&runFilter={run}"
                 page.get(f"{server.address}/#{panel}{choice}{runs}")
                 while text not in deep_text(page):
                     time.sleep(0.5)
                 time.sleep(2)  # charts are drawn after their names
                 _take(page.get_screenshot_as_png(), out / f"{name}.png")
             page.set_window_size(WIDTH, 1500)
-            page.get(report.as_uri())
-            _take(page.get_screenshot_as_png(), out / "report.png")
+            for name, place in {"report": "", "report-findings": "#section-1"}.items():
+                page.get("about:blank")
+                page.get(f"{report.as_uri()}{place}")
+                _take(page.get_screenshot_as_png(), out / f"{name}.png")
 
 
 def _wait_until_read(server: Server) -> None:
