@@ -49,7 +49,7 @@ def _mistakes(record: PassRecord, history: History) -> list[str]:
     if record.pairs:
         pair = record.pairs[0]
         true, taken = record.class_name(pair.target), record.class_name(pair.predicted)
-        lines.append(f"Most often true class {true} is taken for {taken}: {pair.mistakes} times.")
+        lines.append(f"Most often, {pair.mistakes} times, class {true} is taken for {taken}.")
     return lines
 
 
@@ -66,10 +66,11 @@ def _trust(record: PassRecord) -> list[str]:
     else:
         word = "Good"
     fitted = sum(record.fits[status] for status in _FITTED) / max(1, sum(record.fits.values()))
-    origin = " (the tails are those of other data)" if record.given_fit else ""
+    origin = "; they were fitted to other data" if record.given_fit else ""
     lines = [
         f"{word}: {'no fit could be tested' if doubtful is None else _doubtful(doubtful)}{origin}.",
-        f"{percent(fitted)} of the filters have a fitted tail.",
+        f"{percent(fitted)} of the filters have a fitted tail. Findings and shares rest on the "
+        "fits; mistakes are counted.",
     ]
     if record.level_reason:
         lines.append(f"Threshold: {record.level_reason}")
@@ -86,7 +87,7 @@ def _next(record: PassRecord) -> str:
         return "Nothing: there are no mistakes."
     if record.findings:
         return (
-            "See whose samples they are (salmon report FOLDER), and look for a repair "
+            "See which samples blame them (salmon report FOLDER), and look for a repair "
             "(salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
         )
     return (
@@ -201,8 +202,10 @@ def _before(history: History) -> str:
     if len(history.passes) < 2:
         return "; no pass before."
     wrong, samples = int(history.misclassified[-2]), int(history.samples[-2])
+    more = int(history.misclassified[-1]) - wrong
+    gap = f"{abs(more)} {'more' if more > 0 else 'fewer'} than" if more else "as many as"
     return (
-        f"; at step {int(history.steps[-2])} they were {wrong} of {samples} "
+        f"; {gap} at step {int(history.steps[-2])}, when {wrong} of {samples} were "
         f"({percent(wrong / max(1, samples))})."
     )
 
@@ -217,7 +220,7 @@ def _depth(record: PassRecord, history: History) -> str:
     gap = blamed - everyone
     where = "about as deep as" if abs(gap) < 0.02 else "earlier than" if gap < 0 else "later than"
     return (
-        f"The blamed filters lie {where} the network's filters do: on average in layer "
+        f"The top filters of the mistakes lie {where} all filters do: on average in layer "
         f"{1 + blamed * (layers - 1):.1f} of {layers}, all filters in layer "
         f"{1 + everyone * (layers - 1):.1f}."
     )

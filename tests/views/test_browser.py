@@ -218,7 +218,7 @@ def test_the_report_shows_its_sections_charts_and_tables(report: str, page: Chro
     errors(page)
     page.get(report)
     assert [h.text for h in page.find_elements(By.TAG_NAME, "h2")] == [
-        "mnist: validation", "optical-digits: validation", "Repair: repair",
+        "mnist: validation", "optical-digits: validation", "Repair",
     ]  # fmt: skip
     graphics = page.find_elements(By.TAG_NAME, "svg")
     assert len(graphics) == 18

@@ -245,7 +245,7 @@ def summary(**changes: Any) -> str:
 def test_the_summary_names_the_place_the_pass_before_and_the_trust() -> None:
     text = summary(misclassified=30)
     assert "30 of 200 samples are misclassified (15.0 %)" in text
-    assert "at step 10 they were 20 of 200 (10.0 %)" in text
+    assert "10 more than at step 10, when 20 of 200 were (10.0 %)." in text
     assert "in layer 2.5 of 3, all filters in layer 2.3" in text
     assert "later than" in text
     assert "83.3 % of the filters have a fitted tail" in text
@@ -306,7 +306,7 @@ def test_the_overview_shows_two_images_of_the_worst_confusion() -> None:
     images = [np.full((8, 8, 3), shade, np.uint8) for shade in (10, 20, 30)]
     chart = overview_card(record, History.start(record), images)
     assert len([axes for axes in chart.figure.axes if axes.images]) == 2
-    assert {"dog taken for cat", "Most often true class dog is taken for cat: 7 times."} <= set(
+    assert {"dog taken for cat", "Most often, 7 times, class dog is taken for cat."} <= set(
         words(chart)
     )
 

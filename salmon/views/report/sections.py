@@ -86,7 +86,8 @@ class Row:
 def repair_values(number: int, section: RepairSection) -> dict[str, object]:
     """What the template shows of a repair."""
     repair = section.repair
-    name, notes = f"Repair: {section.name}", section.notes
+    own = "" if section.name == "repair" else f": {section.name}"
+    name, notes = f"Repair{own}", section.notes
     if repair is None:
         return {"id": f"section-{number}", "name": name, "status": "", "notes": notes}
     versions = ", ".join(map(" ".join, repair.versions.items()))
