@@ -36,7 +36,7 @@ PHASES = (
 )  # fmt: skip
 EPOCHS = 2
 BATCHES = 8  # in an epoch, with a validation after every fourth
-OWN = ("run", "seconds", "share", "time")
+OWN = ("run", "seconds", "share", "time", "origin")
 """What no two runs have in common."""
 PASSES = 5  # four in fit, one in validate
 
