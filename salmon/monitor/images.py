@@ -68,11 +68,11 @@ def pictures_of(
     rows = {number: row for row, number in enumerate(diagnosis.mistakes.sample.tolist())}
     # Profiles of the others were left out within memory_mb.
     shown, others = (
-        {rows[one.sample]: one for one in some if one.sample in rows and _image(one) is not None}
+        {rows[one.sample]: one for one in some if one.sample in rows}
         for some in (worst.pictures, worst.wrong)
     )
     flagged = [
-        _flagged(context, one, diagnosis, row, _pixels(one, known), classes)
+        _flagged(context, one, diagnosis, row, known.pixels(_image(one)), classes)
         for row, one in shown.items()
     ]
     responses: list[Picture] = []
@@ -89,23 +89,11 @@ def pictures_of(
     ]
 
 
-def _image(one: ShownSample) -> Tensor | None:
-    """A sample's image, where it has one of so many colours as others of the pass."""
-    images = find_images(one.inputs)
-    return None if images is None else images[0]
-
-
-def _pixels(one: ShownSample, known: Normalisation) -> Pixels:
+def _image(one: ShownSample) -> Tensor:
     """A sample's image."""
-    image = _image(one)
-    assert image is not None  # those without were left out
-    return known.pixels(image)
-
-
-def _is_sound(one: ShownSample) -> bool:
-    """Whether a sample has an image, of finite numbers."""
-    image = _image(one)
-    return image is not None and bool(torch.isfinite(image).all())
+    images = find_images(one.inputs)
+    assert images is not None  # samples without are not kept
+    return images[0]
 
 
 def _flagged(
@@ -145,8 +133,8 @@ def _responses(
     """What the filters that stand out respond to, in mistakes that blame them and right samples."""
     blamed = diagnosis.rankings["pot"].filters
     found = sorted(diagnosis.findings.found, key=lambda each: each.target is not None)
-    shown = {row: one for row, one in shown.items() if _is_sound(one)}
-    right = [one for one in right if _is_sound(one)]
+    shown = {row: one for row, one in shown.items() if bool(_image(one).isfinite().all())}
+    right = [one for one in right if bool(_image(one).isfinite().all())]
     rows_of: dict[int, list[int]] = {}
     for each in found:
         of_class = among(diagnosis.mistakes, each.target, each.predicted)
@@ -173,7 +161,7 @@ def _responses(
         largest = {place: float(of_samples[place].amax()) for _, those in kinds for place in those}
         for kind, those in kinds:
             for place in sorted(those, key=lambda place: -largest[place])[:_OF_EACH]:
-                pixels = _pixels(samples[place], known)
+                pixels = known.pixels(_image(samples[place]))
                 # What is beyond half of the largest distance is coloured.
                 strong = (2 * of_samples[place] / max(largest.values()) - 1).clamp_min(0)
                 heat = nn.functional.interpolate(

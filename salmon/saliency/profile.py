@@ -206,6 +206,8 @@ def _probe(
     try:
         with torch.enable_grad(), eagerly(), forward_context(), catcher:
             losses = sample_losses(call_network(model, rows), labels, loss)
+        if not bool(torch.isfinite(losses).all()):
+            return {}  # their gradients would agree with anything
         return Backward(catcher, weights, PROBED, Layouts()).look(losses)
     except Exception:  # noqa: BLE001
         return {}  # so few may be too few for the network; all samples of the batch tell

@@ -28,7 +28,7 @@ _SMALL = 48  # images up to this size are stored without loss
 class StoredImage:
     """An image as a page takes it."""
 
-    media: str  # "image/png" or "image/jpeg"
+    media: str  # "image/png", "image/jpeg"; of repairs "image/svg+xml", too
     data: str  # base64
 
 

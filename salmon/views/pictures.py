@@ -169,7 +169,7 @@ def response_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Pixels:
         _write(page, left, 2, text, _FAINT)
     for number, (text, pictures) in enumerate(rows):
         top = number * high + _LINE + _MARGIN
-        _write(page, _MARGIN, top, text, _INK)
+        _write(page, _MARGIN, top, clipped(text, 3 * _LETTERS), _INK)
         for left, kind in zip(starts, ("mistake", "right"), strict=True):
             shown = [one for one in pictures if one.kind == kind][:each]
             for i, one in enumerate(shown):

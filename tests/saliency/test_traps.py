@@ -288,6 +288,14 @@ def test_a_network_is_asked_with_a_few_samples_once_and_not_for_every_size_of_ba
     assert seen == [16, 4, 16, 11, 3]
 
 
+def test_samples_without_a_finite_loss_tell_nothing_of_a_network() -> None:
+    network, (images, targets) = Ordered().double().eval(), batch(16)
+    broken = images.double()
+    broken[:4] = torch.nan
+    measure(network, broken, targets)
+    assert_measured_like_one_by_one(network, images)
+
+
 class Ordered(nn.Module):
     """Runs the samples in another order."""
 

@@ -154,7 +154,7 @@ def repair_tables(repair: StoredRepair) -> Iterator[tuple[str, list[str], list[l
         yield (
             "Rules, on samples that nothing was chosen by",
             ["rule", "", "what was found"],
-            [[r.name, _kept(r.passed), r.text] for r in repair.winner.rules],
+            [[r.name, _passed(r.passed), r.text] for r in repair.winner.rules],
         )
         yield (
             "What was changed",
@@ -189,15 +189,15 @@ def repair_tables(repair: StoredRepair) -> Iterator[tuple[str, list[str], list[l
                 each.trial.remedy, each.trial.order, each.trial.how, str(each.trial.filters),
                 f"{100 * each.trial.weights / repair.parameters:.2f}", _way(each.new),
                 _way(each.reference), str(each.new.fixed), str(each.new.broken),
-                _kept(each.accepted),
+                _passed(each.accepted),
             ]
             for each in [*judged, *repair.remedies]
         ],
     )  # fmt: skip
 
 
-def _kept(passed: bool) -> str:  # noqa: FBT001
-    return "kept" if passed else "broken"
+def _passed(passed: bool) -> str:  # noqa: FBT001
+    return "passed" if passed else "failed"
 
 
 def _way(side: _Side) -> str:
