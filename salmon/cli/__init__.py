@@ -6,13 +6,18 @@ Exit codes besides those of the commands: 130 after Ctrl-C, 143 after SIGTERM.
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from salmon.errors import SalmonError
 
-class _TerminatedError(BaseException):
-    """SIGTERM came."""
+ERROR = 2
+
+
+class _StopError(BaseException):
+    """A signal came that ends the program."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,23 +26,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None takes those of the process.
     """
-    try:
-        with _terminable():
+    with _signals() as came:
+        try:
             # Loading torch takes seconds, in which a signal may come, too.
             from salmon.cli.main import run
 
             return run(arguments)
-    except _TerminatedError:
-        code = 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    except SystemExit as error:  # which Lightning makes of Ctrl-C
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        code = 128 + signal.SIGINT
-    word = "interrupted" if code == 128 + signal.SIGINT else "terminated"
+        except BaseException as error:  # noqa: BLE001
+            # What a signal raises may arrive as something else: an extension module that was being
+            # loaded makes an ImportError of it, Lightning ends the process.
+            if not came:
+                return _failed(error)
+    word = "interrupted" if came[0] == signal.SIGINT else "terminated"
     print(f"salmon: {word}; no file was left half-written.", file=sys.stderr)
-    return code
+    return 128 + came[0]
 
 
 def script() -> None:
@@ -48,18 +50,36 @@ def script() -> None:
     raise SystemExit(code)
 
 
+def _failed(error: BaseException) -> int:
+    """Say what went wrong: a line, for an error in the user's own code with its traceback."""
+    if isinstance(error, SalmonError):
+        print(f"salmon: {error}", file=sys.stderr)
+    elif isinstance(error, Exception):
+        # Python's own exit code 1 would say "rejected".
+        traceback.print_exception(error)
+        print(f"salmon: {type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        raise error
+    return ERROR
+
+
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind the program, so that it cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM unwind the program, so that it cleans up; tells which of them came."""
+    came: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _TerminatedError
+        came.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _StopError
 
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is not heeded
+        numbers.append(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,7 +6,6 @@ with one clear line, or an error in the user's own code with its traceback.
 
 import importlib
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -22,9 +21,6 @@ from salmon.cli.options import (
     RepairOptions,
     ReportOptions,
 )
-from salmon.errors import SalmonError
-
-OK, ERROR = 0, 2
 
 
 class _Command(NamedTuple):
@@ -72,25 +68,17 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(map(_spelled, sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
-    try:
-        options = parser.parse_args(given)
-        name = options.subcommand
-        command = _COMMANDS[name]
-        record = parser.instantiate(options)[name]
-        values = {field.name: record[field.name] for field in fields(command.options)}
-        module, _, function = command.runner.partition(":")
-        runner = getattr(importlib.import_module(module), function)
-        if command.options is RepairOptions:  # what the config says counts where this does not
-            explicit = parser.parse_args(given, defaults=False)[name].get("repair")
-            return int(runner(RepairOptions(**values), {} if explicit is None else vars(explicit)))
-        return int(runner(command.options(**values)))
-    except SalmonError as error:
-        print(f"salmon: {error}", file=sys.stderr)
-    except Exception as error:  # noqa: BLE001
-        # Of the user's model or data. Python's own exit code 1 would say "rejected".
-        traceback.print_exc()
-        print(f"salmon: {type(error).__name__}: {error}", file=sys.stderr)
-    return ERROR
+    options = parser.parse_args(given)
+    name = options.subcommand
+    command = _COMMANDS[name]
+    record = parser.instantiate(options)[name]
+    values = {field.name: record[field.name] for field in fields(command.options)}
+    module, _, function = command.runner.partition(":")
+    runner = getattr(importlib.import_module(module), function)
+    if command.options is RepairOptions:  # what the config says counts where this does not
+        explicit = parser.parse_args(given, defaults=False)[name].get("repair")
+        return int(runner(RepairOptions(**values), {} if explicit is None else vars(explicit)))
+    return int(runner(command.options(**values)))
 
 
 def _parser() -> ArgumentParser:

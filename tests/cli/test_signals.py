@@ -87,3 +87,29 @@ def test_a_signal_in_the_training_of_the_demo_ends_it(
     code, errors = stopped(["demo", "--images", "400"], tmp_path / "out", 20, number)
     assert code == CODES[number][0], errors
     assert "no file was left half-written" in errors.splitlines()[-1]
+
+
+SWALLOWING = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    os.sched_yield()
+except BaseException:
+    raise ImportError("initialization failed")
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_that_a_module_being_loaded_takes_for_an_error_of_its_own_still_ends_a_command(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "mine.py").write_text(SWALLOWING.format(name=number.name))
+    ended = subprocess.run(
+        [SALMON, "diagnose", "--model", "mine:Net", "--data", "mine:Data"], cwd=tmp_path,
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=heeds_ctrl_c,
+    )  # fmt: skip
+    code, word = CODES[number]
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.splitlines()[-1] == f"salmon: {word}; no file was left half-written."
+    assert "Traceback" not in ended.stderr
