@@ -25,7 +25,7 @@ def hand_record(number: int = 0, **changes: Any) -> PassRecord:
     """A pass of three layers, with shares 0.1, 0.3, 0.6 by POT and 0, 0.1, 0.9 by z-score."""
     record = PassRecord(
         run="a", time=1.8e9 + number, stage="validation", loader=0, number=number, step=10 * number,
-        samples=200, dropped=0, misclassified=20, kept=20, top_k=5, level=0.9,
+        samples=200, measured=200, dropped=0, misclassified=20, kept=20, top_k=5, level=0.9,
         given_fit=False, seconds=1.5, share=0.5,
         classes=None, class_samples=[120, 80], class_mistakes=[15, 5], layers=LAYERS,
         counts={"pot": [10, 30, 60], "zscore": [0, 10, 90]},
@@ -64,9 +64,9 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
         loss=torch.nn.functional.cross_entropy(logits, labels, reduction="none")[wrong],
     )  # fmt: skip
     return Diagnosis(
-        index=index, fit=fit, dropped=0, unlabelled=0,
+        index=index, fit=fit, dropped=0, unlabelled=0, measured=len(labels),
         class_samples=labels.bincount(minlength=logits.shape[1]),
-        confusions=confusions(mistakes),
+        confusions=confusions(mistakes.classes),
         class_mistakes=labels[wrong].bincount(minlength=logits.shape[1]),
         mistakes=mistakes, id_source="sampler", profile=profile[wrong],
         rankings=rankings, right=right,

@@ -2,7 +2,7 @@
 
 from salmon.diagnosis.blame import Blame, confusions, most_blamed
 from salmon.diagnosis.diagnosis import NO_CLASS, Confusion, Diagnosis, Finding, Findings, Mistakes
-from salmon.diagnosis.evidence import Evidence, Step, differing
+from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import among, find
 from salmon.diagnosis.flags import SCHEMA, batch_flags, flat_rows, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
@@ -27,7 +27,6 @@ __all__ = [
     "batch_flags",
     "check_whole",
     "confusions",
-    "differing",
     "find",
     "find_images",
     "flat_rows",

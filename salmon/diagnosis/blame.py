@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from salmon.diagnosis.diagnosis import Confusion, Mistakes
+from salmon.diagnosis.diagnosis import Confusion
 from salmon.ranking import Ranking, Strength
 
 
@@ -47,14 +47,13 @@ def most_blamed(ranking: Ranking, most: int) -> Blame:
     )  # fmt: skip
 
 
-def confusions(mistakes: Mistakes) -> list[Confusion]:
+def confusions(classes: Tensor) -> list[Confusion]:
     """Find the pairs of classes that are confused, most often first.
 
     Args:
-        mistakes: M samples.
+        classes: ``[M, 2]`` true and predicted classes of mistakes.
     """
-    both = torch.stack([mistakes.target, mistakes.predicted], 1)
-    pairs, counts = both.unique(dim=0, return_counts=True)
+    pairs, counts = classes.unique(dim=0, return_counts=True)
     return [
         Confusion(target=int(pairs[i, 0]), predicted=int(pairs[i, 1]), mistakes=int(counts[i]))
         for i in counts.argsort(descending=True, stable=True).tolist()

@@ -31,6 +31,11 @@ class Mistakes:
     confidence_predicted: Tensor
     loss: Tensor
 
+    @property
+    def classes(self) -> Tensor:
+        """``[M, 2]`` true and predicted classes."""
+        return torch.stack([self.target, self.predicted], 1)
+
     def columns(self) -> dict[str, Tensor]:
         """Tensors by name."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "ids"}
@@ -101,8 +106,9 @@ class Diagnosis:
 
     index: FilterIndex
     fit: TailFit  # from these samples, or the given reference
-    class_samples: Tensor  # [K] int64, measured samples by true class
+    class_samples: Tensor  # [K] int64, samples by true class
     class_mistakes: Tensor  # [K] int64, those that are misclassified
+    measured: int  # of the samples
     confusions: list[Confusion]  # of all mistakes, most frequent first
     dropped: int  # of the samples, without a finite profile
     unlabelled: int  # left out, since their label is ignored or no class of the network
@@ -124,7 +130,7 @@ class Diagnosis:
 
     @property
     def samples(self) -> int:
-        """How many were measured."""
+        """How many came, with a label that counts."""
         return int(self.class_samples.sum())
 
     @property
@@ -160,7 +166,7 @@ class Diagnosis:
         sizes = filter_shares(self.index)
         lines = [
             f"{self.samples} samples, {self.misclassified} misclassified, {self.dropped} without "
-            f"a finite profile, {self.unlabelled} unlabelled",
+            f"a finite profile, {self.unlabelled} unlabelled, {self.measured} measured",
             f"{len(self.index)} filters in {len(self.index.layers)} layers, the first "
             f"{ranking.filters.shape[1]} of {len(self.mistakes.ids)} mistakes ranked",
             f"tails of {'these' if self.own else 'other'} samples, {fit.estimator}, level "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.errors import InputError
-from salmon.saliency import logits_of, take_rows
+from salmon.saliency import logits_of
 
 _CLOSE = 1e-3
 _CLOSE_IN_HALF = 5e-2
@@ -27,6 +27,11 @@ class Step:
     outputs: Sequence[Any] = ()  # what it made the network give for the inputs measured, if seen
     ambiguous: bool = False  # whether it fed the network several things, none of them the batch's
 
+    def logits(self, samples: int) -> list[Tensor]:
+        """``[N, K]`` each, of those outputs that are some of N samples."""
+        found = (_logits(output) for output in self.outputs)
+        return [each for each in found if each is not None and len(each) == samples]
+
 
 @dataclass(slots=True, kw_only=True)
 class Evidence:
@@ -36,18 +41,23 @@ class Evidence:
     differing: _Count = 0  # of these, with another output when measured
     probabilities: _Count = 0  # whose outputs are probabilities where logits are needed
     beyond: _Count = 0  # with a label above the classes of the network
-    samples: int = 0
+    samples: _Count = 0
     ambiguous: int = 0  # batches for which it fed several such things
 
     def counts(self) -> dict[str, int]:
         """Wait for the numbers."""
         return {name: int(getattr(self, name)) for name in self.__slots__}
 
-    def weigh(self, step: Step, off: Tensor | None, samples: int) -> None:
-        """Count a batch: what its step did, and which of its samples came out otherwise."""
-        self.ambiguous += step.ambiguous
+    def weigh(self, measured: Any, seen: Sequence[Tensor]) -> None:
+        """Count what the network gave otherwise in the step than when it was measured.
+
+        Args:
+            measured: Its output for M samples.
+            seen: ``[M, K]`` logits of the step, any number of them.
+        """
+        off = _differing(measured, seen)
         if off is not None:
-            self.compared += samples
+            self.compared += len(off)
             self.differing = self.differing + off.sum()
 
     def add(self, other: "Evidence") -> None:
@@ -92,25 +102,22 @@ class Evidence:
         return tuple(found)
 
 
-def differing(measured: Any, outputs: Sequence[Any], rows: Tensor, samples: int) -> Tensor | None:
-    """Tell for which samples the network gave something else in the step than when measured.
+def _differing(measured: Any, seen: Sequence[Tensor]) -> Tensor | None:
+    """``[M]`` bool, for which samples the network gave something else when it was measured.
 
     Args:
-        outputs: Those of the step; a sample is all right if one of them agrees.
-        rows: ``[M]`` the chosen samples.
-        samples: N, of the whole batch.
+        seen: ``[M, K]`` logits of the step; a sample is all right if one of them agrees.
 
     Returns:
-        ``[M]`` bool on the device of the output; None where nothing can be compared.
+        None where nothing can be compared.
     """
     ours = logits_of(measured)
     off: Tensor | None = None
-    for output in outputs:
-        theirs = _logits(output)
-        if theirs is None or len(theirs) != samples or theirs.shape[1:] != ours.shape[1:]:
+    for theirs in seen:
+        if theirs.shape != ours.shape:
             continue
         half = {ours.dtype, theirs.dtype} & {torch.float16, torch.bfloat16}
-        a, b = ours.double(), take_rows(theirs, rows, samples).double()
+        a, b = ours.double(), theirs.double()
         odd = ~torch.isfinite(b)
         span = b.masked_fill(odd, -torch.inf).amax(1) - b.masked_fill(odd, torch.inf).amin(1)
         same = (a == b) | (torch.isnan(a) & torch.isnan(b))

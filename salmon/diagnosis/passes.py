@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from salmon.diagnosis.blame import confusions
+from salmon.diagnosis.choice import Choice
 from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
-from salmon.diagnosis.evidence import Evidence, Step, differing
+from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
+from salmon.diagnosis.waiting import Chosen
 from salmon.diagnosis.worst import Glimpse, WorstSamples
 from salmon.errors import InputError, StateError
 from salmon.filters import FilterIndex
-from salmon.forward import eval_mode
+from salmon.forward import call_network, eval_mode, no_trace
 from salmon.gpd import TailFit
 from salmon.ranking import Calibration, calibration, rank_filters
 from salmon.saliency import (
@@ -57,6 +59,7 @@ TOP_K = 25
 BYTES_PER_MB = 2**20
 PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
 RIGHT_SAMPLES = 500  # right ones at most that mistakes are compared with
+AT_ONCE = 512  # copies of profiles that go into the tails at a time
 SPARE_SAMPLES = 2000  # at most that tails are held against if calibrate
 
 
@@ -73,14 +76,18 @@ class PassSettings:
             where these are fewer than 250, since the top of a small network is no finding.
         loss: ``(output, targets) -> [N]`` losses, or a loss module of torch, which is taken with
             ``reduction="none"``; None takes the cross-entropy.
-        max_samples: Measure at most so many samples, chosen at random with ``seed``; None measures
-            all.
+        right_samples: Of a pass of more samples than this and ``max_mistakes``, measure the
+            mistakes, right samples that the network is unsure of, and about so many others, chosen
+            at random; each stands for its like in the tails. None measures all right samples.
+        max_mistakes: Measure at most about so many mistakes of such a pass, chosen at random; None
+            measures all.
         memory_mb: Budget for the profiles of mistakes and of right samples that they are compared
             with, in MiB; beyond it a random part is kept and ranked.
         seed: Of all random choices.
         estimator: ``"shrunk"``, where the filters of a layer inform each other's tails, or
             ``"ml"``, the maximum likelihood of each filter alone, as in the paper.
-        calibrate: Whether to fit half of the samples, too, and to compare with the other half.
+        calibrate: Whether to fit half of the samples, too, and to compare with the other half; all
+            samples are measured then.
 
     Raises:
         InputError: If one of them is out of range, or of another type.
@@ -90,7 +97,8 @@ class PassSettings:
     max_exceedances: int = 1024
     top_k: int | None = None
     loss: nn.Module | Loss | None = None
-    max_samples: int | None = None
+    right_samples: int | None = 500
+    max_mistakes: int | None = 2000
     memory_mb: int = 256
     seed: int = 0
     estimator: Estimator = "shrunk"
@@ -114,7 +122,7 @@ class PassSettings:
         object.__setattr__(self, "loss", per_sample(self.loss))
         check_whole("max_exceedances", self.max_exceedances, 2)
         check_whole("memory_mb", self.memory_mb, 1)
-        for name in ("top_k", "max_samples"):
+        for name in ("top_k", "right_samples", "max_mistakes"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         if not isinstance(self.seed, int):
@@ -144,11 +152,9 @@ class _Batch:
     """A measured batch on its device, ``[M]`` each but the profile."""
 
     profile: Tensor  # [M, F]
-    numbers: Tensor  # positions of the samples in the pass, on the CPU
-    batch: int
-    ids: list[int | str] | None
+    chosen: Chosen
     wrong: Tensor
-    right: Tensor
+    right: Tensor  # those that are compared with
     columns: dict[str, Tensor]  # those of Mistakes
     glimpse: Glimpse | None
 
@@ -156,6 +162,34 @@ class _Batch:
     def nbytes(self) -> int:
         """Memory it holds."""
         return self.profile.nbytes + (0 if self.glimpse is None else self.glimpse.nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answers:
+    """What a network says of samples, ``[N]`` each, on its device."""
+
+    classes: Tensor  # true ones
+    labelled: Tensor  # whether they are classes of the network
+    predicted: Tensor
+    confidence: Tensor  # [N, K] probabilities
+
+    @property
+    def wrong(self) -> Tensor:
+        """Which samples are misclassified."""
+        return (self.predicted != self.classes) & self.labelled
+
+    @property
+    def confidence_target(self) -> Tensor:
+        """Probability of the true class."""
+        return _pick(self.confidence, self.classes.where(self.labelled, 0))
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor, loss: Loss | None) -> "_Answers":
+        """Read them off ``[N, K]`` logits."""
+        classes, labelled = labels_of(targets, logits, loss)
+        confidence = logits.double().softmax(1)
+        unknown = torch.isnan(confidence).any(1)
+        return cls(classes, labelled, logits.argmax(1).masked_fill(unknown, NO_CLASS), confidence)
 
 
 class Pass:
@@ -169,6 +203,7 @@ class Pass:
         index: FilterIndex | None = None,
         reference: TailFit | str | Path | None = None,
         expected: int | None = None,
+        accuracy: float | None = None,
         pictures: int = 0,
         thumbnails: int = 0,
         id_source: str = "position",
@@ -182,8 +217,9 @@ class Pass:
             index: What to measure; None takes the convolutions that the first batch goes through.
             reference: Tails of other data to rank with, or a file of them; None fits those of this
                 pass.
-            expected: How many samples will come, if known; ``max_samples`` are then chosen among
-                all of them, else they are the first ones.
+            expected: How many samples will come; None, if it is not known, measures all.
+            accuracy: About which share of them is right, such as that of the last pass; None, if it
+                is not known, measures all mistakes.
             pictures: How many of the worst mistakes to keep with their inputs.
             thumbnails: How many to keep a small image of.
             id_source: What positions are, where no ids come: ``"position"``, or ``"sampler"`` if
@@ -201,7 +237,13 @@ class Pass:
         self._reference_source = reference
         if index is not None:
             self._reference = _loaded(reference, index)
-        self._chosen = self._choose(expected)
+        own = self._settings
+        self._choice = None if own.calibrate else Choice.of(
+            seed=own.seed, right_samples=own.right_samples, max_mistakes=own.max_mistakes,
+            expected=expected, accuracy=accuracy, fits=reference is None,
+        )  # fmt: skip
+        self._waiting: list[Chosen] = []
+        self._largest = 0  # samples of a batch
         self._tails: Tails | None = None
         self._half: Tails | None = None  # of half the samples, if calibrate
         self._profiles: dict[str, Reservoir] = {}
@@ -212,7 +254,10 @@ class Pass:
         self._seen = 0
         self._batches = 0
         self._by_class: Tensor | int = 0
-        """``[2, K]`` measured samples and mistakes by true class."""
+        """``[2, K]`` samples and mistakes by true class."""
+        self._measured: Tensor | int = 0
+        self._others: list[Tensor] = []
+        """``[M, 2]`` true and predicted class of mistakes that were not measured."""
         self._dropped: Tensor | int = 0
         self._unlabelled: Tensor | int = 0
         self._evidence = Evidence()
@@ -262,36 +307,42 @@ class Pass:
         if numbers is None:
             numbers = torch.arange(self._seen, self._seen + samples)
         self._seen, self._batches = self._seen + samples, self._batches + 1
-        number = self._batches - 1 if batch is None else batch
         if class_numbers(targets) is not None:
             targets = targets.long()  # a GPU cannot choose rows of every other type
         if self._index is None:
             one = take_rows(inputs, slice(0, 1), samples)
             self._index = FilterIndex.from_model(self._model, inputs=one)
             self._reference = _loaded(self._reference_source, self._index)
-        rows = self._among_chosen(numbers).nonzero().squeeze(1)
+        seen = [] if step is None else step.logits(samples)
+        copies = None
+        if self._choice is None:
+            rows = (numbers >= 0).nonzero().squeeze(1)
+        else:
+            copies = self._copies(self._choice, inputs, targets, numbers, seen)
+            rows = copies.nonzero().squeeze(1)
+        self._evidence.ambiguous += step is not None and step.ambiguous
         if len(rows) == 0:
             return
-        if len(rows) < samples:
-            inputs, targets = take_rows((inputs, targets), rows, samples)
-        with eval_mode(self._model) as was_training:
-            measurement = measure(
-                self._model,
-                inputs,
-                targets,
-                index=self._index,
-                loss=nan_where_unlabelled(self._settings.loss),
-                forward_context=self._forward_context,
-            )
-        self._methods = measurement.methods
-        self.was_training |= was_training
-        of_rows = None
         if ids is not None:
-            of_rows, self._id_source = [ids[row] for row in rows.tolist()], id_source
-        self._add(measurement, inputs, targets, numbers[rows], number, of_rows)
-        if step is not None:
-            off = differing(measurement.output, step.outputs, rows, samples)
-            self._evidence.weigh(step, off, len(rows))
+            self._id_source = id_source
+        chosen = Chosen.of(
+            (inputs, targets, seen), samples, rows, numbers=numbers,
+            batch=self._batches - 1 if batch is None else batch, ids=ids, copies=copies,
+        )  # fmt: skip
+        if copies is None:
+            self._measure(chosen)
+            return
+        self._largest = max(self._largest, samples)
+        waiting = sum(len(each.numbers) for each in self._waiting) + len(rows)
+        if self._waiting and not (waiting <= self._largest and chosen.alike(self._waiting[0])):
+            self.flush()
+        self._waiting.append(chosen)
+
+    def flush(self) -> None:
+        """Measure the chosen samples that wait for a batch to be full."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._measure(Chosen.joined(waiting))
 
     def merge(self, other: "Pass") -> None:
         """Take over what another pass over other samples measured.
@@ -321,13 +372,11 @@ class Pass:
             numbers, profile, classes = reservoir.kept()
             self._reservoir(kind, profile.dtype).offer(numbers, profile, classes)
         self._mistakes += other._mistakes
+        self._others += other._others
         if not self._counts().any():
             self._id_source = other._id_source
-        self._by_class, self._dropped, self._unlabelled = (
-            self._by_class + other._by_class,
-            self._dropped + other._dropped,
-            self._unlabelled + other._unlabelled,
-        )
+        for name in ("_by_class", "_measured", "_dropped", "_unlabelled"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         self._evidence.add(other._evidence)
         self.worst.merge(other.worst)
 
@@ -347,10 +396,13 @@ class Pass:
         excesses, reason, calibrated = dict[int, Tensor](), "", None
         if fit is None:
             tails, level = self._own_tails(), settings.level
+            stands_for = None
+            if self._choice is not None:
+                stands_for = int(self._counts()[0].sum()) - int(self._dropped)
             if level == "auto":
-                choice = choose_level(tails)
+                choice = choose_level(tails, stands_for=stands_for)
                 level, reason = choice.level, choice.reason
-            fit = self._fitted(tails, level)
+            fit = self._fitted(tails, level, stands_for)
             excesses = example_excesses(tails, example_filters(fit), fit)
             calibrated = self._calibrated(level)
         every = Mistakes.join(self._mistakes)
@@ -369,7 +421,8 @@ class Pass:
             fit=fit,
             class_samples=counts[0],
             class_mistakes=counts[1],
-            confusions=confusions(every),
+            measured=int(self._measured),
+            confusions=confusions(torch.cat([every.classes, *self._others])),
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
             doubts=self._evidence.doubts(),
@@ -407,105 +460,162 @@ class Pass:
         absent = {"_model": None, "_forward_context": nullcontext, "_settings": plain}
         return vars(self) | absent | {"_reference_source": None}
 
-    def _choose(self, expected: int | None) -> Tensor | None:
-        """``[expected]`` bool, the samples that are measured; None where all are, or the first."""
-        most = self._settings.max_samples
-        if most is None or expected is None:
-            return None
-        generator = torch.Generator().manual_seed(self._settings.seed)
-        chosen = torch.zeros(expected, dtype=torch.bool)
-        chosen[torch.randperm(expected, generator=generator)[:most]] = True
-        return chosen
+    def _copies(
+        self, choice: Choice, inputs: Any, targets: Tensor, numbers: Tensor, seen: list[Tensor]
+    ) -> Tensor:
+        """``[N]`` for how many samples each of a batch stands, 0 if not measured; counts them all.
 
-    def _among_chosen(self, numbers: Tensor) -> Tensor:
-        """``[N]`` bool, which samples are measured."""
-        wanted = numbers >= 0
-        if self._chosen is not None:
-            last = len(self._chosen) - 1
-            wanted &= (numbers <= last) & self._chosen[numbers.clamp(0, last)]
-        elif self._settings.max_samples is not None:
-            wanted &= numbers < self._settings.max_samples
-        return wanted
+        Args:
+            seen: Logits that the step was seen to get; none of them asks the network once more.
+        """
+        logits = seen[0] if seen else self._logits(inputs)
+        answers = _Answers.of(logits, targets, self._settings.loss)
+        counted = (numbers >= 0).to(logits.device)
+        self._count(logits, answers, counted)
+        labelled, wrong = answers.labelled & counted, answers.wrong & counted
+        copies = choice.copies(numbers, wrong, 1 - answers.confidence_target)
+        copies = copies.masked_fill(~labelled.cpu(), 0)
+        left_out = (wrong & (copies == 0).to(wrong.device)).nonzero().squeeze(1)
+        if len(left_out):
+            both = torch.stack([answers.classes, answers.predicted], 1)
+            self._others.append(both[left_out].cpu())
+        return copies
 
-    def _add(
-        self, measurement: Measurement, inputs: Any, targets: Tensor, numbers: Tensor, batch: int,
-        ids: list[int | str] | None,
-    ) -> None:  # fmt: skip
-        """Take up what was measured of the chosen samples of a batch."""
-        profile = measurement.profile
-        logits = logits_of(measurement.output).double()
-        classes, labelled = labels_of(targets, logits, self._settings.loss)
-        if self._reference is None:
-            self._own_tails().update(profile, labelled)
-            if self._settings.calibrate:
-                fitted = ~self._spare(numbers).to(labelled.device, non_blocking=True)
-                self._half_tails().update(profile, labelled & fitted)
-        confidence = logits.softmax(1)
-        predicted = logits.argmax(1).masked_fill(torch.isnan(confidence).any(1), NO_CLASS)
-        finite = torch.isfinite(profile).all(1)
-        self._unlabelled = self._unlabelled + (~labelled).sum()
-        self._dropped = self._dropped + (labelled & ~finite).sum()
-        found = self._evidence
-        found.samples += len(logits)
-        found.beyond = found.beyond + ((classes >= logits.shape[1]) & ~labelled).sum()
-        if self._settings.loss is None:
-            found.probabilities = (
-                found.probabilities + are_probabilities(logits_of(measurement.output)).sum()
-            )
-        wrong = (predicted != classes) & labelled
-        right = labelled & ~wrong & finite
+    def _logits(self, inputs: Any) -> Tensor:
+        """What the network says, without gradients."""
+        with (
+            torch.inference_mode(mode=False), torch.no_grad(), no_trace(self._model),
+            eval_mode(self._model) as was_training, self._forward_context(),
+        ):  # fmt: skip
+            output = call_network(self._model, inputs)
+        self.was_training |= was_training
+        return logits_of(output)
+
+    def _count(self, logits: Tensor, answers: _Answers, counted: Tensor) -> None:
+        """Count samples by class, and what may be wrong with them.
+
+        Args:
+            counted: ``[N]`` bool; others are not.
+        """
+        classes, labelled = answers.classes, answers.labelled & counted
         of_class = classes.unsqueeze(1) == torch.arange(logits.shape[1], device=classes.device)
-        counted = torch.stack([labelled, wrong]).unsqueeze(2) & of_class
-        self._by_class = self._by_class + counted.sum(1)
+        both = torch.stack([labelled, answers.wrong & counted])
+        self._by_class = self._by_class + (both.unsqueeze(2) & of_class).sum(1)
+        unlabelled = ~answers.labelled & counted
+        self._unlabelled = self._unlabelled + unlabelled.sum()
+        found = self._evidence
+        found.samples = found.samples + (labelled | unlabelled).sum()
+        found.beyond = found.beyond + ((classes >= logits.shape[1]) & unlabelled).sum()
+        if self._settings.loss is None:
+            odd = are_probabilities(logits) & counted
+            found.probabilities = found.probabilities + odd.sum()
+
+    def _measure(self, chosen: Chosen) -> None:
+        """Measure chosen samples, and take up what came out."""
+        assert self._index is not None
+        inputs, targets, seen = chosen.values
+        with eval_mode(self._model) as was_training:
+            measurement = measure(
+                self._model,
+                inputs,
+                targets,
+                index=self._index,
+                loss=nan_where_unlabelled(self._settings.loss),
+                forward_context=self._forward_context,
+            )
+        self._methods = measurement.methods
+        self.was_training |= was_training
+        self._add(measurement, chosen, inputs, targets)
+        self._evidence.weigh(measurement.output, seen)
+
+    def _add(self, measurement: Measurement, chosen: Chosen, inputs: Any, targets: Tensor) -> None:
+        """Take up what was measured of chosen samples."""
+        profile, logits = measurement.profile, logits_of(measurement.output)
+        answers = _Answers.of(logits, targets, self._settings.loss)
+        labelled, numbers = answers.labelled, chosen.numbers
+        if self._reference is None:
+            self._stream(profile, labelled, chosen)
+        if self._choice is None:
+            self._count(logits, answers, torch.ones_like(labelled))
+        finite = torch.isfinite(profile).all(1)
+        self._measured = self._measured + labelled.sum()
+        self._dropped = self._dropped + (labelled & ~finite).sum()
+        wrong = answers.wrong
+        right = labelled & ~wrong & finite
+        if self._choice is not None:
+            right &= self._choice.by_chance(numbers).to(right.device, non_blocking=True)
         self._pending.append(
             _Batch(
                 profile=profile,
-                numbers=numbers,
-                batch=batch,
-                ids=ids,
+                chosen=chosen.without_rows(),
                 wrong=wrong,
                 right=right,
                 columns={
-                    "target": classes,
-                    "predicted": predicted,
-                    "confidence_target": _pick(confidence, classes.where(labelled, 0)),
-                    "confidence_predicted": _pick(confidence, predicted.clamp_min(0)),
+                    "target": answers.classes,
+                    "predicted": answers.predicted,
+                    "confidence_target": answers.confidence_target,
+                    "confidence_predicted": _pick(
+                        answers.confidence, answers.predicted.clamp_min(0)
+                    ),
                     "loss": measurement.losses.double(),
                 },
                 glimpse=self.worst.look(inputs, targets, measurement.losses, wrong, right, numbers),
             )
         )
         if sum(one.nbytes for one in self._pending) >= PENDING_MB * BYTES_PER_MB:
-            self._collect()
+            self._collect_pending()
+
+    def _stream(self, profile: Tensor, labelled: Tensor, chosen: Chosen) -> None:
+        """Feed the tails; a sample that stands for several comes so many times."""
+        if chosen.copies is None:
+            self._own_tails().update(profile, labelled)
+            if self._settings.calibrate:
+                fitted = ~self._spare(chosen.numbers).to(labelled.device, non_blocking=True)
+                self._half_tails().update(profile, labelled & fitted)
+            return
+        rows = torch.arange(len(profile)).repeat_interleave(chosen.copies).to(profile.device)
+        for some in rows.split(AT_ONCE):
+            self._own_tails().update(profile[some], labelled[some])
 
     def _collect(self) -> None:
-        """Look for the mistakes of the pending batches; on a GPU, the only wait for the device."""
+        """Bring in all that waits."""
+        self.flush()
+        self._collect_pending()
+
+    def _collect_pending(self) -> None:
+        """Look for the mistakes of the pending batches, the only wait for a GPU of many passes."""
         for one in self._pending:
+            chosen = one.chosen
             if one.glimpse is not None:
-                self.worst.keep(one.glimpse, one.numbers)
+                self.worst.keep(one.glimpse, chosen.numbers)
             is_right, wrong = one.right.cpu(), one.wrong.nonzero().squeeze(1)
             self._keep("right", one, is_right)
             if self._half is not None:
-                self._keep("spare", one, (is_right | one.wrong.cpu()) & self._spare(one.numbers))
+                self._keep("spare", one, (is_right | one.wrong.cpu()) & self._spare(chosen.numbers))
             rows = wrong.cpu()
             if len(rows) == 0:
                 continue
-            numbers = one.numbers[rows]
-            ids = numbers.tolist() if one.ids is None else [one.ids[row] for row in rows.tolist()]
             columns = {name: column[wrong].cpu() for name, column in one.columns.items()}
-            batch = torch.full_like(numbers, one.batch)
-            self._mistakes.append(Mistakes(sample=numbers, ids=ids, batch=batch, **columns))
+            self._mistakes.append(
+                Mistakes(
+                    sample=chosen.numbers[rows],
+                    ids=[chosen.ids[row] for row in rows.tolist()],
+                    batch=chosen.batches[rows],
+                    **columns,
+                )
+            )
             self._keep("wrong", one, one.wrong.cpu())
         self._pending.clear()
 
     def _keep(self, kind: str, batch: _Batch, wanted: Tensor) -> None:
         """Offer profiles of some samples to a reservoir."""
         reservoir = self._reservoir(kind, batch.profile.dtype)
-        rows = (wanted & reservoir.admits(batch.numbers)).nonzero().squeeze(1)
+        numbers = batch.chosen.numbers
+        rows = (wanted & reservoir.admits(numbers)).nonzero().squeeze(1)
         if len(rows):
             there = rows.to(batch.profile.device)
             profile, classes = batch.profile[there].cpu(), batch.columns["target"][there].cpu()
-            reservoir.offer(batch.numbers[rows], profile, classes)
+            reservoir.offer(numbers[rows], profile, classes)
 
     def _kept(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of the samples in a reservoir, ascending, their profiles, and classes."""
@@ -531,9 +641,12 @@ class Pass:
         """``[2, K]`` measured samples and mistakes by true class, on the CPU."""
         return torch.zeros((2, 1), dtype=torch.int64) + torch.as_tensor(self._by_class).cpu()
 
-    def _fitted(self, tails: Tails, level: float) -> TailFit:
+    def _fitted(self, tails: Tails, level: float, stands_for: int | None = None) -> TailFit:
         """Fits as the settings say."""
-        return fit_tails(tails, level, index=self._index, estimator=self._settings.estimator)
+        own = self._settings
+        return fit_tails(
+            tails, level, index=self._index, estimator=own.estimator, stands_for=stands_for
+        )
 
     def _calibrated(self, level: float) -> Calibration | None:
         """Fits of one half on the other; None if not asked, or nothing could be fitted."""

@@ -35,10 +35,10 @@ from salmon.views import ViewSettings
 class SaliencyMonitor(CallbackBase):
     """Find the filters behind the mistakes of a network, in every validation and test.
 
-    For each sample it measures the mean absolute loss gradient of every convolution filter (one
-    extra forward and backward per batch), fits a generalized Pareto tail to each filter at the end
-    of the epoch, and ranks the filters of every misclassified sample by how improbable their
-    saliency is. Training goes on as if the monitor were not there, bit for bit.
+    For mistakes and some right samples it measures the mean absolute loss gradient of every
+    convolution filter (a forward and a backward of their own), fits a generalized Pareto tail to
+    each filter at the end of the epoch, and ranks the filters of every misclassified sample by how
+    improbable their saliency is. Training goes on as if the monitor were not there, bit for bit.
 
     Results: metrics ``salmon/...`` through ``self.log``, files in ``salmon_logs`` beside those
     of the logger, and :attr:`results`. See docs/parameters.md for each argument by its consequence.
@@ -59,7 +59,8 @@ class SaliencyMonitor(CallbackBase):
         sample_ids: SampleIds | None = None,
         reference: TailFit | str | Path | None = None,
         every_n_validations: int = 1,
-        max_samples: int | None = None,
+        right_samples: int | None = 500,
+        max_mistakes: int | None = 2000,
         memory_mb: int = 256,
         seed: int = 0,
         estimator: Estimator = "shrunk",
@@ -93,8 +94,12 @@ class SaliencyMonitor(CallbackBase):
             reference: Fits of other data to rank with, or a file of them; None fits each validation
                 by itself.
             every_n_validations: Measure the first validation and every n-th after it.
-            max_samples: Measure at most so many samples, chosen at random with ``seed`` and the
-                same in every validation; None measures all.
+            right_samples: Of a pass of more samples than this and ``max_mistakes``, measure the
+                mistakes, right samples that the network is unsure of, and about so many others,
+                chosen at random; each stands for its like in the tails. None measures all right
+                samples.
+            max_mistakes: Measure at most about so many mistakes of such a pass, chosen at random
+                once a pass before it told how many there are; None measures all.
             memory_mb: Budget for the profiles of mistakes and of right samples that they are
                 compared with, in MiB; beyond it a random part is kept and ranked.
             seed: Of all random choices.
@@ -125,7 +130,8 @@ class SaliencyMonitor(CallbackBase):
             sample_ids=sample_ids,
             reference=reference,
             every_n_validations=every_n_validations,
-            max_samples=max_samples,
+            right_samples=right_samples,
+            max_mistakes=max_mistakes,
             memory_mb=memory_mb,
             seed=seed,
             estimator=estimator,

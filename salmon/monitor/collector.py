@@ -17,6 +17,7 @@ from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Numbering, PeerError
 from salmon.monitor.output import (
+    MEASURING,
     announce_coverage,
     log_cost,
     log_summary,
@@ -27,6 +28,7 @@ from salmon.monitor.trainers import (
     expected_samples,
     forward_context,
     in_dataset_order,
+    is_last_batch,
     muted,
     numbering_of,
     ordinary_tensors,
@@ -70,11 +72,16 @@ class Collector:
     def measure(self, batch: Any, number: int, loader: int) -> None:
         """Measure the chosen samples of a batch, given its number and that of its loader."""
         if self._alive:
+            clock = self._context.clock
             with (
-                self._ending("stopped measuring"), self._context.clock.part(f"loader {loader}"),
-                ordinary_tensors(), muted(self._context.model),
+                self._ending("stopped measuring"), clock.part(f"loader {loader}"),
+                clock.part(MEASURING), ordinary_tensors(), muted(self._context.model),
             ):  # fmt: skip
                 self._take(self._step.end(batch), number, loader)
+                if is_last_batch(self._context.trainer):
+                    # Somebody else may give the network other weights before the epoch is over.
+                    for own in self._passes.values():
+                        own.flush()
         self._step.close()
 
     def finish(self) -> dict[str, Diagnosis]:
@@ -155,12 +162,14 @@ class Collector:
         """The pass over a loader, begun at its first batch."""
         if loader not in self._passes:
             trainer, views = self._context.trainer, self._settings.views
+            scope = scope_of(trainer, self._context.stage, loader)
             self._passes[loader] = Pass(
                 self._context.model,
                 self._settings,
                 index=self._index,
                 reference=self._settings.reference,
                 expected=expected_samples(trainer, loader),
+                accuracy=self._context.memory.accuracy(scope),
                 pictures=views.pictures,
                 thumbnails=views.thumbnails,
                 id_source="sampler" if in_dataset_order(trainer, loader) else "position",

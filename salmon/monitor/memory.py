@@ -79,6 +79,13 @@ class ViewMemory:
         self.blamed[scope] = blamed(record)
         return history, before
 
+    def accuracy(self, scope: str) -> float | None:
+        """Share of right samples in the last pass; None before the first one."""
+        known = self.histories.get(scope)
+        if known is None or not int(known.samples[-1]):
+            return None
+        return 1 - int(known.misclassified[-1]) / int(known.samples[-1])
+
     def state_dict(self) -> dict[str, Any]:
         """Hand out what a resumed run needs.
 

@@ -37,6 +37,9 @@ from salmon.views import (
     write_report,
 )
 
+MEASURING = "measuring"
+"""Part of the clock in which the network runs."""
+
 LOGS = "salmon_logs"
 """Folder of the monitor's files; a folder ``salmon`` would be taken for the package."""
 
@@ -245,17 +248,25 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
     stands_out = len(diagnosis.findings.filters) if diagnosis.findings.compared else None
     known = {name: share for name, share in shares.items() if share == share}  # not NaN
     spread = ", ".join(f"{name} {100 * share:.0f} %" for name, share in known.items())
-    part = f" (profiles of {kept} of {diagnosis.misclassified} kept within memory_mb)"
+    part = f" (filters of {kept} of them ranked)"
+    measured = ""
+    if diagnosis.measured < diagnosis.samples:
+        times = diagnosis.samples / max(diagnosis.measured, 1)
+        every = clock.busy + (times - 1) * clock.seconds(MEASURING)
+        measured = (
+            f" Measured were {diagnosis.measured}, which stand for all: every one would have taken "
+            f"about {every:.1f} s."
+        )
     logger.info(
         "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Filters that stand out: %s. "
-        "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s, %.0f %% of the pass.",
+        "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s, %.0f %% of the pass.%s",
         scope, number, diagnosis.samples, diagnosis.misclassified,
         "" if kept == diagnosis.misclassified else part,
         "not tested, since there is nothing to compare" if stands_out is None else stands_out,
         top_k, len(diagnosis.index), spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
         f" Threshold: {diagnosis.level_reason}" if diagnosis.level_reason else "",
-        clock.busy, 100 * clock.busy / clock.total,
+        clock.busy, 100 * clock.busy / clock.total, measured,
     )  # fmt: skip
     if diagnosis.dropped or diagnosis.unlabelled or skipped:
         logger.warning(

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from salmon.diagnosis import Evidence, differing
+from salmon.diagnosis import Evidence
 from salmon.errors import InputError
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import CallbackBase
@@ -131,8 +130,8 @@ class SampleCollector(CallbackBase):
                     forward_context(trainer),
                 ):  # fmt: skip
                     output = call_network(pl_module, inputs)
-                evidence, rows = Evidence(), torch.arange(samples)
-                evidence.weigh(step, differing(output, step.outputs, rows, samples), samples)
+                evidence = Evidence(ambiguous=int(step.ambiguous))
+                evidence.weigh(output, step.logits(samples))
                 if evidence.doubts():
                     raise InputError(evidence.doubts()[0])
             numbers = self._numbering.setdefault(scope, Numbering()).next(samples)

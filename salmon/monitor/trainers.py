@@ -96,6 +96,13 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     return min(size, most)
 
 
+def is_last_batch(trainer: Trainer) -> bool:
+    """Whether the running validation or test has no batch after this one, of any loader."""
+    loops = {"fit": trainer.fit_loop.epoch_loop.val_loop, "test": trainer.test_loop}
+    loop = loops.get(getattr(trainer.state.fn, "value", ""), trainer.validate_loop)
+    return bool(loop.batch_progress.is_last_batch)
+
+
 def numbering_of(trainer: Trainer, loader: int) -> Numbering:
     """Where the samples of a loader stand in the pass.
 

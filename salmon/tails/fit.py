@@ -28,6 +28,7 @@ def fit_tails(
     index: FilterIndex | None = None,
     estimator: Estimator = "shrunk",
     min_exceedances: int | None = None,
+    stands_for: int | None = None,
 ) -> TailFit:
     """Fit a generalized Pareto tail to every filter of a stream.
 
@@ -47,6 +48,8 @@ def fit_tails(
         estimator: ``"shrunk"`` or ``"ml"``.
         min_exceedances: Filters with fewer excesses get no fit; None is 5 for ``"shrunk"`` and 10
             for ``"ml"``.
+        stands_for: n, where the stream got a part of the samples, which stand for the others, too;
+            None takes as many as came.
 
     Returns:
         The fits, on the CPU.
@@ -63,8 +66,9 @@ def fit_tails(
             f"the stream is of {tails.num_filters} filters but index of {len(index)}; give the "
             "FilterIndex that the profiles were made with."
         )
-    n = tails.samples
-    k = exceedance_count(n, level, tails.capacity)
+    n = tails.samples if stands_for is None else stands_for
+    most = min(tails.capacity, tails.samples)
+    k = exceedance_count(n, level, most)
     if min_exceedances is None:
         min_exceedances = gpd.LEAST_WITH_PRIOR if shrunk else gpd.MIN_COUNT
     parts = [

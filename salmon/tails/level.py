@@ -27,7 +27,9 @@ class LevelChoice:
     rejected: dict[float, float]  # share of the tested filters with a rejected tail, by candidate
 
 
-def choose_level(tails: Tails, candidates: Sequence[float] = CANDIDATES) -> LevelChoice:
+def choose_level(
+    tails: Tails, candidates: Sequence[float] = CANDIDATES, stands_for: int | None = None
+) -> LevelChoice:
     """Choose the level at which the filters' tails are generalized Pareto.
 
     In every filter the Anderson-Darling p-values at the candidates, in rising order, go through
@@ -51,6 +53,7 @@ def choose_level(tails: Tails, candidates: Sequence[float] = CANDIDATES) -> Leve
     Args:
         tails: The stream; it stays as it is.
         candidates: Levels in (0, 1), in any order.
+        stands_for: As in :func:`salmon.fit_tails`.
 
     Returns:
         The choice, the same for every unit and any split of the samples.
@@ -68,7 +71,8 @@ def choose_level(tails: Tails, candidates: Sequence[float] = CANDIDATES) -> Leve
             f"candidates are {levels}; at least one quantile level in (0, 1) is needed (90 % is "
             "0.9)."
         )
-    n = tails.samples
+    n = tails.samples if stands_for is None else stands_for
+    most = min(tails.capacity, tails.samples)
     beyond = [q for q in levels if exceedance_count(n, q, n + 2) >= tails.capacity]
     tried = levels[len(beyond) :]  # the lower the level, the more exceedances
     kept = f"more exceedances than the {tails.capacity} values kept per filter allow"
@@ -76,7 +80,7 @@ def choose_level(tails: Tails, candidates: Sequence[float] = CANDIDATES) -> Leve
         level = 1 - (tails.capacity - 1.5) / n  # half an exceedance from where rounding matters
         reason = f"level {level:.4g}, untested, is the lowest possible: {_list(levels)} have {kept}"
         return LevelChoice(level=level, reason=reason + ".", rejected={})
-    p = _p_values(tails, [exceedance_count(n, q, tails.capacity) for q in tried])
+    p = _p_values(tails, [exceedance_count(n, q, most) for q in tried])
     votes = (~torch.isnan(p)).sum(0).tolist()
     against = forward_stop(p).sum(0).tolist()
     rejected = {q: a / v for q, a, v in zip(tried, against, votes, strict=True) if v}

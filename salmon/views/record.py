@@ -112,6 +112,7 @@ class PassRecord:
     number: int  # of the pass in its stage, from 0
     step: int  # of the trainer
     samples: int
+    measured: int  # of these; they stand for the others
     dropped: int
     misclassified: int
     kept: int  # mistakes whose filters were ranked
@@ -217,6 +218,7 @@ def record_pass(
         number=number,
         step=step,
         samples=diagnosis.samples,
+        measured=diagnosis.measured,
         dropped=diagnosis.dropped,
         misclassified=diagnosis.misclassified,
         kept=len(diagnosis.mistakes.sample),

@@ -40,7 +40,7 @@ def pass_metrics(record: PassRecord) -> dict[str, float]:
 
 def _details(record: PassRecord, shares: dict[str, list[float]]) -> dict[str, float]:
     """What is not for every day."""
-    found = {"samples": float(record.samples), "dropped": float(record.dropped)}
+    found = {name: float(getattr(record, name)) for name in ("samples", "measured", "dropped")}
     for name, count in {"significant": record.significant, "striking": record.striking}.items():
         if count is not None and record.kept:
             found[name] = count / record.kept

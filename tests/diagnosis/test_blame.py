@@ -79,7 +79,7 @@ def test_filters_that_the_z_score_ranks_below_their_threshold_have_no_probabilit
 
 def test_pairs_of_classes_are_counted_most_frequent_first() -> None:
     pairs = [(i % 3, (i % 3 + 1 + i % 2) % 3) for i in range(60)]
-    found = confusions(classes(*pairs))
+    found = confusions(classes(*pairs).classes)
     assert {(p.target, p.predicted): p.mistakes for p in found} == Counter(pairs)
     assert [p.mistakes for p in found] == sorted((p.mistakes for p in found), reverse=True)
-    assert confusions(classes()) == []
+    assert confusions(classes().classes) == []

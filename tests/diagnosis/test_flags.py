@@ -46,7 +46,7 @@ def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
     nothing = torch.full((3,), math.nan, dtype=torch.float64)
     return Diagnosis(
         index=INDEX, fit=FIT, class_samples=torch.tensor([5, 5]), dropped=0, unlabelled=0,
-        confusions=confusions(found),
+        measured=10, confusions=confusions(found.classes),
         class_mistakes=found.target.bincount(minlength=2),
         mistakes=found, id_source="batch", profile=profile,
         rankings={"pot": ranking}, right=none,

@@ -117,20 +117,6 @@ def test_given_tails_rank_and_stay_as_they_are() -> None:
         Pass(MODEL, index=other, reference=WHOLE.fit)
 
 
-def test_a_random_choice_is_the_same_for_any_split() -> None:
-    settings = PassSettings(level=0.8, max_samples=25, seed=3)
-
-    def chosen(parts: list[slice]) -> Diagnosis:
-        own = Pass(MODEL, settings, expected=SAMPLES)
-        for part in parts:
-            own.update(IMAGES[part], LABELS[part])
-        return own.compute()
-
-    one, other = chosen(cut([])), chosen(cut([7, 8, 40]))
-    assert one.samples == other.samples == 25
-    assert one.mistakes.ids == other.mistakes.ids
-
-
 def test_the_network_is_left_as_it_was() -> None:
     model = network().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -157,7 +143,7 @@ def test_passes_of_other_networks_and_empty_ones_are_refused() -> None:
     [
         ({"level": 90}, "level is 90; a number in"),
         ({"top_k": 0}, "top_k is 0; a whole number >= 1"),
-        ({"max_samples": 2.5}, "max_samples is 2.5"),
+        ({"right_samples": 2.5}, "right_samples is 2.5"),
         ({"loss": "cross_entropy"}, "loss is 'cross_entropy'; a function"),
         ({"seed": None}, "seed is None"),
     ],
@@ -252,7 +238,7 @@ def test_a_diagnosis_is_shown_in_a_few_lines() -> None:
     assert len(lines) <= 10
     assert lines[1] == (
         f"  {SAMPLES} samples, {WHOLE.misclassified} misclassified, 0 without a finite profile, "
-        "0 unlabelled"
+        "0 unlabelled, 60 measured"
     )
     assert "against" in repr(WHOLE)
     assert "tensor" not in repr(WHOLE)

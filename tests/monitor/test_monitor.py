@@ -313,20 +313,6 @@ def test_validations_inside_an_epoch_are_counted_on(tmp_path: Path) -> None:
     assert (tmp_path / "salmon_logs" / "flagged-validation-000001.jsonl").exists()
 
 
-def test_max_samples_measures_the_same_random_samples_each_time(tmp_path: Path) -> None:
-    chosen = []
-    for _ in range(2):
-        monitor = SaliencyMonitor(level=0.5, max_samples=12, seed=3, strict=True)
-        trainer(tmp_path, monitor).validate(Module().eval(), loader(), verbose=False)
-        found = monitor.results["validation"]
-        assert found.samples == 12
-        assert found.fit.samples == 12
-        chosen.append(set(found.mistakes.sample.tolist()))
-    everything = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:12].tolist()
-    assert all(sample in everything for sample in chosen[0] | chosen[1])
-    assert max(everything) >= 12
-
-
 class Endless(IterableDataset[Any]):
     """A stream of samples without a length."""
 
@@ -335,29 +321,11 @@ class Endless(IterableDataset[Any]):
         return iter(zip(images, labels, strict=True))
 
 
-def test_max_samples_of_a_stream_are_its_first(tmp_path: Path) -> None:
-    monitor = SaliencyMonitor(level=0.5, max_samples=12, strict=True)
+def test_a_stream_without_a_length_is_measured_whole(tmp_path: Path) -> None:
+    monitor = SaliencyMonitor(level=0.5, right_samples=5, max_mistakes=5, strict=True)
     trainer(tmp_path, monitor).validate(Module(), DataLoader(Endless(), 8), verbose=False)
-    assert monitor.results["validation"].samples == 12
-    assert monitor.results["validation"].mistakes.sample.max().item() < 12
-
-
-class Batched(torch.utils.data.Dataset[Any]):
-    """A data set whose items are batches."""
-
-    def __len__(self) -> int:
-        return 5
-
-    def __getitem__(self, item: int) -> Any:
-        images, labels = digits(40).tensors
-        return images[8 * item : 8 * item + 8], labels[8 * item : 8 * item + 8]
-
-
-def test_max_samples_of_ready_made_batches_are_the_first_samples(tmp_path: Path) -> None:
-    monitor = SaliencyMonitor(level=0.5, max_samples=20, strict=True)
-    ready: DataLoader[Any] = DataLoader(Batched(), batch_size=None)
-    trainer(tmp_path, monitor).validate(Module(), ready, verbose=False)
-    assert monitor.results["validation"].samples == 20
+    found = monitor.results["validation"]
+    assert found.samples == found.measured == 40
 
 
 def test_a_loader_without_labels_does_not_take_the_name_of_another(tmp_path: Path) -> None:
@@ -369,13 +337,6 @@ def test_a_loader_without_labels_does_not_take_the_name_of_another(tmp_path: Pat
     unlabelled = loader(torch.utils.data.TensorDataset(digits().tensors[0]))
     trainer(tmp_path, monitor).validate(Mixed(), [unlabelled, loader()], verbose=False)
     assert list(monitor.results) == ["validation/loader1"]
-
-
-def test_limited_validation_batches_limit_what_is_chosen_from(tmp_path: Path) -> None:
-    monitor = SaliencyMonitor(level=0.5, max_samples=12, strict=True)
-    work = trainer(tmp_path, monitor, limit_val_batches=2)
-    work.validate(Module(), loader(), verbose=False)
-    assert monitor.results["validation"].samples == 12
 
 
 def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
@@ -392,7 +353,7 @@ def test_profiles_beyond_the_memory_budget_are_sampled_and_the_log_says_so(
     assert found.profile.shape == (4, 24)
     assert sum(pair.mistakes for pair in found.confusions) == found.misclassified
     assert len(found.right.filters) == 1
-    assert f"profiles of 4 of {found.misclassified} kept" in log.text
+    assert f"{found.misclassified} misclassified (filters of 4 of them ranked)" in log.text
     assert [r["sample"] for r in flagged(tmp_path) if r["kind"] == "sample"] == (
         found.mistakes.sample.tolist()
     )

@@ -84,7 +84,7 @@ def test_sampling_and_references_leave_no_trace_either(tmp_path: Path) -> None:
     module = Module()
     trainer(tmp_path, first).validate(module, loader(), verbose=False)
     monitors = [
-        SaliencyMonitor(level=0.5, max_samples=15, strict=True),
+        SaliencyMonitor(level=0.5, right_samples=5, max_mistakes=5, strict=True),
         SaliencyMonitor(reference=first.last_fit(Module()), every_n_validations=2, strict=True),
     ]
     # The reference names parameters net.features..., as every Module does.

@@ -270,13 +270,13 @@ def test_the_command_line_of_lightning_takes_it_with_typed_arguments(
         CLIModule,
         args=[
             "fit", *quiet, f"--trainer.callbacks+={name}", "--trainer.callbacks.level=0.5",
-            "--trainer.callbacks.exclude=['*.features.0']", "--trainer.callbacks.max_samples=20",
+            "--trainer.callbacks.exclude=['*.features.0']", "--trainer.callbacks.memory_mb=20",
         ],
         save_config_callback=None,
     )  # fmt: skip
     callbacks: Any = cli.trainer.callbacks  # type: ignore[attr-defined]
     monitor = next(c for c in callbacks if isinstance(c, SaliencyMonitor))
-    assert monitor.results["validation"].samples == 20
+    assert monitor.settings.memory_mb == 20
     assert len(monitor.results["validation"].index) == 18
 
 

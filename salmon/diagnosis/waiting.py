@@ -1,0 +1,100 @@
+"""Chosen samples of several batches, which wait until they fill a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """M samples of one batch, or of several."""
+
+    rows: list[Tensor]  # tensors of inputs, targets and the step's outputs, [M, ...] each
+    rest: list[Any]  # what else is in their nesting
+    nesting: Any
+    numbers: Tensor  # [M] positions in the pass, on the CPU
+    batches: Tensor  # [M] number of the batch
+    ids: list[int | str]  # [M]
+    copies: Tensor | None  # [M] for how many samples each stands; None for itself
+
+    @classmethod
+    def of(
+        cls, values: Any, samples: int, rows: Tensor, *, numbers: Tensor, batch: int,
+        ids: Sequence[int | str] | None, copies: Tensor | None,
+    ) -> "Chosen":  # fmt: skip
+        """Choose rows ``[M]`` of a batch of N samples.
+
+        Args:
+            values: Nesting; its tensors with N rows are those of the samples.
+            numbers: ``[N]``, like ids and copies.
+        """
+        leaves, nesting = pytree.tree_flatten(values)
+        theirs = [isinstance(x, Tensor) and x.ndim > 0 and len(x) == samples for x in leaves]
+        pairs = list(zip(leaves, theirs, strict=True))
+        own, at_once = numbers[rows], copies is None and len(rows) == samples
+        return cls(
+            # Somebody may write into a batch while its samples wait.
+            rows=[x if at_once else x[rows.to(x.device)] for x, moves in pairs if moves],
+            rest=[_ROWS if moves else x for x, moves in pairs],
+            nesting=nesting,
+            numbers=own,
+            batches=torch.full_like(own, batch),
+            ids=own.tolist() if ids is None else [ids[row] for row in rows.tolist()],
+            copies=None if copies is None else copies[rows],
+        )
+
+    @property
+    def values(self) -> Any:
+        """The nesting they were chosen from, with their rows."""
+        rows = iter(self.rows)
+        return pytree.tree_unflatten(
+            [next(rows) if x is _ROWS else x for x in self.rest], self.nesting
+        )
+
+    def without_rows(self) -> "Chosen":
+        """Which ones they are; what they were measured on is let go."""
+        return replace(self, rows=[])
+
+    def alike(self, other: "Chosen") -> bool:
+        """Whether the network can take both at once."""
+        return (
+            self.nesting == other.nesting
+            and [_form(x) for x in self.rows] == [_form(x) for x in other.rows]
+            and all(_same(a, b) for a, b in zip(self.rest, other.rest, strict=True))
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Chosen"]) -> "Chosen":
+        """Put some together that are alike."""
+        if len(parts) == 1:
+            return parts[0]
+        copies = [part.copies for part in parts if part.copies is not None]
+        return replace(
+            parts[0],
+            rows=[torch.cat(each) for each in zip(*(part.rows for part in parts), strict=True)],
+            numbers=torch.cat([part.numbers for part in parts]),
+            batches=torch.cat([part.batches for part in parts]),
+            ids=[name for part in parts for name in part.ids],
+            copies=torch.cat(copies) if copies else None,
+        )
+
+
+_ROWS = object()
+"""Stands for a tensor of the samples."""
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape[1:], tensor.dtype, tensor.device
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return _form(one) == _form(other) and torch.equal(one, other)
+    return one is other or (type(one) is type(other) and type(one) in _PLAIN and one == other)

@@ -1,0 +1,243 @@
+"""Which samples of a large pass are measured, and that they stand for the others."""
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from salmon import Pass, PassSettings, Tails, filter_saliency, fit_tails
+from salmon.diagnosis import Step
+from salmon.diagnosis.choice import UNSURE, Choice
+from tests.networks import PlainNet, batch
+
+SAMPLES = 400
+SETTINGS = PassSettings(level=0.8, top_k=5, right_samples=10, max_mistakes=300)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(5)
+    return PlainNet().double().eval()
+
+
+MODEL = network()
+IMAGES = batch(SAMPLES, seed=5)[0].double()
+with torch.no_grad():
+    LOGITS = MODEL(IMAGES) * 200  # so that it is sure of most
+NUMBERS = torch.arange(SAMPLES)
+FORWARDS: list[int] = []
+"""Sizes of the batches that went through the network; what is on a module would be put back."""
+
+
+class Sure(nn.Module):
+    """The network, with large logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, images: Tensor, *, times: float = 200.0) -> Tensor:
+        FORWARDS.append(len(images))
+        logits: Tensor = times * self.net(images)
+        return logits
+
+
+LABELS = LOGITS.argmax(1)
+LABELS[::10] = (LABELS[::10] + 1) % 4  # a tenth is wrong
+WRONG = LOGITS.argmax(1) != LABELS
+OTHERS = 1 - LOGITS.softmax(1).gather(1, LABELS.unsqueeze(1)).squeeze(1)
+
+
+def planned(**changes: Any) -> Choice | None:
+    values = {
+        "seed": 0, "right_samples": 500, "max_mistakes": 2000, "expected": 50_000,
+        "accuracy": 0.5, "fits": True,
+    }  # fmt: skip
+    return Choice.of(**(values | changes))
+
+
+def measured(ends: list[int], settings: PassSettings = SETTINGS, **options: Any) -> Pass:
+    own = Pass(Sure(), settings, expected=SAMPLES, **options)
+    for start, end in zip([0, *ends], [*ends, SAMPLES], strict=True):
+        own.update(IMAGES[start:end], LABELS[start:end], numbers=NUMBERS[start:end])
+    return own
+
+
+def choice_of(settings: PassSettings = SETTINGS, **options: Any) -> Choice:
+    found = Choice.of(
+        seed=settings.seed, right_samples=settings.right_samples,
+        max_mistakes=settings.max_mistakes, expected=SAMPLES, accuracy=options.get("accuracy"),
+        fits=True,
+    )  # fmt: skip
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"expected": 2500}, {"expected": None}, {"right_samples": None, "max_mistakes": None}],
+)
+def test_small_passes_and_those_of_unknown_length_are_measured_whole(
+    changes: dict[str, Any],
+) -> None:
+    assert planned(**changes) is None
+
+
+def test_chances_are_powers_of_two_that_keep_the_numbers_asked_for() -> None:
+    choice = planned()
+    assert choice is not None
+    assert 25_000 / 2**choice.wrong <= 2000 < 25_000 / 2 ** (choice.wrong - 1)
+    assert 25_000 / 2 ** (choice.right + 1) < 500 <= 25_000 / 2**choice.right
+    first = planned(accuracy=None)
+    assert first is not None
+    assert (first.wrong, first.right) == (0, 6)  # nobody knows how many are wrong
+    every = planned(right_samples=None)
+    assert every is not None
+    assert every.right == 0
+
+
+def test_every_sample_stands_for_one_on_the_average() -> None:
+    choice = Choice(seed=3, wrong=1, right=5)
+    numbers = torch.arange(200_000)
+    for others, wrong in ((0.2, False), (0.01, False), (0.7, True), (float("nan"), True)):
+        copies = choice.copies(
+            numbers, torch.full((len(numbers),), wrong), torch.full((len(numbers),), others)
+        )
+        weight = int(copies.max())
+        chance = (copies > 0).double().mean()
+        spread = (weight / len(numbers)) ** 0.5  # of the mean of a Poisson sample
+        assert abs(copies.double().mean() - 1) < 4 * spread
+        assert abs(chance - 1 / weight) < 4 * spread
+        if not wrong:
+            assert weight >= 1 / max(UNSURE * others, 2**-4) or weight == 2
+    assert set(choice.copies(numbers, numbers < 0, numbers * 0.0).tolist()) == {0, 32}
+
+
+def test_right_samples_by_chance_are_measured_whatever_the_network_says() -> None:
+    choice = Choice(seed=3, wrong=0, right=4)
+    numbers = torch.arange(5000)
+    even = choice.by_chance(numbers)
+    assert abs(int(even.sum()) - 5000 / 16) < 4 * (5000 / 16) ** 0.5
+    others = torch.rand(5000, generator=torch.Generator().manual_seed(0))
+    assert bool((choice.copies(numbers, numbers < 0, others)[even] > 0).all())
+
+
+def test_the_tails_are_those_of_a_stream_that_gets_each_sample_so_many_times() -> None:
+    copies = choice_of().copies(NUMBERS, WRONG, OTHERS)
+    assert 40 < int((copies > 0).sum()) < 300
+    found = measured([7, 100, 250]).compute()
+    model = Sure().eval()
+    tails = Tails(len(found.index))
+    for number in NUMBERS[copies > 0].tolist():
+        profile = filter_saliency(model, IMAGES[[number]], LABELS[[number]])
+        for _ in range(int(copies[number])):
+            tails.update(profile)
+    expected = fit_tails(tails, 0.8, index=found.index, stands_for=SAMPLES)
+    assert found.measured == int((copies > 0).sum())
+    assert found.fit.samples == SAMPLES
+    assert found.fit.top == SAMPLES // 5
+    torch.testing.assert_close(found.fit.threshold, expected.threshold, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.fit.mean, expected.mean, rtol=1e-9, atol=0)
+    assert found.mistakes.sample.tolist() == NUMBERS[WRONG].tolist()
+
+
+@pytest.mark.parametrize("ends", [[1, 2, 3], list(range(16, SAMPLES, 16)), [399]])
+def test_any_split_chooses_the_same(ends: list[int]) -> None:
+    settings = PassSettings(level=0.8, top_k=5, right_samples=10, max_mistakes=12)
+    whole = measured([], settings, accuracy=0.9).compute()
+    found = measured(ends, settings, accuracy=0.9).compute()
+    assert 5 < len(whole.mistakes.ids) < 20
+    assert found.measured == whole.measured < SAMPLES
+    assert found.mistakes.ids == whole.mistakes.ids
+    assert found.confusions == whole.confusions
+    torch.testing.assert_close(found.fit.threshold, whole.fit.threshold, rtol=1e-9, atol=0)
+    mine, theirs = found.right.score, whole.right.score
+    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_merged_passes_are_one_and_what_waits_in_them_counts() -> None:
+    whole = measured([]).compute()
+    parts = []
+    for rank in range(3):
+        own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+        for some in NUMBERS[rank::3].split(9):
+            own.update(IMAGES[some], LABELS[some], numbers=some)
+        parts.append(pickle.loads(pickle.dumps(own)))
+    for other in parts[1:]:
+        parts[0].merge(other)
+    found = parts[0].compute()
+    assert (found.measured, found.samples) == (whole.measured, SAMPLES)
+    assert found.mistakes.sample.tolist() == whole.mistakes.sample.tolist()
+    torch.testing.assert_close(found.fit.threshold, whole.fit.threshold, rtol=1e-9, atol=0)
+
+
+def test_counts_are_of_all_samples_though_some_mistakes_are_not_measured() -> None:
+    settings = PassSettings(level=0.8, right_samples=10, max_mistakes=12)
+    found = measured([50], settings, accuracy=0.9).compute()
+    assert found.samples == SAMPLES
+    assert found.misclassified == int(WRONG.sum()) > len(found.mistakes.ids)
+    assert torch.equal(found.class_samples, LABELS.bincount(minlength=4))
+    assert torch.equal(found.class_mistakes, LABELS[WRONG].bincount(minlength=4))
+    pairs = {(pair.target, pair.predicted): pair.mistakes for pair in found.confusions}
+    for target, predicted in torch.stack([LABELS[WRONG], LOGITS.argmax(1)[WRONG]], 1).tolist():
+        pairs[target, predicted] -= 1
+    assert set(pairs.values()) == {0}
+
+
+def test_repeats_and_samples_without_a_class_are_neither_chosen_nor_counted() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    labels, numbers = LABELS.clone(), NUMBERS.clone()
+    labels[20:40], numbers[:20] = -100, -1
+    own.update(IMAGES, labels, numbers=numbers)
+    found = own.compute()
+    assert (found.samples, found.unlabelled) == (SAMPLES - 40, 20)
+    assert int(found.mistakes.sample.min()) >= 40
+
+
+def test_outputs_that_the_step_got_save_a_forward() -> None:
+    FORWARDS.clear()
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for some in NUMBERS.split(50):
+        own.update(IMAGES[some], LABELS[some], step=Step([LOGITS[some]]))
+    found = own.compute()
+    assert max(FORWARDS) <= 50
+    assert found.measured <= sum(FORWARDS) <= found.measured + 5  # to look at layers and layouts
+    assert found.trusted
+    assert own.compared
+    assert found.mistakes.sample.tolist() == NUMBERS[WRONG].tolist()
+    another = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for some in NUMBERS.split(50):
+        another.update(IMAGES[some], LABELS[some], step=Step([LOGITS[some] + torch.rand(50, 4)]))
+    assert "gave other outputs" in another.compute().doubts[0]
+
+
+def test_what_waits_is_as_it_came() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for some in NUMBERS.split(20):
+        images, labels = IMAGES[some].clone(), LABELS[some].clone()
+        own.update(images, labels)
+        images.zero_()
+        labels.zero_()
+    whole = measured([]).compute()
+    torch.testing.assert_close(own.compute().profile, whole.profile, rtol=1e-9, atol=0)
+
+
+def test_batches_that_the_network_cannot_take_at_once_are_measured_apart() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for turn, some in enumerate(NUMBERS.split(20)):
+        own.update({"images": IMAGES[some], "times": 200.0 + turn % 2}, LABELS[some])
+    assert own.compute().measured > 40
+
+
+def test_given_tails_need_no_unsure_samples() -> None:
+    whole = measured([]).compute()
+    found = measured([], reference=whole.fit).compute()
+    by_chance = choice_of().by_chance(NUMBERS) & ~WRONG
+    assert found.measured == int((WRONG | by_chance).sum()) < whole.measured
+    assert len(found.right.filters) == len(whole.right.filters) == int(by_chance.sum())
+
+
+def test_calibration_measures_all() -> None:
+    settings = PassSettings(level=0.8, right_samples=10, max_mistakes=300, calibrate=True)
+    assert measured([], settings).compute().measured == SAMPLES
