@@ -95,7 +95,15 @@ def main() -> int:
 
 def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """What makes each table."""
-    from tests.benchmarks import calibration, findings, repairs, saliency, statistics, views
+    from tests.benchmarks import (
+        calibration,
+        choice,
+        findings,
+        repairs,
+        saliency,
+        statistics,
+        views,
+    )
 
     tasks: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "Saliency": lambda: saliency.rows(quick=quick),
@@ -105,6 +113,7 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     }
     if not quick:
         tasks |= {
+            "Mistakes first": choice.rows,
             "Memory": saliency.memory_rows,
             "Views": views.rows,
             "Saliency by batch and input": saliency.curve_rows,

@@ -36,13 +36,13 @@ LARGER = "MNIST_TEST"
 """Environment variable with an ``.npz`` of images ``x`` [N, 28, 28] and labels ``y`` [N]."""
 
 
-def subject(seed: int) -> tuple[DigitNet, Samples, Samples]:
+def subject(seed: int, epochs: int = 10) -> tuple[DigitNet, Samples, Samples]:
     """The demo's network after its training, the optical digits, and the held-out images."""
     seed_everything(seed, verbose=False)
     train, held_out = mnist_split(TRAINING_IMAGES, seed)
     model = DigitNet()
     trainer = Trainer(
-        max_epochs=10, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, DataLoader(train, BATCH, shuffle=True))
@@ -118,7 +118,7 @@ def order_cells(
         reference=sets[1]["repair"], settings=settings, batch_size=BATCH, say=lambda *_: None,
     )  # fmt: skip
     guard = Guard(model, sets[0]["guard"], sets[1]["guard"], settings, BATCH)
-    larger = _larger()
+    larger = larger_set()
     before = None if larger is None else predict(model, larger, BATCH)
     found = []
     for order in orders:
@@ -173,7 +173,8 @@ def _interval(values: Any) -> str:
     return f"{values.mean():+.2f} ± {half:.2f}"
 
 
-def _larger() -> Samples | None:
+def larger_set() -> Samples | None:
+    """MNIST's own test images, if their place is told."""
     place = os.environ.get(LARGER)
     if place is None:
         return None

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from salmon import SaliencyMonitor, Tails, fit_tails, gpd, rank_filters
+from salmon import SaliencyMonitor, Tails, ViewSettings, fit_tails, gpd, rank_filters
 from tests.benchmarks import rivals
 from tests.benchmarks.measure import compare, seconds
 
@@ -20,7 +20,7 @@ FILTERS = 26_560  # of ResNet-50
 LAYERS = 53
 RANKED = 200  # samples
 BATCH = 64
-WRONG = 0.2  # share of samples that the watched network misclassifies
+OTHERS = 0.025  # mean probability that the watched network gives to other classes
 SHORT = 1e-9  # of the log-likelihood, by which a fit may fall short
 
 
@@ -175,36 +175,44 @@ def _stream_row(filters: int, samples: int) -> dict[str, Any]:
 
 
 class _Net(LightningModule):
-    """ResNet-18 that only validates."""
+    """A network of the zoo that only validates."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.net = zoo.resnet18(num_classes=10)
+        self.net = zoo.get_model(name, weights=None, num_classes=10)
+        self.times = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.net(x))
+        return torch.as_tensor(self.times * self.net(x))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
 
 
 def callback_rows(*, quick: bool) -> list[dict[str, Any]]:
-    """Validation with the monitor against validation plus the limit of its saliency."""
+    """Validation with the monitor against plain validation, and the limit of what it measures."""
     if quick:
-        return [_callback_row(512, 32, 64, budget=20)]
-    return [_callback_row(4096, 32, 64, budget=60), _callback_row(256, 224, 8, budget=60)]
+        return [_callback_row("resnet18", 32, 3000, 0.05, budget=20)]
+    return [
+        _callback_row(network, size, samples, mistakes, budget=30)
+        for network, size in (("resnet18", 32), ("mobilenet_v3_small", 64), ("densenet121", 32))
+        for samples, mistakes in ((2000, 0.05), (6000, 0.05), (6000, 0.2), (20_000, 0.05))
+    ]
 
 
-def _callback_row(samples: int, size: int, batch: int, *, budget: float) -> dict[str, Any]:
-    """Random images, a fifth of which are misclassified."""
+def _callback_row(
+    network: str, size: int, samples: int, mistakes: float, *, budget: float
+) -> dict[str, Any]:
+    """Random images, and labels of which a share is wrong."""
     torch.manual_seed(0)
-    module = _Net().eval()
+    module = _Net(network).eval()
     images = torch.randn(samples, 3, size, size)
     with torch.no_grad():
-        labels = torch.cat([module(part).argmax(1) for part in images.split(batch)])
-    wrong = torch.rand(samples) < WRONG
+        logits = torch.cat([module(part) for part in images.split(BATCH)])
+    module.times = _times(logits)
+    labels, wrong = logits.argmax(1), torch.rand(samples) < mistakes
     labels[wrong] = (labels[wrong] + 1) % 10
-    data = DataLoader(TensorDataset(images, labels), batch)
+    data = DataLoader(TensorDataset(images, labels), BATCH)
     weights = [p for p in module.parameters() if p.ndim == 4]
 
     def validate(*callbacks: Any) -> None:
@@ -214,13 +222,6 @@ def _callback_row(samples: int, size: int, batch: int, *, budget: float) -> dict
                 enable_model_summary=False, callbacks=list(callbacks), default_root_dir=folder,
             ).validate(module, data, verbose=False)  # fmt: skip
 
-    def plain_and_limit() -> None:
-        validate()
-        module.eval()
-        for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-            loss = nn.functional.cross_entropy(module(x), y, reduction="sum")
-            torch.autograd.grad(loss, weights)
-
     ends: list[float] = []
 
     class _Timed(SaliencyMonitor):
@@ -229,20 +230,49 @@ def _callback_row(samples: int, size: int, batch: int, *, budget: float) -> dict
             super().on_validation_epoch_end(*arguments)
             ends.append(time.perf_counter() - start)
 
+    first = SaliencyMonitor(views=ViewSettings(pictures=0))
+    validate(first)
+    measured = first.results["validation"].measured
+
+    def plain_and_limit() -> None:
+        validate()
+        module.eval()
+        rows = slice(0, measured)
+        for x, y in zip(images[rows].split(BATCH), labels[rows].split(BATCH), strict=True):
+            loss = nn.functional.cross_entropy(module(x), y, reduction="sum")
+            torch.autograd.grad(loss, weights)
+
     found = compare(
         {
             "plain + limit": plain_and_limit,
             "plain": validate,
-            "with monitor": lambda: validate(_Timed()),
+            "with monitor": lambda: validate(_Timed(views=ViewSettings(pictures=0))),
         },
         budget=budget,
     )
+    plain, limit, with_monitor = (
+        found[name].seconds for name in ("plain", "plain + limit", "with monitor")
+    )
     return {
-        "samples": samples,
+        "network": network,
         "input": size,
-        "plain validation, s": found["plain"].seconds,
-        "plain + limit, s": found["plain + limit"].seconds,
-        "with monitor, s": found["with monitor"].seconds,
+        "samples": samples,
+        "mistakes": f"{mistakes:.0%}",
+        "measured": f"{measured / samples:.1%}",
+        "plain validation, s": plain,
+        "with monitor, s": with_monitor,
         "of that at the end of the epoch, s": sorted(ends)[len(ends) // 2],
+        "with monitor / plain": with_monitor / plain,
+        "1 + 1.1 x limit of what is measured / plain": 1 + 1.1 * (limit - plain) / plain,
         "with monitor / (plain + limit)": found["with monitor"],
     }
+
+
+def _times(logits: Tensor) -> float:
+    """What to multiply logits with, so that the network is as sure as a trained one."""
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = (low + high) / 2
+        others = 1 - (middle * logits.double()).softmax(1).amax(1).mean()
+        low, high = (middle, high) if others > OTHERS else (low, middle)
+    return low
