@@ -21,7 +21,7 @@ UNSURE = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Chances as powers of two; where a chance of 1 is left out of account, all are measured."""
+    """The chances to be measured, as powers of two."""
 
     seed: int
     wrong: int  # a mistake is measured with 2^-wrong

@@ -285,7 +285,9 @@ class Pass:
         batch: int | None = None,
         step: Step | None = None,
     ) -> None:
-        """Measure a batch.
+        """Count a batch, and measure those of its samples that are chosen.
+
+        Where not all are, they may wait until they fill a batch with those of later ones.
 
         Args:
             inputs: ``[N, ...]`` tensor, or a tuple or mapping of tensors that the network takes as
@@ -297,7 +299,8 @@ class Pass:
                 all passes that are merged; those below 0 are repeats, and not measured. None
                 counts on.
             batch: Position of the batch; None counts on.
-            step: What the user's own step did with the batch, to be compared.
+            step: What the user's own step did with the batch, to be compared, and to tell which
+                samples are wrong.
 
         Raises:
             InputError: If inputs, targets or the network's output do not fit; the samples of this
@@ -475,10 +478,9 @@ class Pass:
         labelled, wrong = answers.labelled & counted, answers.wrong & counted
         copies = choice.copies(numbers, wrong, 1 - answers.confidence_target)
         copies = copies.masked_fill(~labelled.cpu(), 0)
-        left_out = (wrong & (copies == 0).to(wrong.device)).nonzero().squeeze(1)
-        if len(left_out):
+        if choice.wrong:  # then some mistakes are left out
             both = torch.stack([answers.classes, answers.predicted], 1)
-            self._others.append(both[left_out].cpu())
+            self._others.append(both[wrong & (copies == 0).to(wrong.device)].cpu())
         return copies
 
     def _logits(self, inputs: Any) -> Tensor:

@@ -82,6 +82,7 @@ class Collector:
                     # Somebody else may give the network other weights before the epoch is over.
                     for own in self._passes.values():
                         own.flush()
+                        self._announce(own)
         self._step.close()
 
     def finish(self) -> dict[str, Diagnosis]:

@@ -72,6 +72,8 @@ def _trust(record: PassRecord) -> list[str]:
         f"{percent(fitted)} of the filters have a fitted tail. Findings and shares rest on the "
         "fits; mistakes are counted.",
     ]
+    if record.measured < record.samples:
+        lines.append(measured_text(record))
     if record.level_reason:
         lines.append(f"Threshold: {record.level_reason}")
     if record.calibration:
@@ -93,6 +95,14 @@ def _next(record: PassRecord) -> str:
     return (
         "Look at the mistakes themselves (flagged images, salmon report FOLDER): are labels wrong, "
         "or are such data rare in training? Nothing points at a few filters."
+    )
+
+
+def measured_text(record: PassRecord) -> str:
+    """That a part stands for all, in a sentence."""
+    return (
+        f"{record.measured} of {record.samples} samples were measured: mistakes, and right samples "
+        "by chance, which stand for the others."
     )
 
 

@@ -236,7 +236,8 @@ def test_a_tuning_takes_the_first_rate_that_gains_until_some_epochs_in_a_row_are
         ),
     )
     back = [f"{epochs[best - 1]}, {way:g} of the way" for way in WAYS]
-    wanted = [(filters, how) for filters in (5, 2) for how in (*worth, *back)]
+    wanted = [(5, how) for how in (*worth, *back)]
+    wanted += [(2, how) for how in (*epochs, *back)]  # the rate is known
     assert [(proposal.edit.filters, proposal.how) for proposal in proposals] == wanted
 
 
@@ -248,6 +249,18 @@ def test_where_no_rate_gains_the_one_that_loses_least_goes_on() -> None:
     )
     wanted = [*worth, *epochs_of(RATES[1], 2)[1:]]
     assert [p.how for p in proposals if not is_way_back(p)] == wanted
+
+
+def test_a_tuning_that_is_given_up_twice_in_a_row_ends_and_goes_no_way_back() -> None:
+    given_up = iter([False, True, False, True, True])
+    rising = count(1)
+    proposals = driven(
+        tune(evidence_of(trained(), epochs=9), "random", (0.1,)),
+        lambda proposal: trial_of(
+            proposal, gain=0.01 * next(rising), complete=not next(given_up, True)
+        ),
+    )
+    assert [proposal.how for proposal in proposals] == epochs_of(RATES[0], 5)
 
 
 def test_a_rate_that_tears_the_network_is_not_taken_whatever_it_gains() -> None:

@@ -322,6 +322,15 @@ def test_the_page_says_which_pass_it_is_and_what_it_cost(
     assert words in Page(render(gather(tmp_path), "run")).text
 
 
+def test_the_page_says_that_a_part_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "salmon_logs").mkdir()
+    record = hand_record(3, measured=70)
+    write_pass(tmp_path / "salmon_logs" / "pass-validation-000003.json", record)
+    text = Page(render(gather(tmp_path), "run")).text
+    words = "70 of 200 samples were measured: mistakes, and right samples by chance, which stand"
+    assert text.count(words) == 2  # where it says which pass it is, and under trust
+
+
 def test_links_to_other_folders_are_not_followed(run: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(run)
     with pytest.raises(InputError, match="holds no passes of the monitor"):

@@ -50,29 +50,33 @@ _Part = tuple[Any, Tensor, Tensor]
 def tune(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
     """Tune the first filters, from many to few, each time from the original weights.
 
-    A tuning ends with the second epoch in a row that is no better on the guard splits. Fewer
-    filters are not tried where those before were not about as good as the best.
+    A tuning ends with the second epoch in a row that is no better on the guard splits, or is given
+    up there. Fewer filters begin with the rate that was best for more, and are not tried where
+    those before were not about as good as the best.
     """
+    rates: tuple[float, ...] = RATES
     for share in sorted(shares, reverse=True):
         layout = _layout(evidence, order, share)
         if not layout:  # no filter is ranked
             return
         begun: list[tuple[Trial, Tuning]] = []
-        for rate in RATES:
+        for rate in rates:
             run = Tuning(evidence, layout, WHOLE * rate if order == ALL else rate)
             trial = yield run.epoch(order)
             begun.append((trial, run))
             if _merit(trial) > 0 and trial.lost <= TORN:
                 break
         trial, run = max(begun, key=lambda pair: _merit(pair[0]))
-        best, worse, near = (trial, run.edit), 0, trial.near
+        rates = rates[[pair[1] for pair in begun].index(run) :]
+        best, worse, near = (trial, run.edit), int(not trial.complete), trial.near
         while run.epochs < evidence.settings.epochs and worse < PATIENCE:
             trial = yield run.epoch(order)
             worse, near = worse + 1, near or trial.near
             if _merit(trial) > _merit(best[0]):
-                best, worse = (trial, run.edit), 0
+                best = trial, run.edit
+                worse = 0 if trial.complete else worse
         original, before = best[1].values_in(evidence.state), best[0]
-        for way in WAYS:
+        for way in WAYS if before.complete else ():
             how = f"{best[0].how}, {way:g} of the way"
             trial = yield Proposal("tune", order, how, between(original, best[1], way))
             near = near or trial.near

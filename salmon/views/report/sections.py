@@ -24,7 +24,7 @@ from salmon.views.history import History
 from salmon.views.record import PassRecord
 from salmon.views.report.gathering import LETTERS, FilterCard, Section, StoredFlag
 from salmon.views.report.repairs import RepairSection, repair_tables
-from salmon.views.summary import overview, whose
+from salmon.views.summary import measured_text, overview, whose
 from salmon.views.tables import (
     FILTER_COLUMNS,
     FINDING_COLUMNS,
@@ -305,9 +305,10 @@ def _layer_rows(history: History) -> list[list[str]]:
 
 def _when(record: PassRecord) -> str:
     """Which pass it was."""
+    part = f" {measured_text(record)}" if record.measured < record.samples else ""
     if record.share is None:  # a diagnosis, without a trainer
-        return f"Diagnosis of {record.samples} samples."
+        return f"Diagnosis of {record.samples} samples.{part}"
     return (
         f"{record.stage.capitalize()} pass {record.number} of this run, counted from 0, at step "
-        f"{record.step}."
+        f"{record.step}.{part}"
     )
