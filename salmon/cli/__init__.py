@@ -35,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BaseException as error:  # noqa: BLE001
             # What a signal raises may arrive as something else: an extension module that was being
             # loaded makes an ImportError of it, Lightning ends the process.
-            if not came:
+            if not came and not isinstance(error, KeyboardInterrupt):
                 return _failed(error)
-    word = "interrupted" if came[0] == signal.SIGINT else "terminated"
+    number = came[0] if came else signal.SIGINT
+    word = "interrupted" if number == signal.SIGINT else "terminated"
     print(f"salmon: {word}; no file was left half-written.", file=sys.stderr)
-    return 128 + came[0]
+    return 128 + number
 
 
 def script() -> None:

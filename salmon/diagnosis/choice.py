@@ -3,8 +3,10 @@
 The tails consist of mistakes and of right samples that the network is unsure of. So every mistake
 is measured, a right sample with a probability of 1, 1/2, 1/4, ... that falls with the probability
 the network gives to other classes, and one measured with 1/w counts w times (Poisson sampling with
-unequal probabilities; Horvitz and Thompson 1952, JASA 47(260), 663-685). The choice depends on the
-seed, the number of the sample and the network's answer, and on nothing else.
+unequal probabilities; Horvitz and Thompson 1952, JASA 47(260), 663-685). Where only 1/v of the
+mistakes are measured, all these chances are 1/v of that, and the tails are those of 1/v of the
+samples. The choice depends on the seed, the number of the sample and the network's answer, and on
+nothing else.
 """
 
 import math
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from salmon.diagnosis.reservoir import priorities
 
-UNSURE = 3.0
-"""A right sample is measured with so many times the probability of other classes, at most 1."""
+UNSURE = 4.0
+"""A right sample is measured with so many times the probability of other classes, at most 1; with
+fewer times where mistakes alone fill the tails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Choice:
     seed: int
     wrong: int  # a mistake is measured with 2^-wrong
     right: int  # and no right sample with less than 2^-right
-    unsure: float = UNSURE
+    unsure: float
 
     @classmethod
     def of(
@@ -37,7 +40,7 @@ class Choice:
         max_mistakes: int | None,
         expected: int | None,
         accuracy: float | None,
-        fits: bool,
+        tail: float,
     ) -> "Choice | None":
         """Plan a pass.
 
@@ -47,7 +50,7 @@ class Choice:
             max_mistakes: At most about so many mistakes are measured; None measures all.
             expected: Samples that will come; None if unknown.
             accuracy: About what share of them is right; None if unknown.
-            fits: Whether tails are fitted to what is measured.
+            tail: Share of the samples above the thresholds; 0 where no tails are fitted.
 
         Returns:
             None where all samples are measured: these are few, or it is not known how many.
@@ -64,7 +67,9 @@ class Choice:
             wrong = max(0, math.ceil(math.log2(max(most, 1) / max_mistakes)))
         if right == wrong == 0:
             return None
-        return cls(seed=seed, wrong=wrong, right=right, unsure=UNSURE if fits else 0.0)
+        right = max(right, wrong)  # no right sample is likelier than a mistake
+        fill = 1.0 if accuracy is None else tail / max(1 - accuracy, tail, 1e-9)
+        return cls(seed=seed, wrong=wrong, right=right, unsure=UNSURE * fill**2 if tail else 0.0)
 
     def copies(self, numbers: Tensor, wrong: Tensor, others: Tensor) -> Tensor:
         """Tell for how many samples each one stands.
@@ -75,12 +80,16 @@ class Choice:
             others: ``[N]`` probability that the network gives to other classes than the true one.
 
         Returns:
-            ``[N]`` int64 on the CPU; 0 for those that are not measured.
+            ``[N]`` int64 on the CPU, of ``2^-wrong`` of all samples; 0 where one is not measured.
         """
         chance = (self.unsure * others.double()).nan_to_num(nan=1.0).clamp(2.0**-62, 1.0)
         halvings = (self.wrong + (-chance.log2()).floor().long()).clamp_max(self.right)
         halvings = halvings.masked_fill(wrong, self.wrong).cpu()
-        return torch.where(self._among(numbers, halvings), 1 << halvings, 0)
+        return torch.where(self._among(numbers, halvings), 1 << (halvings - self.wrong), 0)
+
+    def stood_for(self, samples: int) -> int:
+        """As how many samples the measured ones of so many count."""
+        return round(samples / (1 << self.wrong))
 
     def by_chance(self, numbers: Tensor) -> Tensor:
         """``[N]`` bool, which right samples are measured whatever the network says of them."""

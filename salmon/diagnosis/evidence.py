@@ -26,6 +26,7 @@ class Step:
 
     outputs: Sequence[Any] = ()  # what it made the network give for the inputs measured, if seen
     ambiguous: bool = False  # whether it fed the network several things, none of them the batch's
+    whole: bool = True  # whether they are the network's own, or some of parts of it
 
     def logits(self, samples: int) -> list[Tensor]:
         """``[N, K]`` each, of those outputs that are some of N samples."""

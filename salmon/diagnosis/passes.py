@@ -9,7 +9,7 @@ same tails and the same mistakes.
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
-from salmon.diagnosis.waiting import Chosen
+from salmon.diagnosis.waiting import Chosen, divisible
 from salmon.diagnosis.worst import Glimpse, WorstSamples
 from salmon.errors import InputError, StateError
 from salmon.filters import FilterIndex
@@ -44,6 +44,7 @@ from salmon.saliency import (
     take_rows,
 )
 from salmon.tails import (
+    CANDIDATES,
     Estimator,
     Tails,
     choose_level,
@@ -238,9 +239,10 @@ class Pass:
         if index is not None:
             self._reference = _loaded(reference, index)
         own = self._settings
+        level = CANDIDATES[0] if own.level == "auto" else own.level
         self._choice = None if own.calibrate else Choice.of(
             seed=own.seed, right_samples=own.right_samples, max_mistakes=own.max_mistakes,
-            expected=expected, accuracy=accuracy, fits=reference is None,
+            expected=expected, accuracy=accuracy, tail=1 - level if reference is None else 0.0,
         )  # fmt: skip
         self._waiting: list[Chosen] = []
         self._largest = 0  # samples of a batch
@@ -316,36 +318,35 @@ class Pass:
             one = take_rows(inputs, slice(0, 1), samples)
             self._index = FilterIndex.from_model(self._model, inputs=one)
             self._reference = _loaded(self._reference_source, self._index)
-        seen = [] if step is None else step.logits(samples)
-        copies = None
-        if self._choice is None:
-            rows = (numbers >= 0).nonzero().squeeze(1)
-        else:
-            copies = self._copies(self._choice, inputs, targets, numbers, seen)
-            rows = copies.nonzero().squeeze(1)
-        self._evidence.ambiguous += step is not None and step.ambiguous
-        if len(rows) == 0:
+        step = step or Step()
+        self._evidence.ambiguous += step.ambiguous
+        if not bool((numbers >= 0).any()):
+            return
+        chosen = self._chosen(inputs, targets, numbers, step, ids, batch)
+        if not len(chosen.numbers):
             return
         if ids is not None:
             self._id_source = id_source
-        chosen = Chosen.of(
-            (inputs, targets, seen), samples, rows, numbers=numbers,
-            batch=self._batches - 1 if batch is None else batch, ids=ids, copies=copies,
-        )  # fmt: skip
-        if copies is None:
+        if chosen.copies is None or len(chosen.numbers) == samples:
             self._measure(chosen)
             return
         self._largest = max(self._largest, samples)
-        waiting = sum(len(each.numbers) for each in self._waiting) + len(rows)
+        waiting = sum(len(each.numbers) for each in self._waiting) + len(chosen.numbers)
         if self._waiting and not (waiting <= self._largest and chosen.alike(self._waiting[0])):
             self.flush()
         self._waiting.append(chosen)
+        if not self._methods:  # it is soon known what is measured, or why it cannot be
+            self.flush()
 
     def flush(self) -> None:
-        """Measure the chosen samples that wait for a batch to be full."""
+        """Measure the chosen samples that wait for a batch to be full.
+
+        Call it where the network would be another one afterwards, as after a context in which it
+        has other weights; :meth:`merge` and :meth:`compute` do it otherwise.
+        """
         waiting, self._waiting = self._waiting, []
         if waiting:
-            self._measure(Chosen.joined(waiting))
+            self._measure(Chosen.joined(waiting).two_at_least())
 
     def merge(self, other: "Pass") -> None:
         """Take over what another pass over other samples measured.
@@ -376,7 +377,7 @@ class Pass:
             self._reservoir(kind, profile.dtype).offer(numbers, profile, classes)
         self._mistakes += other._mistakes
         self._others += other._others
-        if not self._counts().any():
+        if not int(self._measured):
             self._id_source = other._id_source
         for name in ("_by_class", "_measured", "_dropped", "_unlabelled"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -401,7 +402,7 @@ class Pass:
             tails, level = self._own_tails(), settings.level
             stands_for = None
             if self._choice is not None:
-                stands_for = int(self._counts()[0].sum()) - int(self._dropped)
+                stands_for = self._choice.stood_for(int(self._counts()[0].sum())) - tails.dropped
             if level == "auto":
                 choice = choose_level(tails, stands_for=stands_for)
                 level, reason = choice.level, choice.reason
@@ -463,15 +464,32 @@ class Pass:
         absent = {"_model": None, "_forward_context": nullcontext, "_settings": plain}
         return vars(self) | absent | {"_reference_source": None}
 
-    def _copies(
-        self, choice: Choice, inputs: Any, targets: Tensor, numbers: Tensor, seen: list[Tensor]
-    ) -> Tensor:
-        """``[N]`` for how many samples each of a batch stands, 0 if not measured; counts them all.
+    def _chosen(
+        self, inputs: Any, targets: Tensor, numbers: Tensor, step: Step,
+        ids: Sequence[int | str] | None, batch: int | None,
+    ) -> Chosen:  # fmt: skip
+        """Choose from a batch; where not all samples are measured, they are counted here."""
+        samples, seen = len(targets), step.logits(len(targets))
+        rows, copies, predicted = (numbers >= 0).nonzero().squeeze(1), None, None
+        if self._choice is not None:
+            logits = seen[0] if step.whole and seen else self._logits(inputs)
+            copies, predicted = self._copies(self._choice, logits, targets, numbers)
+            if divisible(inputs, samples) or not bool(copies.any()):
+                rows = copies.nonzero().squeeze(1)
+        return Chosen.of(
+            (inputs, targets, seen, predicted), samples, rows, numbers=numbers,
+            batch=self._batches - 1 if batch is None else batch, ids=ids, copies=copies,
+        )  # fmt: skip
 
-        Args:
-            seen: Logits that the step was seen to get; none of them asks the network once more.
+    def _copies(
+        self, choice: Choice, logits: Tensor, targets: Tensor, numbers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Count the samples of a batch, and choose.
+
+        Returns:
+            ``[N]`` for how many samples each one stands, 0 if it is not measured; and ``[N]``
+            predicted classes.
         """
-        logits = seen[0] if seen else self._logits(inputs)
         answers = _Answers.of(logits, targets, self._settings.loss)
         counted = (numbers >= 0).to(logits.device)
         self._count(logits, answers, counted)
@@ -481,7 +499,7 @@ class Pass:
         if choice.wrong:  # then some mistakes are left out
             both = torch.stack([answers.classes, answers.predicted], 1)
             self._others.append(both[wrong & (copies == 0).to(wrong.device)].cpu())
-        return copies
+        return copies, answers.predicted
 
     def _logits(self, inputs: Any) -> Tensor:
         """What the network says, without gradients."""
@@ -515,7 +533,7 @@ class Pass:
     def _measure(self, chosen: Chosen) -> None:
         """Measure chosen samples, and take up what came out."""
         assert self._index is not None
-        inputs, targets, seen = chosen.values
+        inputs, targets, seen, predicted = chosen.values
         with eval_mode(self._model) as was_training:
             measurement = measure(
                 self._model,
@@ -527,13 +545,19 @@ class Pass:
             )
         self._methods = measurement.methods
         self.was_training |= was_training
-        self._add(measurement, chosen, inputs, targets)
+        answers = _Answers.of(logits_of(measurement.output), targets, self._settings.loss)
+        if chosen.copies is not None:  # it was counted with what the step said
+            counts = (chosen.copies > 0).to(predicted.device)
+            answers = replace(answers, predicted=predicted, labelled=answers.labelled & counts)
+        self._add(measurement, answers, chosen, inputs, targets)
         self._evidence.weigh(measurement.output, seen)
 
-    def _add(self, measurement: Measurement, chosen: Chosen, inputs: Any, targets: Tensor) -> None:
+    def _add(
+        self, measurement: Measurement, answers: _Answers, chosen: Chosen, inputs: Any,
+        targets: Tensor,
+    ) -> None:  # fmt: skip
         """Take up what was measured of chosen samples."""
         profile, logits = measurement.profile, logits_of(measurement.output)
-        answers = _Answers.of(logits, targets, self._settings.loss)
         labelled, numbers = answers.labelled, chosen.numbers
         if self._reference is None:
             self._stream(profile, labelled, chosen)

@@ -39,13 +39,19 @@ class Chosen:
         return cls(
             # Somebody may write into a batch while its samples wait.
             rows=[x if at_once else x[rows.to(x.device)] for x, moves in pairs if moves],
-            rest=[_ROWS if moves else x for x, moves in pairs],
+            rest=[_ROWS if moves else _kept(x) for x, moves in pairs],
             nesting=nesting,
             numbers=own,
             batches=torch.full_like(own, batch),
             ids=own.tolist() if ids is None else [ids[row] for row in rows.tolist()],
             copies=None if copies is None else copies[rows],
         )
+
+    def two_at_least(self) -> "Chosen":
+        """Add to a single sample a copy that counts for none, since some networks flatten one."""
+        if len(self.numbers) > 1 or self.copies is None:
+            return self
+        return Chosen.joined([self, replace(self, copies=torch.zeros_like(self.copies))])
 
     @property
     def values(self) -> Any:
@@ -85,6 +91,18 @@ class Chosen:
 
 _ROWS = object()
 """Stands for a tensor of the samples."""
+
+
+def divisible(inputs: Any, samples: int) -> bool:
+    """Whether samples can be chosen from inputs: whatever is no number holds a row of each."""
+    leaves = pytree.tree_leaves(inputs)
+    others = [x for x in leaves if not isinstance(x, Tensor)]
+    rows = all(x.ndim == 0 or len(x) == samples for x in leaves if isinstance(x, Tensor))
+    return rows and len(others) < max(samples, 2)  # else a list may have an entry of each
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 _PLAIN = (bool, int, float, str)

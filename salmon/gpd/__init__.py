@@ -1,7 +1,12 @@
 """The generalized Pareto distribution: its functions, its fit, and the record of fitted tails."""
 
 from salmon.gpd.distribution import log_likelihood, log_survival, quantile, survival
-from salmon.gpd.goodness import anderson_darling, goodness_p, standard_errors
+from salmon.gpd.goodness import (
+    anderson_darling,
+    effective_share,
+    goodness_p,
+    standard_errors,
+)
 from salmon.gpd.grimshaw import MIN_COUNT, GPDFit, fit
 from salmon.gpd.posterior import LEAST_WITH_PRIOR, Curve, Posterior, posterior
 from salmon.gpd.predictive import INTERVAL, Lookup, predictive_interval, predictive_log_survival
@@ -18,6 +23,7 @@ __all__ = [
     "Posterior",
     "TailFit",
     "anderson_darling",
+    "effective_share",
     "fit",
     "goodness_p",
     "log_likelihood",

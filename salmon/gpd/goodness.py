@@ -148,6 +148,26 @@ def goodness_p(statistic: Tensor, xi: Tensor) -> Tensor:
     return torch.where(torch.isnan(xi), torch.nan, p)
 
 
+def effective_share(excess: Tensor) -> Tensor:
+    """How many independent values weighted excesses are worth, of their number (Kish 1965).
+
+    Args:
+        excess: ``[F, N]`` in descending order; NaN entries are padding, at the end. An excess of
+            weight w comes w times.
+
+    Returns:
+        ``[F]`` float64 ``(sum w)^2 / sum w^2 / N``: 1 where all are distinct, and where none is.
+    """
+    present = ~torch.isnan(excess)
+    other = torch.ones_like(present)
+    other[:, 1:] = excess[:, 1:] != excess[:, :-1]
+    number = (other.cumsum(1) - 1).masked_fill(~present, excess.shape[1])
+    runs = torch.zeros((len(excess), excess.shape[1] + 1), dtype=torch.float64)
+    runs.scatter_add_(1, number, torch.ones_like(number, dtype=torch.float64))
+    total = present.sum(1).double()
+    return torch.where(total > 0, total / runs[:, :-1].square().sum(1), 1.0)
+
+
 def standard_errors(excess: Tensor, xi: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Standard errors of ``xi`` and ``sigma``.
 

@@ -89,6 +89,10 @@ class Curve:
         """Select rows."""
         return Curve(self.table[rows])
 
+    def weighted(self, share: Tensor) -> "Curve":
+        """Count a share ``[F]`` of each row's excesses."""
+        return Curve(torch.cat([self.table[:, :1] * share.unsqueeze(1), self.table[:, 1:]], 1))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Posterior:

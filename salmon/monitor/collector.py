@@ -75,14 +75,12 @@ class Collector:
             clock = self._context.clock
             with (
                 self._ending("stopped measuring"), clock.part(f"loader {loader}"),
-                clock.part(MEASURING), ordinary_tensors(), muted(self._context.model),
+                clock.part(f"{MEASURING} {loader}"), ordinary_tensors(), muted(self._context.model),
             ):  # fmt: skip
                 self._take(self._step.end(batch), number, loader)
-                if is_last_batch(self._context.trainer):
+                if is_last_batch(self._context.trainer, number, loader):
                     # Somebody else may give the network other weights before the epoch is over.
-                    for own in self._passes.values():
-                        own.flush()
-                        self._announce(own)
+                    self._flush(number, loader)
         self._step.close()
 
     def finish(self) -> dict[str, Diagnosis]:
@@ -94,6 +92,10 @@ class Collector:
         found: dict[str, Diagnosis] = {}
         self._finishing = True
         self.close()
+        with self._ending("stopped measuring"), ordinary_tensors(), muted(self._context.model):
+            for loader in self._passes if self._alive else ():
+                self._flush(-1, loader)
+        measuring: dict[str, float] = {}  # seconds by scope
         loaders, skipped = self._agree()
         if self._ended():
             return found
@@ -109,11 +111,12 @@ class Collector:
             part = self._context.clock.part(f"loader {loader}")
             with self._ending(f"could not finish {scope}"), part, ordinary_tensors():
                 found[scope] = self._conclude(scope, loader)
+                measuring[scope] = self._context.clock.seconds(f"{MEASURING} {loader}")
         if found and not self._ended():
             with self._ending("could not log its cost"):
                 log_cost(self._context)
         for scope, diagnosis in found.items() if self._processes.first else ():
-            log_summary(scope, self._context.number, diagnosis, self._context.clock, skipped)
+            log_summary(scope, measuring[scope], self._context, diagnosis, skipped)
         return found
 
     def _take(self, batch: Any, number: int, loader: int) -> None:
@@ -158,6 +161,19 @@ class Collector:
                 book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
             except InputError as error:  # said when the repair is looked for
                 book.trouble = book.trouble or error
+
+    def _flush(self, number: int, loader: int) -> None:
+        """Measure what waits of a loader, after its batch of a number."""
+        own = self._passes.get(loader)
+        if own is None:
+            return
+        try:
+            own.flush()
+        except (InputError, RuntimeError) as error:
+            if not self._announced:
+                raise
+            self._skip(number, error)
+        self._announce(own)
 
     def _pass_of(self, loader: int) -> Pass:
         """The pass over a loader, begun at its first batch."""

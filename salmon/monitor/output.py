@@ -12,7 +12,6 @@ from pytorch_lightning import LightningModule, Trainer
 from salmon.diagnosis import Diagnosis, WorstSamples, batch_flags, sample_flags
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger, tolerated
-from salmon.monitor.clock import Clock
 from salmon.monitor.context import PassContext
 from salmon.monitor.facts import class_names, origin
 from salmon.monitor.images import confused_images, pictures_of
@@ -236,12 +235,16 @@ def is_local(place: str) -> bool:
     return "://" not in place or place.startswith("file://")
 
 
-def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, skipped: int) -> None:
+def log_summary(
+    scope: str, measuring: float, context: PassContext, diagnosis: Diagnosis, skipped: int
+) -> None:
     """Say in the log what was found, what was left out, and what it cost.
 
     Args:
         scope: A key of the monitor's results.
+        measuring: Seconds for measuring it.
     """
+    clock, number = context.clock, context.number
     kept = len(diagnosis.mistakes.sample)
     shares = group_shares(diagnosis.rankings["pot"], diagnosis.index)
     top_k = diagnosis.rankings["pot"].filters.shape[1]
@@ -252,7 +255,7 @@ def log_summary(scope: str, number: int, diagnosis: Diagnosis, clock: Clock, ski
     measured = ""
     if diagnosis.measured < diagnosis.samples:
         times = diagnosis.samples / max(diagnosis.measured, 1)
-        every = clock.busy + (times - 1) * clock.seconds(MEASURING)
+        every = clock.busy + (times - 1) * measuring
         measured = (
             f" Measured were {diagnosis.measured}, which stand for all: every one would have taken "
             f"about {every:.1f} s."

@@ -122,7 +122,7 @@ class StepWatch:
                 "of a batch to logits, and let the step call it."
             )
         if not calls:
-            return inputs, Step([seen.output for seen in every])
+            return inputs, Step([seen.output for seen in every], whole=False)
         same = next((seen for seen in calls if seen.is_of(inputs)), None)
         if same is not None:
             return same.call, Step([same.output])

@@ -96,8 +96,11 @@ def expected_samples(trainer: Trainer, loader: int) -> int | None:
     return min(size, most)
 
 
-def is_last_batch(trainer: Trainer) -> bool:
-    """Whether the running validation or test has no batch after this one, of any loader."""
+def is_last_batch(trainer: Trainer, number: int, loader: int) -> bool:
+    """Whether a batch is the last one of its loader, in this process, as far as it can be known."""
+    counts = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+    if number + 1 >= counts[loader]:
+        return True
     loops = {"fit": trainer.fit_loop.epoch_loop.val_loop, "test": trainer.test_loop}
     loop = loops.get(getattr(trainer.state.fn, "value", ""), trainer.validate_loop)
     return bool(loop.batch_progress.is_last_batch)

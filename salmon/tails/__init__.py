@@ -2,10 +2,11 @@
 
 from salmon.tails.files import fit_from_state, fit_state, load_fit, save_fit
 from salmon.tails.fit import Estimator, example_excesses, example_filters, fit_tails, is_shrunk
-from salmon.tails.level import LevelChoice, choose_level
+from salmon.tails.level import CANDIDATES, LevelChoice, choose_level
 from salmon.tails.stream import Tails
 
 __all__ = [
+    "CANDIDATES",
     "Estimator",
     "LevelChoice",
     "Tails",

@@ -48,8 +48,9 @@ def fit_tails(
         estimator: ``"shrunk"`` or ``"ml"``.
         min_exceedances: Filters with fewer excesses get no fit; None is 5 for ``"shrunk"`` and 10
             for ``"ml"``.
-        stands_for: n, where the stream got a part of the samples, which stand for the others, too;
-            None takes as many as came.
+        stands_for: n, where the stream got some of the samples, each as often as it counts; None
+            takes as many as came. Standard errors, posteriors and tests of the fit then go by the
+            effective number of excesses (:func:`salmon.gpd.effective_share`).
 
     Returns:
         The fits, on the CPU.
@@ -72,7 +73,8 @@ def fit_tails(
     if min_exceedances is None:
         min_exceedances = gpd.LEAST_WITH_PRIOR if shrunk else gpd.MIN_COUNT
     parts = [
-        _fit_block(rows, k, min_exceedances, curves=shrunk) for rows in largest_in_blocks(tails)
+        _fit_block(rows, k, min_exceedances, curves=shrunk, weighted=stands_for is not None)
+        for rows in largest_in_blocks(tails)
     ]
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     posterior = None
@@ -92,7 +94,7 @@ def fit_tails(
         posterior=posterior,
         **columns,
     )
-    if k < exceedance_count(n, level, n + 2):
+    if k == tails.capacity - 1 < exceedance_count(n, level, n + 2):
         logger.warning(
             "%d samples at level %g have more exceedances than the %d values kept per filter; the "
             "tails were fitted at level %.6g instead. Raise max_exceedances to keep %g.",
@@ -199,10 +201,28 @@ def is_shrunk(estimator: str) -> bool:
     return estimator == "shrunk"
 
 
-def _fit_block(largest: Tensor, k: int, min_exceedances: int, *, curves: bool) -> dict[str, Tensor]:
+def fit_p(excess: Tensor, fit: gpd.GPDFit, share: Tensor) -> Tensor:
+    """``[B]`` p-values of fits to descending excesses.
+
+    Args:
+        share: ``[B]`` of the excesses that are independent, by which the statistic shrinks.
+    """
+    statistic = gpd.anderson_darling(excess, fit.xi, fit.sigma) * share
+    return gpd.goodness_p(statistic, fit.xi)
+
+
+def independent(excess: Tensor, *, weighted: bool) -> Tensor:
+    """``[B]`` share of descending excesses that is independent; 1 where they have no weights."""
+    return gpd.effective_share(excess) if weighted else excess.new_ones(len(excess))
+
+
+def _fit_block(
+    largest: Tensor, k: int, min_exceedances: int, *, curves: bool, weighted: bool
+) -> dict[str, Tensor]:
     """Fit some rows of descending values; gives fields of a :class:`TailFit`."""
     threshold, excess = split_at(largest, k)
     fit = gpd.fit(excess, min_count=min_exceedances, curves=curves)
+    share = independent(excess, weighted=weighted)
     # Too few excesses because the top values tie is another matter than too few samples.
     tied = (fit.status == gpd.FitStatus.TOO_FEW) & (k >= min_exceedances)
     status = torch.where(tied, int(gpd.FitStatus.DEGENERATE), fit.status).to(torch.int8)
@@ -212,9 +232,9 @@ def _fit_block(largest: Tensor, k: int, min_exceedances: int, *, curves: bool) -
         "exceedances": fit.count,
         "xi": fit.xi,
         "sigma": fit.sigma,
-        "xi_se": xi_se,
-        "sigma_se": sigma_se,
+        "xi_se": xi_se / share.sqrt(),
+        "sigma_se": sigma_se / share.sqrt(),
         "log_likelihood": fit.log_likelihood,
         "status": status,
-        "ad_p": gpd.goodness_p(gpd.anderson_darling(excess, fit.xi, fit.sigma), fit.xi),
-    } | ({} if fit.curve is None else {"curve": fit.curve.table})
+        "ad_p": fit_p(excess, fit, share),
+    } | ({} if fit.curve is None else {"curve": fit.curve.weighted(share).table})

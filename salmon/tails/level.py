@@ -9,7 +9,13 @@ from torch import Tensor
 
 from salmon import gpd
 from salmon.errors import InputError
-from salmon.tails.fit import exceedance_count, largest_in_blocks, split_at
+from salmon.tails.fit import (
+    exceedance_count,
+    fit_p,
+    independent,
+    largest_in_blocks,
+    split_at,
+)
 from salmon.tails.stream import Tails
 
 CANDIDATES = (0.80, 0.85, 0.90, 0.95)
@@ -80,7 +86,8 @@ def choose_level(
         level = 1 - (tails.capacity - 1.5) / n  # half an exceedance from where rounding matters
         reason = f"level {level:.4g}, untested, is the lowest possible: {_list(levels)} have {kept}"
         return LevelChoice(level=level, reason=reason + ".", rejected={})
-    p = _p_values(tails, [exceedance_count(n, q, most) for q in tried])
+    counts = [exceedance_count(n, q, most) for q in tried]
+    p = _p_values(tails, counts, weighted=stands_for is not None)
     votes = (~torch.isnan(p)).sum(0).tolist()
     against = forward_stop(p).sum(0).tolist()
     rejected = {q: a / v for q, a, v in zip(tried, against, votes, strict=True) if v}
@@ -121,18 +128,16 @@ def forward_stop(p: Tensor) -> Tensor:
     return before_the_last & tested
 
 
-def _p_values(tails: Tails, counts: Sequence[int]) -> Tensor:
+def _p_values(tails: Tails, counts: Sequence[int], *, weighted: bool) -> Tensor:
     """``[F, M]`` p-values of the fits to each number of largest values."""
+
+    def of(largest: Tensor, k: int) -> Tensor:
+        _, excess = split_at(largest, k)
+        return fit_p(excess, gpd.fit(excess), independent(excess, weighted=weighted))
+
     return torch.cat(
-        [torch.stack([_fit_p(rows, k) for k in counts], 1) for rows in largest_in_blocks(tails)]
+        [torch.stack([of(rows, k) for k in counts], 1) for rows in largest_in_blocks(tails)]
     )
-
-
-def _fit_p(largest: Tensor, k: int) -> Tensor:
-    """``[B]`` p-values of the fits to the ``k`` largest values."""
-    _, excess = split_at(largest, k)
-    fit = gpd.fit(excess)
-    return gpd.goodness_p(gpd.anderson_darling(excess, fit.xi, fit.sigma), fit.xi)
 
 
 def _limit(place: int, votes: int) -> float:

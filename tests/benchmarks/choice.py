@@ -1,6 +1,6 @@
 """What measuring mistakes first changes, against measuring all: on the network of the demo.
 
-Of its held-out images each comes three times, shifted by up to two pixels; if ``MNIST_TEST`` names
+Of its held-out images each comes three times, shifted by up to a pixel; if ``MNIST_TEST`` names
 an ``.npz`` of MNIST's own test images, these are taken.
 """
 
@@ -16,7 +16,7 @@ from salmon.diagnosis import Step
 from salmon.ranking import Ranking
 from tests.benchmarks.repairs import larger_set, subject
 
-EPOCHS = (3, 10, 20)
+EPOCHS = (3, 10)
 COPIES = 3
 
 
@@ -29,7 +29,8 @@ def _row(epochs: int) -> dict[str, Any]:
     model, _, held_out = subject(0, epochs)
     samples = larger_set() or _shifted(held_out)
     every, seconds = _measured(model, samples, right_samples=None, max_mistakes=None)
-    part, less = _measured(model, samples)
+    accuracy = 1 - every.misclassified / len(samples)  # as of the pass before
+    part, less = _measured(model, samples, accuracy)
     half = samples.take(torch.arange(0, len(samples), 2))
     reference, _ = _measured(model, half, right_samples=None, max_mistakes=None)
     of_half, _ = _measured(model, samples, reference=reference)
@@ -47,11 +48,15 @@ def _row(epochs: int) -> dict[str, Any]:
 
 
 def _measured(
-    model: DigitNet, samples: Samples, reference: Diagnosis | None = None, **settings: Any
+    model: DigitNet,
+    samples: Samples,
+    accuracy: float | None = None,
+    reference: Diagnosis | None = None,
+    **settings: Any,
 ) -> tuple[Diagnosis, float]:
     """A pass whose step was seen, and its seconds without the step's own forwards."""
     own = Pass(
-        model, PassSettings(**settings), expected=len(samples),
+        model, PassSettings(**settings), expected=len(samples), accuracy=accuracy,
         reference=None if reference is None else reference.fit,
     )  # fmt: skip
     seconds = 0.0
@@ -87,6 +92,6 @@ def _shifted(samples: Samples) -> Samples:
     """Each image in some places."""
     random = torch.Generator().manual_seed(0)
     inputs = torch.cat([samples.inputs] * COPIES)
-    shifts = torch.randint(-2, 3, (len(inputs), 2), generator=random).tolist()
+    shifts = torch.randint(-1, 2, (len(inputs), 2), generator=random).tolist()
     moved = [image.roll(shift, (1, 2)) for image, shift in zip(inputs, shifts, strict=True)]
     return Samples(torch.stack(moved), samples.targets.repeat(COPIES), tuple(range(len(inputs))))

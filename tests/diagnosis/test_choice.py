@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from salmon import Pass, PassSettings, Tails, filter_saliency, fit_tails
-from salmon.diagnosis import Step
+from salmon.diagnosis import Diagnosis, Step
 from salmon.diagnosis.choice import UNSURE, Choice
 from tests.networks import PlainNet, batch
 
@@ -52,7 +52,7 @@ OTHERS = 1 - LOGITS.softmax(1).gather(1, LABELS.unsqueeze(1)).squeeze(1)
 def planned(**changes: Any) -> Choice | None:
     values = {
         "seed": 0, "right_samples": 500, "max_mistakes": 2000, "expected": 50_000,
-        "accuracy": 0.5, "fits": True,
+        "accuracy": 0.5, "tail": 0.1,
     }  # fmt: skip
     return Choice.of(**(values | changes))
 
@@ -68,7 +68,7 @@ def choice_of(settings: PassSettings = SETTINGS, **options: Any) -> Choice:
     found = Choice.of(
         seed=settings.seed, right_samples=settings.right_samples,
         max_mistakes=settings.max_mistakes, expected=SAMPLES, accuracy=options.get("accuracy"),
-        fits=True,
+        tail=0.2,
     )  # fmt: skip
     assert found is not None
     return found
@@ -94,12 +94,27 @@ def test_chances_are_powers_of_two_that_keep_the_numbers_asked_for() -> None:
     assert (first.wrong, first.right) == (0, 6)  # nobody knows how many are wrong
     every = planned(right_samples=None)
     assert every is not None
-    assert every.right == 0
+    assert every.right == every.wrong == choice.wrong  # no right sample is likelier
+
+
+def test_where_mistakes_fill_the_tails_fewer_right_samples_are_measured() -> None:
+    many, few, unknown, given = (
+        planned(**changes)
+        for changes in ({"accuracy": 0.8}, {"accuracy": 0.9}, {"accuracy": None}, {"tail": 0.0})
+    )
+    assert many is not None
+    assert few is not None
+    assert unknown is not None
+    assert given is not None
+    assert few.unsure == unknown.unsure == UNSURE
+    assert many.unsure == pytest.approx(UNSURE / 4)
+    assert given.unsure == 0
 
 
 def test_every_sample_stands_for_one_on_the_average() -> None:
-    choice = Choice(seed=3, wrong=1, right=5)
+    choice = Choice(seed=3, wrong=1, right=5, unsure=UNSURE)
     numbers = torch.arange(200_000)
+    # Those measured are half of all, as far as their weights go.
     for others, wrong in ((0.2, False), (0.01, False), (0.7, True), (float("nan"), True)):
         copies = choice.copies(
             numbers, torch.full((len(numbers),), wrong), torch.full((len(numbers),), others)
@@ -107,15 +122,15 @@ def test_every_sample_stands_for_one_on_the_average() -> None:
         weight = int(copies.max())
         chance = (copies > 0).double().mean()
         spread = (weight / len(numbers)) ** 0.5  # of the mean of a Poisson sample
-        assert abs(copies.double().mean() - 1) < 4 * spread
-        assert abs(chance - 1 / weight) < 4 * spread
-        if not wrong:
-            assert weight >= 1 / max(UNSURE * others, 2**-4) or weight == 2
-    assert set(choice.copies(numbers, numbers < 0, numbers * 0.0).tolist()) == {0, 32}
+        assert abs(copies.double().mean() - 0.5) < 4 * spread
+        assert abs(chance - 0.5 / weight) < 4 * spread
+        assert weight == 1 if wrong else weight <= 1 / max(UNSURE * others, 2**-4) < 2 * weight
+    assert choice.stood_for(200_001) == 100_000
+    assert set(choice.copies(numbers, numbers < 0, numbers * 0.0).tolist()) == {0, 16}
 
 
 def test_right_samples_by_chance_are_measured_whatever_the_network_says() -> None:
-    choice = Choice(seed=3, wrong=0, right=4)
+    choice = Choice(seed=3, wrong=0, right=4, unsure=UNSURE)
     numbers = torch.arange(5000)
     even = choice.by_chance(numbers)
     assert abs(int(even.sum()) - 5000 / 16) < 4 * (5000 / 16) ** 0.5
@@ -241,3 +256,99 @@ def test_given_tails_need_no_unsure_samples() -> None:
 def test_calibration_measures_all() -> None:
     settings = PassSettings(level=0.8, right_samples=10, max_mistakes=300, calibrate=True)
     assert measured([], settings).compute().measured == SAMPLES
+
+
+def test_half_precision_in_the_step_counts_and_lists_the_same_mistakes() -> None:
+    rounded = LOGITS.bfloat16()
+    labels = rounded.argmax(1)
+    labels[0] = LOGITS[0].argmin()
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    own.update(IMAGES, labels, step=Step([rounded]))
+    found = own.compute()
+    assert found.misclassified == len(found.mistakes.ids) == 1
+    assert not torch.equal(labels[1:], LOGITS.argmax(1)[1:])  # measured, more are wrong
+
+
+def test_outputs_of_parts_of_the_network_do_not_tell_which_are_wrong() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for some in NUMBERS.split(50):
+        step = Step([torch.rand(len(some), 32), LOGITS[some]], whole=False)
+        own.update(IMAGES[some], LABELS[some], step=step)
+    found = own.compute()
+    assert found.trusted
+    assert own.compared
+    assert found.mistakes.sample.tolist() == NUMBERS[WRONG].tolist()
+
+
+def test_a_single_sample_that_waits_is_not_a_batch_of_one() -> None:
+    class Squeezes(Sure):
+        def forward(self, images: Tensor, *, times: float = 200.0) -> Tensor:
+            return super().forward(images, times=times).squeeze(0)
+
+    own = Pass(Squeezes(), SETTINGS, expected=SAMPLES)
+    own.update(IMAGES[:20], LABELS[:20])
+    copies = choice_of().copies(NUMBERS, WRONG, OTHERS)
+    one = int(((copies > 0) & (NUMBERS > 20)).nonzero()[0])
+    none = ((copies == 0) & (NUMBERS > 20)).nonzero().squeeze(1)[:3]
+    rows = torch.cat([torch.tensor([one]), none])
+    own.update(IMAGES[rows], LABELS[rows], numbers=rows)
+    found = own.compute()
+    assert found.measured == int((copies[:20] > 0).sum()) + 1
+    assert found.samples == 24
+
+
+class Shifted(Sure):
+    """Takes what is not a row of each sample, too."""
+
+    def forward(  # type: ignore[override]
+        self, images: Tensor, table: Tensor, shares: list[float], *, times: float = 200.0
+    ) -> Tensor:
+        logits = super().forward(images, times=times)
+        return logits * torch.tensor(shares).double().unsqueeze(1) + 0 * table.sum()
+
+
+@pytest.mark.parametrize("rows", [3, 20])
+def test_samples_are_not_chosen_from_inputs_that_cannot_be_divided(rows: int) -> None:
+    def found(settings: PassSettings) -> Diagnosis:
+        own = Pass(Shifted(), settings, expected=SAMPLES)
+        for some in NUMBERS.split(20):
+            shares = (1 + some / SAMPLES).tolist()
+            own.update((IMAGES[some], torch.ones(rows, 2), shares), LABELS[some])
+        return own.compute()
+
+    whole = PassSettings(level=0.8, top_k=5, right_samples=None, max_mistakes=None)
+    part, every = found(SETTINGS), found(whole)
+    assert part.measured < every.measured == SAMPLES
+    assert part.mistakes.ids == every.mistakes.ids
+    torch.testing.assert_close(part.profile, every.profile, rtol=1e-9, atol=0)
+
+
+def test_a_value_that_changes_between_batches_goes_with_its_own_samples() -> None:
+    times = torch.tensor(200.0).double()
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    apart = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    for turn, some in enumerate(NUMBERS.split(20)):
+        times.fill_(200.0 + turn)
+        own.update({"images": IMAGES[some], "times": times}, LABELS[some])
+        apart.update({"images": IMAGES[some], "times": 200.0 + turn}, LABELS[some])
+    torch.testing.assert_close(own.compute().profile, apart.compute().profile, rtol=1e-9, atol=0)
+
+
+def test_samples_without_a_finite_saliency_do_not_stand_for_others() -> None:
+    images = IMAGES.clone()
+    images[WRONG] = torch.nan
+    settings = PassSettings(level=0.8, right_samples=10, max_mistakes=12)
+    own = Pass(Sure(), settings, expected=SAMPLES, accuracy=0.9)
+    own.update(images, LABELS)
+    found = own.compute()
+    assert found.fit.samples == round(SAMPLES / 4) - found.dropped
+    assert 5 < found.dropped < 20
+
+
+def test_empty_batches_and_batches_of_repeats_do_not_run_the_network() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    own.update(IMAGES[:20], LABELS[:20])
+    FORWARDS.clear()
+    own.update(IMAGES[:0], LABELS[:0])
+    own.update(IMAGES[:5], LABELS[:5], numbers=torch.full((5,), -1))
+    assert FORWARDS == []

@@ -273,3 +273,37 @@ def test_vectors_that_are_views_or_of_single_precision_will_do() -> None:
     p = gpd.goodness_p(statistic[::2], xi[::2])
     single = gpd.goodness_p(statistic[::2].float(), xi[::2].float())
     torch.testing.assert_close(single, p, rtol=1e-6, atol=0)
+
+
+def weighted(rows: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Descending draws with weights 1, 2, 4 or 8 as copies, and the effective share of each row."""
+    random = np.random.default_rng(seed)
+    draws = stats.genpareto.rvs(0.2, size=(rows, size), random_state=random)
+    copies = 2 ** random.integers(0, 4, (rows, size))
+    length = int(copies.sum(1).max())
+    table = np.full((rows, length), np.nan)
+    for row, (values, times) in enumerate(zip(draws, copies, strict=True)):
+        every = -np.sort(-np.repeat(values, times))
+        table[row, : len(every)] = every
+    share = copies.sum(1) ** 2 / (copies.astype(float) ** 2).sum(1) / copies.sum(1)
+    return torch.from_numpy(table), torch.from_numpy(share)
+
+
+def test_the_effective_share_of_weighted_excesses_is_kish_s() -> None:
+    excess, share = weighted(20, 30, 0)
+    torch.testing.assert_close(gpd.effective_share(excess), share, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gpd.effective_share(7e-9 * excess), share, rtol=1e-12, atol=0)
+    distinct = torch.tensor([[3.0, 2.0, 1.0], [3.0, math.nan, math.nan], [math.nan] * 3])
+    assert gpd.effective_share(distinct).tolist() == [1, 1, 1]
+
+
+def test_weighted_excesses_have_uniform_p_values_and_errors_of_the_right_size() -> None:
+    excess, share = weighted(1500, 300, 1)
+    fit = gpd.fit(excess)
+    statistic = gpd.anderson_darling(excess, fit.xi, fit.sigma)
+    p = gpd.goodness_p(statistic * share, fit.xi)
+    # An approximation: between half as many and twice as many as should be are rejected.
+    assert 0.025 < float((p < 0.05).double().mean()) < 0.1
+    assert float((gpd.goodness_p(statistic, fit.xi) < 0.05).double().mean()) > 0.15
+    error = gpd.standard_errors(excess, fit.xi, fit.sigma)[0] / share.sqrt()
+    assert float(error.median() / fit.xi.std()) == pytest.approx(1, abs=0.1)

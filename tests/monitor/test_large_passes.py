@@ -115,17 +115,20 @@ class Stream(torch.utils.data.IterableDataset[Any]):
         return iter(data())
 
 
-@pytest.mark.parametrize("make", [data, Stream])
-def test_the_last_batch_is_known_in_a_training_too(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize(("make", "first"), [(data, True), (Stream, False)])
+def test_the_last_batch_is_known_in_a_training_too(
+    tmp_path: Path, make: Any, *, first: bool
+) -> None:
     last = []
 
     class Asks(Callback):
         def on_validation_batch_end(self, trainer: Any, *others: Any) -> None:
-            last.append(is_last_batch(trainer))
+            _, _, _, number, loader = others
+            last.append(is_last_batch(trainer, number, loader))
 
     work = trainer(tmp_path, Asks(), max_epochs=1, num_sanity_val_steps=0)
     work.fit(sure(), loader(digits(16)), [loader(make(), 60), loader(make(), 100)])
-    assert last == [False] * 6 + [True]
+    assert last == [False] * 3 + [first] + [False] * 2 + [True]
 
 
 def test_a_pass_knows_how_many_mistakes_the_one_before_had(tmp_path: Path) -> None:
@@ -142,3 +145,53 @@ def test_a_pass_knows_how_many_mistakes_the_one_before_had(tmp_path: Path) -> No
     resumed.load_state_dict(own.state_dict())
     again = validated(tmp_path / "c", resumed)
     assert again.mistakes.ids == second.mistakes.ids
+
+
+class Tasks(Sure):
+    """One network for each loader, chosen by the step."""
+
+    task = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if self.task == 0 else -super().forward(images)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.task = dataloader_idx
+        super().validation_step(batch, batch_idx, dataloader_idx)
+
+
+def test_what_waits_of_a_loader_is_measured_before_the_next_one_begins(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = monitor()
+    trainer(tmp_path, own).validate(Tasks(), [loader(data()), loader(data())], verbose=False)
+    found = own.results["validation/loader0"]
+    assert found.trusted
+    assert found.mistakes.ids == validated(tmp_path / "alone", monitor()).mistakes.ids
+
+
+class Longer(torch.utils.data.IterableDataset[Any]):
+    """A stream that says it has more samples than come."""
+
+    def __iter__(self) -> Any:
+        return iter(data())
+
+    def __len__(self) -> int:
+        return SAMPLES + 20
+
+
+class Logs(Sure):
+    """Logs inside forward."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.log("in_forward", float(len(images)))
+        return super().forward(images)
+
+
+@pytest.mark.filterwarnings("ignore:.*IterableDataset.*__len__")
+def test_a_loader_that_ends_early_changes_no_metric_of_the_user(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    own = monitor()
+    work = trainer(tmp_path, own)
+    (metrics,) = work.validate(Logs(), loader(Longer(), 80), verbose=False)
+    assert metrics["in_forward"] == 80
+    assert own.results["validation"].measured < SAMPLES
