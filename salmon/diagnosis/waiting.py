@@ -63,7 +63,7 @@ class Chosen:
 
     def without_rows(self) -> "Chosen":
         """Which ones they are; what they were measured on is let go."""
-        return replace(self, rows=[])
+        return replace(self, rows=[], rest=[])
 
     def alike(self, other: "Chosen") -> bool:
         """Whether the network can take both at once."""
