@@ -142,17 +142,14 @@ def significant_counts(log_p: Tensor, tested: int) -> Tensor:
     Returns:
         ``[N]`` int64.
     """
-    rows, columns = (log_p <= math.log(ALPHA)).nonzero(as_tuple=True)
-    values = log_p[rows, columns]
-    count = torch.full((len(log_p),), tested, dtype=torch.int64)
-    while len(values):
-        # From above, the first number c with c values at or below ALPHA c / F is the largest one.
-        passed = values <= math.log(ALPHA / tested) + count[rows].double().log()
-        fewer = torch.bincount(rows[passed], minlength=len(count))
-        if torch.equal(fewer, count):
-            break
-        count, rows, values = fewer, rows[passed], values[passed]
-    return count if len(values) else torch.zeros_like(count)
+    values = log_p.nan_to_num(nan=0.0)
+    most = int((values <= math.log(ALPHA)).sum(1).amax()) if len(values) else 0
+    if most == 0:
+        return torch.zeros(len(values), dtype=torch.int64)
+    rarest = values.topk(most, dim=1, largest=False).values  # in ascending order
+    count = torch.arange(1, most + 1)
+    passed = rarest <= math.log(ALPHA / tested) + count.double().log()
+    return (passed * count).amax(1)
 
 
 def z_score(profile: Tensor, fit: TailFit) -> Tensor:
