@@ -306,7 +306,8 @@ class Pass:
 
         Raises:
             InputError: If inputs, targets or the network's output do not fit; the samples of this
-                batch do not count.
+                batch do not count. Where the measurement of samples that waited fails, these are
+                counted, but neither measured nor listed.
         """
         samples = check_samples(inputs, targets)
         if numbers is None:
@@ -341,8 +342,8 @@ class Pass:
     def flush(self) -> None:
         """Measure the chosen samples that wait for a batch to be full.
 
-        Call it where the network would be another one afterwards, as after a context in which it
-        has other weights; :meth:`merge` and :meth:`compute` do it otherwise.
+        Call it before the network becomes another one, as at the end of a context in which it has
+        other weights; :meth:`merge` and :meth:`compute` do it otherwise.
         """
         waiting, self._waiting = self._waiting, []
         if waiting:
@@ -664,7 +665,7 @@ class Pass:
         return priorities(numbers, self._settings.seed + 1) < 0
 
     def _counts(self) -> Tensor:
-        """``[2, K]`` measured samples and mistakes by true class, on the CPU."""
+        """``[2, K]`` samples and mistakes by true class, on the CPU."""
         return torch.zeros((2, 1), dtype=torch.int64) + torch.as_tensor(self._by_class).cpu()
 
     def _fitted(self, tails: Tails, level: float, stands_for: int | None = None) -> TailFit:
