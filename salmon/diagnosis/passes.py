@@ -306,7 +306,7 @@ class Pass:
 
         Raises:
             InputError: If inputs, targets or the network's output do not fit; the samples of this
-                batch do not count. Where the measurement of samples that waited fails, these are
+                batch do not count. Where the measurement of those that waited fails, they are
                 counted, but neither measured nor listed.
         """
         samples = check_samples(inputs, targets)
@@ -343,11 +343,32 @@ class Pass:
         """Measure the chosen samples that wait for a batch to be full.
 
         Call it before the network becomes another one, as at the end of a context in which it has
-        other weights; :meth:`merge` and :meth:`compute` do it otherwise.
+        other weights; :meth:`merge` and :meth:`compute` do it otherwise. Where the measurement of
+        all at once fails, it is tried with those of each batch.
+
+        Raises:
+            InputError: As :meth:`update`, when the samples of the other batches are measured.
         """
         waiting, self._waiting = self._waiting, []
-        if waiting:
+        if not waiting:
+            return
+        try:
             self._measure(Chosen.joined(waiting).two_at_least())
+        except (InputError, RuntimeError):
+            if len(waiting) == 1:
+                raise
+            self._measure_apart(waiting)
+
+    def _measure_apart(self, parts: Sequence[Chosen]) -> None:
+        """Measure each, and raise the first error when all have had their turn."""
+        errors: list[Exception] = []
+        for part in parts:
+            try:
+                self._measure(part.two_at_least())
+            except (InputError, RuntimeError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def merge(self, other: "Pass") -> None:
         """Take over what another pass over other samples measured.

@@ -297,6 +297,30 @@ def test_a_single_sample_that_waits_is_not_a_batch_of_one() -> None:
     assert found.samples == 24
 
 
+def test_a_sample_that_cannot_be_measured_costs_no_other_batch_that_waited() -> None:
+    class Refuses(Sure):
+        def forward(self, images: Tensor, *, times: float = 200.0) -> Tensor:
+            if torch.is_grad_enabled() and bool((images == images.new_tensor(7.0)).any()):
+                raise RuntimeError("no gradient for this one")
+            return super().forward(images, times=times)
+
+    wrong = int(WRONG.nonzero()[5])
+    images = IMAGES.clone()
+    images[wrong, 0, 0, 0] = 7.0
+    own, errors = Pass(Refuses(), SETTINGS, expected=SAMPLES), []
+    for some in NUMBERS.split(4):
+        try:
+            own.update(images[some], LABELS[some], step=Step([LOGITS[some]]))
+        except RuntimeError as error:
+            errors.append(str(error))
+    found, whole = own.compute(), measured([]).compute()
+    its_batch = wrong // 4
+    others = whole.mistakes.sample // 4 != its_batch
+    assert errors == ["no gradient for this one"]
+    assert found.samples == SAMPLES
+    assert found.mistakes.sample.tolist() == whole.mistakes.sample[others].tolist()
+
+
 class Shifted(Sure):
     """Takes what is not a row of each sample, too."""
 
