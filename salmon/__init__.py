@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from salmon.repairs import Patch, RepairSettings, Samples, repair
     from salmon.saliency import Coverage, VerificationError, coverage, filter_saliency, verify
     from salmon.tails import Tails, fit_tails, load_fit, save_fit
+    from salmon.tasks import Task
     from salmon.views import ViewSettings
 
 __version__ = "0.2.0"
@@ -50,6 +51,7 @@ __all__ = [
     "StateError",
     "TailFit",
     "Tails",
+    "Task",
     "UnsupportedError",
     "VerificationError",
     "ViewSettings",
@@ -87,6 +89,7 @@ _HOMES = {
     "salmon.repairs": ("Patch", "RepairSettings", "Samples", "repair"),
     "salmon.saliency": ("Coverage", "VerificationError", "coverage", "filter_saliency", "verify"),
     "salmon.tails": ("Tails", "fit_tails", "load_fit", "save_fit"),
+    "salmon.tasks": ("Task",),
     "salmon.views": ("ViewSettings",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

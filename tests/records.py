@@ -59,12 +59,15 @@ def real_diagnosis(samples: int = 120, level: float = 0.8) -> Diagnosis:
     mistakes = Mistakes(
         sample=wrong, ids=wrong.tolist(), batch=wrong // 8, target=labels[wrong],
         predicted=logits.argmax(1)[wrong],
-        confidence_target=sure.gather(1, labels[wrong, None]).squeeze(1),
-        confidence_predicted=sure.amax(1),
+        details={
+            "confidence_target": sure.gather(1, labels[wrong, None]).squeeze(1),
+            "confidence_predicted": sure.amax(1),
+        },
         loss=torch.nn.functional.cross_entropy(logits, labels, reduction="none")[wrong],
     )  # fmt: skip
     return Diagnosis(
         index=index, fit=fit, dropped=0, unlabelled=0, measured=len(labels),
+        task="classification", rule="",
         class_samples=labels.bincount(minlength=logits.shape[1]),
         confusions=confusions(mistakes.classes),
         class_mistakes=labels[wrong].bincount(minlength=logits.shape[1]),

@@ -59,8 +59,8 @@ def run_diagnose(options: DiagnoseOptions) -> int:
             print_shares(diagnosis)
             _print_findings(record)
         said.append(
-            f"{diagnosis.misclassified} of {diagnosis.samples} new samples are misclassified. "
-            f"Written: {options.out}"
+            f"{diagnosis.misclassified} of {diagnosis.samples} new samples are "
+            f"{'misclassified' if diagnosis.has_classes else 'mistakes'}. Written: {options.out}"
         )
 
     publish_folder(options.out, fill, force=options.force)
@@ -78,6 +78,7 @@ def _measured(
         "level": options.level,
         "top_k": options.top_k,
         "estimator": options.estimator,
+        "task": options.task,
     }
     settings = replace(
         project.settings,
@@ -107,7 +108,7 @@ def print_shares(diagnosis: Diagnosis) -> None:
     top_k = rankings["pot"].filters.shape[1]
     print_table(
         f"Share of each group among the top-{top_k} filters of {len(diagnosis.mistakes.sample)} "
-        "misclassified images, in %",
+        f"{'misclassified images' if diagnosis.has_classes else 'mistakes'}, in %",
         ["group", "z-score", "POT", "of all filters"],
         rows,
     )
@@ -122,6 +123,7 @@ def _summary(
     return {
         "schema": SCHEMA,
         "model": model,
+        "task": diagnosis.task,
         "samples": diagnosis.samples,
         "misclassified": diagnosis.misclassified,
         "dropped": diagnosis.dropped,
@@ -144,4 +146,5 @@ def _print_findings(record: PassRecord) -> None:
     if rows:
         print_table("\nFilters beyond chance", FINDING_COLUMNS, rows)
     pairs = pair_rows(record)[:_TOP_ROWS]
-    print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)
+    if record.has_classes:
+        print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)

@@ -69,6 +69,7 @@ class DiagnoseOptions(ProjectOptions):
         top_k: Filters reported per sample; by default likewise, or 25, at most a tenth of all.
         estimator: "shrunk", where the filters of a layer inform each other's tails, or "ml"; by
             default likewise, or "shrunk".
+        task: What a mistake is; by default likewise, or as the first batch tells.
         seed: Of random choices, where the config has no seed_everything.
     """
 
@@ -77,6 +78,9 @@ class DiagnoseOptions(ProjectOptions):
     level: OpenUnitInterval | Literal["auto"] | None = None
     top_k: PositiveInt | None = None
     estimator: Estimator | None = None
+    task: Literal[
+        "classification", "binary", "multilabel", "segmentation", "regression", "sequence"
+    ] | None = None  # fmt: skip
     seed: int = 0
 
 

@@ -1,7 +1,14 @@
 """From labelled samples to a diagnosis: the mistakes, and the filters that they blame."""
 
 from salmon.diagnosis.blame import Blame, confusions, most_blamed
-from salmon.diagnosis.diagnosis import NO_CLASS, Confusion, Diagnosis, Finding, Findings, Mistakes
+from salmon.diagnosis.diagnosis import (
+    Confusion,
+    Diagnosis,
+    Finding,
+    Findings,
+    Mistakes,
+    mistakes_text,
+)
 from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import among, find
 from salmon.diagnosis.flags import SCHEMA, batch_flags, flat_rows, sample_flags
@@ -9,7 +16,6 @@ from salmon.diagnosis.passes import Pass, PassSettings, check_whole
 from salmon.diagnosis.worst import ShownSample, WorstSamples, find_images, image_position
 
 __all__ = [
-    "NO_CLASS",
     "SCHEMA",
     "Blame",
     "Confusion",
@@ -31,6 +37,7 @@ __all__ = [
     "find_images",
     "flat_rows",
     "image_position",
+    "mistakes_text",
     "most_blamed",
     "sample_flags",
 ]

@@ -14,22 +14,19 @@ from salmon.ranking import Calibration, Ranking, filter_shares, group_shares
 
 _SHOWN = 3  # findings in a representation
 
-NO_CLASS = -1
-"""Predicted where the probabilities are no numbers, as those of NaN logits are."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mistakes:
-    """Misclassified samples; tensors are ``[M]`` on the CPU."""
+    """Samples that are mistakes; tensors are ``[M]`` on the CPU."""
 
     sample: Tensor  # int64 position among the samples of the pass
     ids: list[int | str]  # [M]
     batch: Tensor  # int64
-    target: Tensor  # int64 true class
+    target: Tensor  # int64 true class; 0 where there are no classes
     predicted: Tensor  # int64, or NO_CLASS
-    confidence_target: Tensor  # softmax probabilities
-    confidence_predicted: Tensor
     loss: Tensor
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the task says of each, such as ``confidence_target`` and ``confidence_predicted``."""
 
     @property
     def classes(self) -> Tensor:
@@ -37,27 +34,34 @@ class Mistakes:
         return torch.stack([self.target, self.predicted], 1)
 
     def columns(self) -> dict[str, Tensor]:
-        """Tensors by name."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "ids"}
+        """Tensors by name, without the details."""
+        return {name: getattr(self, name) for name in _COLUMNS}
 
     def take(self, rows: Tensor) -> "Mistakes":
         """Select some of them, in the order of the row numbers ``[K]``."""
-        ids = [self.ids[row] for row in rows.tolist()]
-        return Mistakes(ids=ids, **{name: each[rows] for name, each in self.columns().items()})
+        return Mistakes(
+            ids=[self.ids[row] for row in rows.tolist()],
+            details={name: each[rows] for name, each in self.details.items()},
+            **{name: each[rows] for name, each in self.columns().items()},
+        )
 
     @classmethod
     def join(cls, parts: Sequence["Mistakes"]) -> "Mistakes":
         """Put any number of them together, in order."""
+        parts = [part for part in parts if len(part.ids)]
         if not parts:
             whole, real = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
-            return cls(
-                sample=whole, ids=[], batch=whole, target=whole, predicted=whole,
-                confidence_target=real, confidence_predicted=real, loss=real,
-            )  # fmt: skip
+            return cls(sample=whole, ids=[], batch=whole, target=whole, predicted=whole, loss=real)
         return cls(
             ids=list(chain.from_iterable(part.ids for part in parts)),
-            **{name: torch.cat([getattr(p, name) for p in parts]) for name in parts[0].columns()},
+            details={
+                name: torch.cat([part.details[name] for part in parts]) for name in parts[0].details
+            },
+            **{name: torch.cat([getattr(p, name) for p in parts]) for name in _COLUMNS},
         )
+
+
+_COLUMNS = ("sample", "batch", "target", "predicted", "loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +104,28 @@ class Findings:
         return tuple(each for each in self.found if each.target is None)
 
 
+def mistakes_text(found: "Diagnosis") -> str:
+    """How many mistakes there are, in a word or by which rule."""
+    if found.has_classes:
+        return f"{found.misclassified} misclassified"
+    return f"{found.misclassified} mistakes ({found.rule})"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Diagnosis:
     """What one pass found. Tensors are on the CPU."""
 
     index: FilterIndex
     fit: TailFit  # from these samples, or the given reference
-    class_samples: Tensor  # [K] int64, samples by true class
-    class_mistakes: Tensor  # [K] int64, those that are misclassified
+    task: str  # name of the task
+    rule: str  # when a sample is a mistake, in words
+    class_samples: Tensor  # [K] int64, samples by true class; [1] where there are none
+    class_mistakes: Tensor  # [K] int64, those that are mistakes
     measured: int  # of the samples
     confusions: list[Confusion]  # of all mistakes, most frequent first
     dropped: int  # of the samples, without a finite profile
     unlabelled: int  # left out, since their label is ignored or no class of the network
-    mistakes: Mistakes  # the misclassified samples whose profiles were kept, by position
+    mistakes: Mistakes  # those whose profiles were kept, by position
     id_source: str  # "function", "batch", "sampler" (index in the dataset) or "position"
     profile: Tensor  # [M, F] their saliency
     rankings: dict[str, Ranking]  # by method, of the kept mistakes
@@ -132,6 +145,11 @@ class Diagnosis:
     def samples(self) -> int:
         """How many came, with a label that counts."""
         return int(self.class_samples.sum())
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample has a true class."""
+        return len(self.class_samples) > 1
 
     @property
     def misclassified(self) -> int:
@@ -165,7 +183,7 @@ class Diagnosis:
         shares = group_shares(ranking, self.index).items()
         sizes = filter_shares(self.index)
         lines = [
-            f"{self.samples} samples, {self.misclassified} misclassified, {self.dropped} without "
+            f"{self.samples} samples, {mistakes_text(self)}, {self.dropped} without "
             f"a finite profile, {self.unlabelled} unlabelled, {self.measured} measured",
             f"{len(self.index)} filters in {len(self.index.layers)} layers, the first "
             f"{ranking.filters.shape[1]} of {len(self.mistakes.ids)} mistakes ranked",

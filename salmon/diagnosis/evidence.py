@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from salmon.errors import InputError
-from salmon.saliency import logits_of
+from salmon.saliency import prediction_of
 
 _CLOSE = 1e-3
 _CLOSE_IN_HALF = 5e-2
 """Largest difference of logits, as a share of their range, that rounding may make."""
+
+_TABLE = 2  # dimensions
 
 _FEW = 0.01
 """Share of samples whose outputs may differ, by rounding at its worst."""
@@ -28,10 +29,16 @@ class Step:
     ambiguous: bool = False  # whether it fed the network several things, none of them the batch's
     whole: bool = True  # whether they are the network's own, or some of parts of it
 
-    def logits(self, samples: int) -> list[Tensor]:
-        """``[N, K]`` each, of those outputs that are some of N samples."""
-        found = (_logits(output) for output in self.outputs)
-        return [each for each in found if each is not None and len(each) == samples]
+    def predictions(self, samples: int) -> list[Tensor]:
+        """``[N, ...]`` each, of those outputs that are some of N samples.
+
+        Those of parts of the network are no more than logits ``[N, K]``, since they may be large.
+        """
+        found = (prediction_of(output) for output in self.outputs)
+        return [
+            each for each in found
+            if each is not None and len(each) == samples and (self.whole or each.ndim <= _TABLE)
+        ]  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,7 +47,8 @@ class Evidence:
 
     compared: int = 0  # whose outputs in the user's step were seen
     differing: _Count = 0  # of these, with another output when measured
-    probabilities: _Count = 0  # whose outputs are probabilities where logits are needed
+    probabilities: _Count = 0  # whose outputs can be probabilities where logits are needed
+    extreme: _Count = 0  # with one that would be sure
     beyond: _Count = 0  # with a label above the classes of the network
     samples: _Count = 0
     ambiguous: int = 0  # batches for which it fed several such things
@@ -49,14 +57,14 @@ class Evidence:
         """Wait for the numbers."""
         return {name: int(getattr(self, name)) for name in self.__slots__}
 
-    def weigh(self, measured: Any, seen: Sequence[Tensor]) -> None:
+    def weigh(self, measured: Tensor | None, seen: Sequence[Tensor]) -> None:
         """Count what the network gave otherwise in the step than when it was measured.
 
         Args:
-            measured: Its output for M samples.
-            seen: ``[M, K]`` logits of the step, any number of them.
+            measured: ``[M, ...]``; None where nothing can be compared.
+            seen: ``[M, ...]`` of the step, any number of them.
         """
-        off = _differing(measured, seen)
+        off = None if measured is None else _differing(measured, seen)
         if off is not None:
             self.compared += len(off)
             self.differing = self.differing + off.sum()
@@ -82,7 +90,7 @@ class Evidence:
                 "prepares the inputs out of sight. Let forward be what the step evaluates, or give "
                 "unpack=, a function from the batch to what the network gets and the labels."
             )
-        if n["samples"] and n["probabilities"] == n["samples"]:
+        if n["extreme"] and n["probabilities"] == n["samples"]:
             found.append(
                 "The network gives probabilities where logits are needed, so that the loss is not "
                 "the one it was trained with. Let forward return logits, or give loss=, such as "
@@ -103,34 +111,27 @@ class Evidence:
         return tuple(found)
 
 
-def _differing(measured: Any, seen: Sequence[Tensor]) -> Tensor | None:
+def _differing(ours: Tensor, seen: Sequence[Tensor]) -> Tensor | None:
     """``[M]`` bool, for which samples the network gave something else when it was measured.
 
     Args:
-        seen: ``[M, K]`` logits of the step; a sample is all right if one of them agrees.
+        seen: ``[M, ...]`` outputs of the step; a sample is all right if one of them agrees.
 
     Returns:
         None where nothing can be compared.
     """
-    ours = logits_of(measured)
     off: Tensor | None = None
     for theirs in seen:
         if theirs.shape != ours.shape:
             continue
         half = {ours.dtype, theirs.dtype} & {torch.float16, torch.bfloat16}
-        a, b = ours.double(), theirs.double()
+        wide = torch.promote_types(torch.promote_types(ours.dtype, theirs.dtype), torch.float32)
+        a, b = (x.to(wide).reshape(len(x), -1) for x in (ours, theirs))
         odd = ~torch.isfinite(b)
-        span = b.masked_fill(odd, -torch.inf).amax(1) - b.masked_fill(odd, torch.inf).amin(1)
+        high, low = b.masked_fill(odd, -torch.inf).amax(1), b.masked_fill(odd, torch.inf).amin(1)
+        span = high - low if b.shape[1] > 1 else high.abs()
         same = (a == b) | (torch.isnan(a) & torch.isnan(b))
         gap = torch.where(same, 0.0, (a - b).abs()).amax(1)
         far = (gap != 0) & ~(gap <= (_CLOSE_IN_HALF if half else _CLOSE) * span)
         off = far if off is None else off & far
     return off
-
-
-def _logits(output: Any) -> Tensor | None:
-    """``[N, K]``, if that is what came out."""
-    try:
-        return logits_of(output)
-    except InputError:
-        return None

@@ -28,7 +28,7 @@ def find(
     mistakes: Mistakes,
     ranking: Ranking,
     right: Ranking,
-    right_classes: Tensor,
+    right_classes: Tensor | None,
     filters: int,
     *,
     seed: int = 0,
@@ -42,18 +42,20 @@ def find(
         mistakes: M samples.
         ranking: Of them.
         right: Of R right samples, chosen at random and ranked alike.
-        right_classes: ``[R]`` their true classes.
+        right_classes: ``[R]`` their true classes; None where there are no classes.
         filters: F.
         seed: Of the permutations.
     """
     if len(ranking.filters) == 0 or not bool((right.filters >= 0).any()):
         nothing = torch.full((filters,), torch.nan, dtype=torch.float64)
         return Findings(expected=nothing, p=nothing, found=())
-    kinds = _kinds(mistakes, right_classes)
-    parts = [
-        (ranking.filters[among(mistakes, *kind)], right.filters[right_classes == kind[0]])
-        for kind in kinds
-    ]
+    kinds, parts = list[_Kind](), list[tuple[Tensor, Tensor]]()
+    if right_classes is not None:
+        kinds = _kinds(mistakes, right_classes)
+        parts = [
+            (ranking.filters[among(mistakes, *kind)], right.filters[right_classes == kind[0]])
+            for kind in kinds
+        ]
     (overall,) = excesses([(ranking.filters, right.filters)], filters, seed=seed)
     found = list(_beyond(overall))
     for kind, excess in zip(kinds, excesses(parts, filters, seed=seed + 1), strict=True):

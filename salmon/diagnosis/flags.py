@@ -28,7 +28,9 @@ def sample_flags(diagnosis: Diagnosis) -> Iterator[dict[str, Any]]:
     mistakes, ranking = diagnosis.mistakes, diagnosis.rankings["pot"]
     striking = {each.filter for each in diagnosis.findings.filters}
     describe = _Describer(diagnosis.index, diagnosis.fit)
-    columns = {name: column.tolist() for name, column in mistakes.columns().items()}
+    every = mistakes.columns() | dict(mistakes.details)
+    classless = set() if diagnosis.has_classes else {"target", "predicted"}
+    columns = {name: column.tolist() for name, column in every.items() if name not in classless}
     places = {
         "saliency": ranking.saliency, "p": ranking.p, "p_low": ranking.p_low,
         "p_high": ranking.p_high, "log_p": ranking.log_p, "e": ranking.e,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from salmon.diagnosis.blame import confusions
 from salmon.diagnosis.choice import Choice
-from salmon.diagnosis.diagnosis import NO_CLASS, Diagnosis, Mistakes
+from salmon.diagnosis.diagnosis import Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
@@ -33,14 +33,10 @@ from salmon.saliency import (
     Coverage,
     Loss,
     Measurement,
-    are_probabilities,
     check_samples,
     class_numbers,
     coverage_of,
-    labels_of,
-    logits_of,
     measure,
-    nan_where_unlabelled,
     take_rows,
 )
 from salmon.tails import (
@@ -54,6 +50,7 @@ from salmon.tails import (
     is_shrunk,
     load_fit,
 )
+from salmon.tasks import Answers, AnyTask, Task, mistakes_of, recognise, task_named
 
 METHODS = ("pot", "zscore")
 TOP_K = 25
@@ -75,8 +72,10 @@ class PassSettings:
             ``(max_exceedances - 1) / (1 - level)`` samples and at a higher level beyond.
         top_k: Filters reported per sample and batch; None takes 25, and a tenth of all filters
             where these are fewer than 250, since the top of a small network is no finding.
+        task: What a mistake is: the name of a task, one of :mod:`salmon.tasks`, or a
+            :class:`~salmon.Task` of your own; None tells by the first batch.
         loss: ``(output, targets) -> [N]`` losses, or a loss module of torch, which is taken with
-            ``reduction="none"``; None takes the cross-entropy.
+            ``reduction="none"``; None takes that of the task, the cross-entropy for classes.
         right_samples: Of a pass of more samples than this and ``max_mistakes``, measure the
             mistakes, right samples that the network is unsure of, and about so many others, chosen
             at random; each stands for its like in the tails. None measures all right samples.
@@ -97,6 +96,7 @@ class PassSettings:
     level: float | Literal["auto"] = 0.90
     max_exceedances: int = 1024
     top_k: int | None = None
+    task: AnyTask | str | None = None
     loss: nn.Module | Loss | None = None
     right_samples: int | None = 500
     max_mistakes: int | None = 2000
@@ -121,6 +121,7 @@ class PassSettings:
                 "torch.nn.CrossEntropyLoss(reduction='none')."
             )
         object.__setattr__(self, "loss", per_sample(self.loss))
+        object.__setattr__(self, "task", task_named(self.task))
         check_whole("max_exceedances", self.max_exceedances, 2)
         check_whole("memory_mb", self.memory_mb, 1)
         for name in ("top_k", "right_samples", "max_mistakes"):
@@ -156,41 +157,15 @@ class _Batch:
     chosen: Chosen
     wrong: Tensor
     right: Tensor  # those that are compared with
+    score: Tensor | None  # where the pass tells its mistakes at the end, of those of them
     columns: dict[str, Tensor]  # those of Mistakes
+    details: dict[str, Tensor]
     glimpse: Glimpse | None
 
     @property
     def nbytes(self) -> int:
         """Memory it holds."""
         return self.profile.nbytes + (0 if self.glimpse is None else self.glimpse.nbytes)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
-    """What a network says of samples, ``[N]`` each, on its device."""
-
-    classes: Tensor  # true ones
-    labelled: Tensor  # whether they are classes of the network
-    predicted: Tensor
-    confidence: Tensor  # [N, K] probabilities
-
-    @property
-    def wrong(self) -> Tensor:
-        """Which samples are misclassified."""
-        return (self.predicted != self.classes) & self.labelled
-
-    @property
-    def confidence_target(self) -> Tensor:
-        """Probability of the true class."""
-        return _pick(self.confidence, self.classes.where(self.labelled, 0))
-
-    @classmethod
-    def of(cls, logits: Tensor, targets: Tensor, loss: Loss | None) -> "_Answers":
-        """Read them off ``[N, K]`` logits."""
-        classes, labelled = labels_of(targets, logits, loss)
-        confidence = logits.double().softmax(1)
-        unknown = torch.isnan(confidence).any(1)
-        return cls(classes, labelled, logits.argmax(1).masked_fill(unknown, NO_CLASS), confidence)
 
 
 class Pass:
@@ -232,6 +207,7 @@ class Pass:
         """
         self._model = model
         self._settings = settings or PassSettings()
+        self._task = task_named(self._settings.task)
         self._forward_context = forward_context
         self._index = index
         self._reference: TailFit | None = None
@@ -251,12 +227,14 @@ class Pass:
         self._profiles: dict[str, Reservoir] = {}
         """Profiles of mistakes, "wrong"; of "right" samples; of all in the other half, "spare"."""
         self._mistakes: list[Mistakes] = []
+        self._scores: list[Tensor] = []
+        """Of as many samples as are in these, where the pass tells at its end which are wrong."""
         self._pending: list[_Batch] = []
         self._methods: list[str] = []
         self._seen = 0
         self._batches = 0
         self._by_class: Tensor | int = 0
-        """``[2, K]`` samples and mistakes by true class."""
+        """``[2, K]`` samples and mistakes by true class; K is 1 where there are none."""
         self._measured: Tensor | int = 0
         self._others: list[Tensor] = []
         """``[M, 2]`` true and predicted class of mistakes that were not measured."""
@@ -294,7 +272,7 @@ class Pass:
         Args:
             inputs: ``[N, ...]`` tensor, or a tuple or mapping of tensors that the network takes as
                 positional or named arguments.
-            targets: ``[N]`` class numbers, or what the loss needs.
+            targets: ``[N]`` class numbers, or what task and loss need.
             ids: ``[N]`` numbers or names of the samples; None takes their positions.
             id_source: Where ids come from, ``"batch"`` or ``"function"``.
             numbers: ``[N]`` int64 positions of the samples in the whole pass, no two the same over
@@ -395,9 +373,10 @@ class Pass:
         if other._half is not None:
             self._half_tails().merge(other._half)
         for kind, reservoir in other._profiles.items():
-            numbers, profile, classes = reservoir.kept()
-            self._reservoir(kind, profile.dtype).offer(numbers, profile, classes)
+            self._reservoir(kind, reservoir.dtype).merge(reservoir)
+        self._task = self._task or other._task
         self._mistakes += other._mistakes
+        self._scores += other._scores
         self._others += other._others
         if not int(self._measured):
             self._id_source = other._id_source
@@ -431,24 +410,30 @@ class Pass:
             fit = self._fitted(tails, level, stands_for)
             excesses = example_excesses(tails, example_filters(fit), fit)
             calibrated = self._calibrated(level)
-        every = Mistakes.join(self._mistakes)
-        every = every.take(every.sample.argsort())
+        every, is_mistake, bound = self._told()
+        counts, wrong = self._counts(), every.take(is_mistake.nonzero().squeeze(1))
+        if self._scores:
+            counts[1] = len(wrong.sample)
         numbers, profile, _ = self._kept("wrong")
-        mistakes = every.take(torch.isin(every.sample, numbers).nonzero().squeeze(1))  # both ascend
-        _, right_profile, right_classes = self._kept("right")
+        mistakes = wrong.take(torch.isin(wrong.sample, numbers).nonzero().squeeze(1))  # both ascend
+        profile = profile[torch.isin(numbers, mistakes.sample)]
+        numbers, right_profile, right_classes = self._kept("right")
+        right_rows = ~torch.isin(numbers, wrong.sample)
+        right_profile, right_classes = right_profile[right_rows], right_classes[right_rows]
         top_k = settings.places(len(self._index))
         rankings = {
             name: rank_filters(profile, fit, name, top_k=top_k, own=own) for name in METHODS
         }
         right = rank_filters(right_profile, fit, top_k=top_k, own=own)
-        counts = self._counts()
+        with_classes = counts.shape[1] > 1
+        pairs = torch.cat([wrong.classes, *self._others]) if with_classes else wrong.classes[:0]
         return Diagnosis(
             index=self._index,
             fit=fit,
             class_samples=counts[0],
             class_mistakes=counts[1],
             measured=int(self._measured),
-            confusions=confusions(torch.cat([every.classes, *self._others])),
+            confusions=confusions(pairs),
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
             doubts=self._evidence.doubts(),
@@ -460,16 +445,35 @@ class Pass:
                 mistakes,
                 rankings["pot"],
                 right,
-                right_classes,
+                right_classes if with_classes else None,
                 len(self._index),
                 seed=settings.seed,
             ),
+            task="" if self._task is None else self._task.name,
+            rule="" if self._task is None else self._task.rule(bound),
             right=right,
             excesses=excesses,
             own=own,
             level_reason=reason,
             calibration=calibrated,
         )
+
+    def _told(self) -> tuple[Mistakes, Tensor, float | None]:
+        """What was listed, by position, which of it are mistakes, and the bound if there is one."""
+        every = Mistakes.join(self._mistakes)
+        order = every.sample.argsort()
+        every, is_mistake = every.take(order), torch.ones(len(order), dtype=torch.bool)
+        if not self._scores:
+            return every, is_mistake, None
+        assert self._task is not None
+        assert self._task.worst is not None
+        is_mistake, bound = mistakes_of(torch.cat(self._scores)[order], self._task.worst)
+        return every, is_mistake, bound
+
+    @property
+    def task(self) -> AnyTask | None:
+        """What a mistake is; None as long as nobody knows."""
+        return self._task
 
     @property
     def compared(self) -> bool:
@@ -481,9 +485,11 @@ class Pass:
         self._collect()
         plain = PassSettings(
             **{f.name: getattr(self._settings, f.name) for f in fields(PassSettings)}
-            | {"loss": None}
+            | {"loss": None, "task": None}
         )
         absent = {"_model": None, "_forward_context": nullcontext, "_settings": plain}
+        if isinstance(self._task, Task):  # it holds functions
+            absent |= {"_task": None}
         return vars(self) | absent | {"_reference_source": None}
 
     def _chosen(
@@ -491,39 +497,48 @@ class Pass:
         ids: Sequence[int | str] | None, batch: int | None,
     ) -> Chosen:  # fmt: skip
         """Choose from a batch; where not all samples are measured, they are counted here."""
-        samples, seen = len(targets), step.logits(len(targets))
-        rows, copies, predicted = (numbers >= 0).nonzero().squeeze(1), None, None
+        samples, seen = len(targets), step.predictions(len(targets))
+        rows, copies, said = (numbers >= 0).nonzero().squeeze(1), None, None
         if self._choice is not None:
-            logits = seen[0] if step.whole and seen else self._logits(inputs)
-            copies, predicted = self._copies(self._choice, logits, targets, numbers)
-            if divisible(inputs, samples) or not bool(copies.any()):
-                rows = copies.nonzero().squeeze(1)
+            output = seen[0] if step.whole and seen else self._output(inputs)
+            answers = self._task_of(output, targets).read(output, targets, self._settings.loss)
+            if answers.others is None:  # nothing says which samples the network is unsure of
+                self._choice = None
+            else:
+                copies = self._copies(self._choice, answers, numbers)
+                said = answers.predicted, answers.wrong
+                if divisible(inputs, samples) or not bool(copies.any()):
+                    rows = copies.nonzero().squeeze(1)
         return Chosen.of(
-            (inputs, targets, seen, predicted), samples, rows, numbers=numbers,
+            (inputs, targets, seen, said), samples, rows, numbers=numbers,
             batch=self._batches - 1 if batch is None else batch, ids=ids, copies=copies,
         )  # fmt: skip
 
-    def _copies(
-        self, choice: Choice, logits: Tensor, targets: Tensor, numbers: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _copies(self, choice: Choice, answers: Answers, numbers: Tensor) -> Tensor:
         """Count the samples of a batch, and choose.
 
         Returns:
-            ``[N]`` for how many samples each one stands, 0 if it is not measured; and ``[N]``
-            predicted classes.
+            ``[N]`` for how many samples each one stands, 0 if it is not measured.
         """
-        answers = _Answers.of(logits, targets, self._settings.loss)
-        counted = (numbers >= 0).to(logits.device)
-        self._count(logits, answers, counted)
+        assert answers.others is not None
+        counted = (numbers >= 0).to(answers.wrong.device)
+        self._count(answers, counted)
         labelled, wrong = answers.labelled & counted, answers.wrong & counted
-        copies = choice.copies(numbers, wrong, 1 - answers.confidence_target)
+        copies = choice.copies(numbers, wrong, answers.others)
         copies = copies.masked_fill(~labelled.cpu(), 0)
-        if choice.wrong:  # then some mistakes are left out
-            both = torch.stack([answers.classes, answers.predicted], 1)
+        if choice.wrong and answers.target is not None:  # then some mistakes are left out
+            assert answers.predicted is not None
+            both = torch.stack([answers.target, answers.predicted], 1)
             self._others.append(both[wrong & (copies == 0).to(wrong.device)].cpu())
-        return copies, answers.predicted
+        return copies
 
-    def _logits(self, inputs: Any) -> Tensor:
+    def _task_of(self, output: Any, targets: Tensor) -> AnyTask:
+        """What a mistake is, as the first batch tells if nobody says it."""
+        if self._task is None:
+            self._task = recognise(output, targets)
+        return self._task
+
+    def _output(self, inputs: Any) -> Any:
         """What the network says, without gradients."""
         with (
             torch.inference_mode(mode=False), torch.no_grad(), no_trace(self._model),
@@ -531,83 +546,93 @@ class Pass:
         ):  # fmt: skip
             output = call_network(self._model, inputs)
         self.was_training |= was_training
-        return logits_of(output)
+        return output
 
-    def _count(self, logits: Tensor, answers: _Answers, counted: Tensor) -> None:
+    def _count(self, answers: Answers, counted: Tensor) -> None:
         """Count samples by class, and what may be wrong with them.
 
         Args:
             counted: ``[N]`` bool; others are not.
         """
-        classes, labelled = answers.classes, answers.labelled & counted
-        of_class = classes.unsqueeze(1) == torch.arange(logits.shape[1], device=classes.device)
-        both = torch.stack([labelled, answers.wrong & counted])
-        self._by_class = self._by_class + (both.unsqueeze(2) & of_class).sum(1)
-        unlabelled = ~answers.labelled & counted
+        labelled, unlabelled = answers.labelled & counted, ~answers.labelled & counted
+        both = torch.stack([labelled, answers.wrong & counted]).unsqueeze(2)
+        if answers.target is not None:
+            classes = torch.arange(answers.classes, device=both.device)
+            both = both & (answers.target.unsqueeze(1) == classes)
+        self._by_class = self._by_class + both.sum(1)
         self._unlabelled = self._unlabelled + unlabelled.sum()
         found = self._evidence
         found.samples = found.samples + (labelled | unlabelled).sum()
-        found.beyond = found.beyond + ((classes >= logits.shape[1]) & unlabelled).sum()
-        if self._settings.loss is None:
-            odd = are_probabilities(logits) & counted
-            found.probabilities = found.probabilities + odd.sum()
+        for name in ("beyond", "probabilities", "extreme"):
+            column = getattr(answers, name)
+            if column is not None:
+                setattr(found, name, getattr(found, name) + (column & counted).sum())
 
     def _measure(self, chosen: Chosen) -> None:
         """Measure chosen samples, and take up what came out."""
         assert self._index is not None
-        inputs, targets, seen, predicted = chosen.values
+        inputs, targets, seen, said = chosen.values
         with eval_mode(self._model) as was_training:
             measurement = measure(
                 self._model,
                 inputs,
                 targets,
                 index=self._index,
-                loss=nan_where_unlabelled(self._settings.loss),
+                loss=self._losses,
                 forward_context=self._forward_context,
             )
         self._methods = measurement.methods
         self.was_training |= was_training
-        answers = _Answers.of(logits_of(measurement.output), targets, self._settings.loss)
+        output = measurement.output
+        answers = self._task_of(output, targets).read(output, targets, self._settings.loss)
         if chosen.copies is not None:  # it was counted with what the step said
-            counts = (chosen.copies > 0).to(predicted.device)
-            answers = replace(answers, predicted=predicted, labelled=answers.labelled & counts)
+            predicted, wrong = said
+            counts = (chosen.copies > 0).to(wrong.device)
+            labelled = answers.labelled & counts
+            answers = replace(answers, predicted=predicted, labelled=labelled, wrong=wrong & counts)
         self._add(measurement, answers, chosen, inputs, targets)
-        self._evidence.weigh(measurement.output, seen)
+        self._evidence.weigh(self._task_of(output, targets).prediction(output), seen)
+
+    def _losses(self, output: Any, targets: Tensor) -> Tensor:
+        """``[N]``, NaN for samples without a label, so that these cost no others."""
+        task = self._task_of(output, targets)
+        return task.labelled_losses(output, targets, self._settings.loss)
 
     def _add(
-        self, measurement: Measurement, answers: _Answers, chosen: Chosen, inputs: Any,
+        self, measurement: Measurement, answers: Answers, chosen: Chosen, inputs: Any,
         targets: Tensor,
     ) -> None:  # fmt: skip
         """Take up what was measured of chosen samples."""
-        profile, logits = measurement.profile, logits_of(measurement.output)
+        profile, losses = measurement.profile, measurement.losses.double()
         labelled, numbers = answers.labelled, chosen.numbers
         if self._reference is None:
             self._stream(profile, labelled, chosen)
         if self._choice is None:
-            self._count(logits, answers, torch.ones_like(labelled))
+            self._count(answers, torch.ones_like(labelled))
         finite = torch.isfinite(profile).all(1)
         self._measured = self._measured + labelled.sum()
         self._dropped = self._dropped + (labelled & ~finite).sum()
-        wrong = answers.wrong
-        right = labelled & ~wrong & finite
+        wrong, nothing = answers.wrong, torch.zeros_like(labelled, dtype=torch.int64)
+        right = labelled & finite
+        if answers.score is None:
+            right &= ~wrong
         if self._choice is not None:
             right &= self._choice.by_chance(numbers).to(right.device, non_blocking=True)
+        badness = losses if answers.score is None else answers.score
         self._pending.append(
             _Batch(
                 profile=profile,
                 chosen=chosen.without_rows(),
                 wrong=wrong,
                 right=right,
+                score=answers.score,
                 columns={
-                    "target": answers.classes,
-                    "predicted": answers.predicted,
-                    "confidence_target": answers.confidence_target,
-                    "confidence_predicted": _pick(
-                        answers.confidence, answers.predicted.clamp_min(0)
-                    ),
-                    "loss": measurement.losses.double(),
+                    "target": nothing if answers.target is None else answers.target,
+                    "predicted": nothing if answers.predicted is None else answers.predicted,
+                    "loss": losses,
                 },
-                glimpse=self.worst.look(inputs, targets, measurement.losses, wrong, right, numbers),
+                details=dict(answers.details),
+                glimpse=self.worst.look(inputs, targets, badness, wrong, right, numbers),
             )
         )
         if sum(one.nbytes for one in self._pending) >= PENDING_MB * BYTES_PER_MB:
@@ -643,15 +668,17 @@ class Pass:
             rows = wrong.cpu()
             if len(rows) == 0:
                 continue
-            columns = {name: column[wrong].cpu() for name, column in one.columns.items()}
             self._mistakes.append(
                 Mistakes(
                     sample=chosen.numbers[rows],
                     ids=[chosen.ids[row] for row in rows.tolist()],
                     batch=chosen.batches[rows],
-                    **columns,
+                    details={name: column[wrong].cpu() for name, column in one.details.items()},
+                    **{name: column[wrong].cpu() for name, column in one.columns.items()},
                 )
             )
+            if one.score is not None:
+                self._scores.append(one.score[wrong].cpu())
             self._keep("wrong", one, one.wrong.cpu())
         self._pending.clear()
 
@@ -663,7 +690,9 @@ class Pass:
         if len(rows):
             there = rows.to(batch.profile.device)
             profile, classes = batch.profile[there].cpu(), batch.columns["target"][there].cpu()
-            reservoir.offer(numbers[rows], profile, classes)
+            scores = batch.score if kind == "wrong" else None
+            worst_first = None if scores is None else scores[there].cpu()
+            reservoir.offer(numbers[rows], profile, classes, worst_first)
 
     def _kept(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of the samples in a reservoir, ascending, their profiles, and classes."""
@@ -732,8 +761,3 @@ def _loaded(source: TailFit | str | Path | None, index: FilterIndex) -> TailFit 
             "use the network, include= and exclude= it was made with."
         )
     return fit
-
-
-def _pick(table: Tensor, columns: Tensor) -> Tensor:
-    """``[M]`` entries of a ``[M, K]`` table."""
-    return table.gather(1, columns.unsqueeze(1)).squeeze(1)

@@ -1,7 +1,8 @@
-"""A uniform sample of profiles within a memory budget, the same for any order of arrival.
+"""Profiles of some samples within a memory budget, the same ones for any order of arrival.
 
 Every sample draws a priority from its number and the seed; those with the smallest priorities stay.
 Hence the choice depends on neither the order nor the split of the samples (bottom-k sampling).
+Where samples have scores, those with the highest stay, and priorities decide among equal ones.
 """
 
 import torch
@@ -40,23 +41,37 @@ class Reservoir:
         self._numbers = torch.empty(0, dtype=torch.int64)
         self._classes = torch.empty(0, dtype=torch.int64)
         self._priorities = torch.empty(0, dtype=torch.int64)
+        self._scores = torch.empty(0, dtype=torch.float64)  # 0 where there are none
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its rows."""
+        return self._rows.dtype
 
     def admits(self, numbers: Tensor) -> Tensor:
         """``[M]`` bool, which samples it is worth to offer; the others could not stay."""
-        if self._held < self.capacity:
+        if self._held < self.capacity or bool(self._scores.any()):
             return torch.ones_like(numbers, dtype=torch.bool)
         return priorities(numbers, self._seed) < self._priorities[: self._held].amax()
 
-    def offer(self, numbers: Tensor, rows: Tensor, classes: Tensor) -> None:
+    def offer(
+        self, numbers: Tensor, rows: Tensor, classes: Tensor, scores: Tensor | None = None
+    ) -> None:
         """Offer samples; those that stay push out others once the reservoir is full.
 
         Args:
             numbers: ``[M]`` int64 sample numbers, each offered once.
             rows: ``[M, width]`` on the CPU.
             classes: ``[M]`` int64.
+            scores: ``[M]`` float64; the highest stay. None leaves it to chance.
         """
         incoming = priorities(numbers, self._seed)
-        stay = torch.cat([self._priorities[: self._held], incoming]).argsort()[: self.capacity]
+        score = torch.zeros(len(numbers), dtype=torch.float64) if scores is None else scores
+        stay = torch.cat([self._priorities[: self._held], incoming]).argsort()
+        if scores is not None:
+            of_all = torch.cat([self._scores[: self._held], score])
+            stay = stay[of_all[stay].argsort(descending=True, stable=True)]
+        stay = stay[: self.capacity]
         chosen = stay[stay >= self._held] - self._held
         leaving = torch.ones(self._held, dtype=torch.bool)
         leaving[stay[stay < self._held]] = False
@@ -70,6 +85,13 @@ class Reservoir:
         self._numbers[slots] = numbers[chosen]
         self._classes[slots] = classes[chosen]
         self._priorities[slots] = incoming[chosen]
+        self._scores[slots] = score[chosen]
+
+    def merge(self, other: "Reservoir") -> None:
+        """Offer what another one keeps of other samples."""
+        held = slice(0, other._held)
+        scores = other._scores[held] if bool(other._scores[held].any()) else None
+        self.offer(other._numbers[held], other._rows[held], other._classes[held], scores)
 
     def kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hand out what stayed.
@@ -94,6 +116,7 @@ class Reservoir:
         self._numbers = torch.cat([self._numbers, padding])
         self._classes = torch.cat([self._classes, padding])
         self._priorities = torch.cat([self._priorities, padding])
+        self._scores = torch.cat([self._scores, padding.double()])
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

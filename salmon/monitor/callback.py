@@ -29,6 +29,7 @@ from salmon.monitor.trainers import check_trainer
 from salmon.repairs import Outcome
 from salmon.saliency import Coverage, Loss
 from salmon.tails import Estimator, fit_from_state, fit_state
+from salmon.tasks import AnyTask
 from salmon.views import ViewSettings
 
 
@@ -55,6 +56,7 @@ class SaliencyMonitor(CallbackBase):
         groups: Callable[[str], str] | None = None,
         units: Sequence[str] = ("conv",),
         unpack: Unpack = unpack_batch,
+        task: AnyTask | str | None = None,
         loss: nn.Module | Loss | None = None,
         sample_ids: SampleIds | None = None,
         reference: TailFit | str | Path | None = None,
@@ -85,9 +87,12 @@ class SaliencyMonitor(CallbackBase):
                 between poolings.
             units: What to measure: ``"conv"``, ``"heads"`` (attention), ``"linear"``.
             unpack: ``batch -> (inputs, targets)``; the default takes pairs and the usual mappings.
-            loss: ``(output, targets) -> [N]`` losses; None takes the cross-entropy. A loss module
-                of torch is taken with ``reduction="none"``; labels that are its ``ignore_index``,
-                or no class of the network, are left out.
+            task: What a mistake is: ``"classification"``, ``"binary"``, ``"multilabel"``,
+                ``"segmentation"``, ``"regression"`` or ``"sequence"``, one of ``salmon.tasks`` with
+                arguments, or a ``salmon.Task`` of your own; None tells by the first batch.
+            loss: ``(output, targets) -> [N]`` losses; None takes that of the task, such as the
+                cross-entropy. A loss module of torch is taken with ``reduction="none"``; labels
+                that are its ``ignore_index``, or no class of the network, are left out.
             sample_ids: ``batch -> [N]`` numbers or names of its samples, for the flags; None takes
                 those of mappings (``"id"`` and the like), else the index in the dataset where the
                 loader keeps its order, else the position in the pass.
@@ -126,6 +131,7 @@ class SaliencyMonitor(CallbackBase):
             groups=groups,
             units=units,
             unpack=unpack,
+            task=task,
             loss=loss,
             sample_ids=sample_ids,
             reference=reference,

@@ -208,7 +208,17 @@ class Collector:
             )  # fmt: skip
         if found != self.coverage:
             self.coverage = found
+            self._announce_task(own)
             announce_coverage(self._context.trainer, self._context.stage, found, self._settings)
+
+    def _announce_task(self, own: Pass) -> None:
+        """Say which task was recognised, but for the usual one."""
+        task = own.task if self._settings.task is None else None
+        if task is not None and task.name != "classification" and self._processes.first:
+            logger.info(
+                "SaliencyMonitor takes this for the task %r: a mistake is %s. If it is another, "
+                "give task=.", task.name, task.rule(),
+            )  # fmt: skip
 
     def _skip(self, number: int, error: Exception) -> None:
         """Leave a batch out, say so once per pass, and count."""
@@ -242,7 +252,7 @@ class Collector:
         own = processes.together(lambda: self._pass_of(loader))
         processes.reduce(own, own.merge)
         diagnosis, compared = processes.on_first(lambda: (own.compute(), own.compared))
-        publish_pass(self._context, scope, loader, diagnosis, own.worst)
+        publish_pass(self._context, scope, loader, diagnosis, own)
         self._judge(diagnosis, compared=compared)
         return diagnosis
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from salmon.diagnosis import (
-    NO_CLASS,
     Diagnosis,
     ShownSample,
     WorstSamples,
@@ -24,7 +23,8 @@ from salmon.monitor.facts import normalisation
 from salmon.monitor.trainers import forward_context, loader_of, muted
 from salmon.ranking import Strength
 from salmon.repairs import to_device
-from salmon.saliency import filter_responses, input_saliency, map_of_image, nan_where_unlabelled
+from salmon.saliency import filter_responses, input_saliency, map_of_image
+from salmon.tasks import NO_CLASS, AnyTask
 from salmon.views import (
     METHOD_NAMES,
     Kind,
@@ -32,6 +32,7 @@ from salmon.views import (
     Picture,
     Pixels,
     clipped,
+    detail_name,
     guess_normalisation,
     p_text,
     percent,
@@ -53,6 +54,7 @@ def pictures_of(
     loader: int,
     diagnosis: Diagnosis,
     worst: WorstSamples,
+    task: AnyTask,
     classes: Sequence[str] | None,
 ) -> list[Picture]:
     """Make pictures of the worst mistakes, of what findings respond to, and thumbnails of more.
@@ -72,7 +74,7 @@ def pictures_of(
         for some in (worst.pictures, worst.wrong)
     )
     flagged = [
-        _flagged(context, one, diagnosis, row, known.pixels(_image(one)), classes)
+        _flagged(context, one, diagnosis, row, known.pixels(_image(one)), task, classes)
         for row, one in shown.items()
     ]
     responses: list[Picture] = []
@@ -98,13 +100,13 @@ def _image(one: ShownSample) -> Tensor:
 
 def _flagged(
     context: PassContext, one: ShownSample, diagnosis: Diagnosis, row: int, pixels: Pixels,
-    classes: Sequence[str] | None,
+    task: AnyTask, classes: Sequence[str] | None,
 ) -> Picture:  # fmt: skip
     """A mistake with its map."""
     memory, heat, method = context.memory, None, ""
     if context.settings.views.maps and not memory.without_maps:
         try:
-            heat, method = _map(context, one, diagnosis, row)
+            heat, method = _map(context, one, diagnosis, row, task)
         except Exception as error:  # a network's own, of any kind
             if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
                 raise  # torch says with these two that something has no second derivative
@@ -113,7 +115,7 @@ def _flagged(
                 "SaliencyMonitor shows flagged images without saliency maps (%s: %s).",
                 type(error).__name__, error,
             )  # fmt: skip
-    names = _class_texts(diagnosis, row, classes)
+    names = _titles(diagnosis, row, classes)
     first = int(diagnosis.rankings["pot"].filters[row, 0])
     return Picture(
         kind="flagged",
@@ -187,7 +189,7 @@ def confused_images(pictures: Sequence[Picture], diagnosis: Diagnosis) -> list[P
 
 
 def _map(
-    context: PassContext, one: ShownSample, diagnosis: Diagnosis, row: int
+    context: PassContext, one: ShownSample, diagnosis: Diagnosis, row: int, task: AnyTask
 ) -> tuple[Tensor | None, str]:
     """Where the top filters of a sample look, and who ranked them; no map if it is not finite."""
     method = "pot"
@@ -200,7 +202,7 @@ def _map(
     with eval_mode(model), muted(model):
         gradients = input_saliency(
             model, inputs, targets, diagnosis.index, diagnosis.fit, filters,
-            loss=nan_where_unlabelled(context.settings.loss),
+            loss=partial(task.labelled_losses, loss=context.settings.loss),
             forward_context=partial(forward_context, context.trainer),
         )  # fmt: skip
     position = image_position(one.inputs)
@@ -210,8 +212,11 @@ def _map(
     return map_of_image(gradient[0].cpu()), method
 
 
-def _class_texts(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tuple[str, str]:
-    """Names of the true class and the predicted one."""
+def _titles(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tuple[str, str]:
+    """Names of the true class and the predicted one; without classes, what the task says of it."""
+    if not diagnosis.has_classes:
+        said = diagnosis.mistakes.details.items()
+        return ", ".join(f"{detail_name(name)} {float(each[row]):.3g}" for name, each in said), ""
     names = []
     for number in (int(diagnosis.mistakes.target[row]), int(diagnosis.mistakes.predicted[row])):
         known = classes is not None and 0 <= number < len(classes)
@@ -224,11 +229,12 @@ def _class_texts(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) 
 def _caption(diagnosis: Diagnosis, row: int, names: tuple[str, str], mapped_by: str) -> list[str]:
     """What is known of a mistake, in a few lines; whose filters the map beside it shows, if any."""
     mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
-    sure = [float(c[row]) for c in (mistakes.confidence_target, mistakes.confidence_predicted)]
-    lines = [
-        f"id {mistakes.ids[row]}; {names[0]} {percent(sure[0])}, {names[1]} {percent(sure[1])}; "
-        f"loss {float(mistakes.loss[row]):.3g}",
-    ]
+    said = ""
+    if diagnosis.has_classes:
+        sure = [percent(float(column[row])) for column in mistakes.details.values()]
+        said = " " + ", ".join(f"{name} {share}" for name, share in zip(names, sure, strict=True))
+        said += ";"
+    lines = [f"id {mistakes.ids[row]};{said} loss {float(mistakes.loss[row]):.3g}"]
     for number, p, e, strength in zip(
         *(x[row, :_NAMED].tolist() for x in (
             ranking.filters, ranking.p, ranking.e, ranking.strength

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from salmon.diagnosis import Diagnosis, WorstSamples, batch_flags, sample_flags
+from salmon.diagnosis import Diagnosis, Pass, batch_flags, mistakes_text, sample_flags
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.context import PassContext
@@ -44,7 +44,7 @@ LOGS = "salmon_logs"
 
 
 def publish_pass(
-    context: PassContext, scope: str, loader: int, diagnosis: Diagnosis, worst: WorstSamples
+    context: PassContext, scope: str, loader: int, diagnosis: Diagnosis, own: Pass
 ) -> None:
     """Log, write and show what the pass over one loader found; all processes have to call.
 
@@ -74,7 +74,9 @@ def publish_pass(
     def show() -> None:
         pictures: list[Picture] = []
         with _tolerated(settings, "picture the mistakes"), clock.part("pictures"):
-            pictures = pictures_of(context, loader, diagnosis, worst, record.classes)
+            task = own.task
+            if task is not None:  # else nothing was measured
+                pictures = pictures_of(context, loader, diagnosis, own.worst, task, record.classes)
         with clock.part("views"):
             if folder is not None:
                 _write(folder, scope, diagnosis, record, pictures)
@@ -261,9 +263,9 @@ def log_summary(
             f"about {every:.1f} s."
         )
     logger.info(
-        "SaliencyMonitor, %s pass %d: %d samples, %d misclassified%s. Filters that stand out: %s. "
+        "SaliencyMonitor, %s pass %d: %d samples, %s%s. Filters that stand out: %s. "
         "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s, %.0f %% of the pass.%s",
-        scope, number, diagnosis.samples, diagnosis.misclassified,
+        scope, number, diagnosis.samples, mistakes_text(diagnosis),
         "" if kept == diagnosis.misclassified else part,
         "not tested, since there is nothing to compare" if stands_out is None else stands_out,
         top_k, len(diagnosis.index), spread or "none could be ranked",
@@ -273,9 +275,10 @@ def log_summary(
     )  # fmt: skip
     if diagnosis.dropped or diagnosis.unlabelled or skipped:
         logger.warning(
-            "SaliencyMonitor, %s pass %d: %d samples had no finite saliency, %d more no label that "
-            "is a class of the network; none of these counts. %d batches were left out.",
-            scope, number, diagnosis.dropped, diagnosis.unlabelled, skipped,
+            "SaliencyMonitor, %s pass %d: %d samples had no finite saliency, %d more no label%s; "
+            "none of these counts. %d batches were left out.",
+            scope, number, diagnosis.dropped, diagnosis.unlabelled,
+            " that is a class of the network" if diagnosis.has_classes else "", skipped,
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from salmon.monitor.trainers import (
     scope_of,
 )
 from salmon.repairs import Gathering
-from salmon.saliency import check_samples, take_rows
+from salmon.saliency import check_samples, prediction_of, take_rows
 
 
 class SampleBook:
@@ -131,7 +131,7 @@ class SampleCollector(CallbackBase):
                 ):  # fmt: skip
                     output = call_network(pl_module, inputs)
                 evidence = Evidence(ambiguous=int(step.ambiguous))
-                evidence.weigh(output, step.logits(samples))
+                evidence.weigh(prediction_of(output), step.predictions(samples))
                 if evidence.doubts():
                     raise InputError(evidence.doubts()[0])
             numbers = self._numbering.setdefault(scope, Numbering()).next(samples)

@@ -11,7 +11,7 @@ from salmon.saliency.losses import (
     class_numbers,
     labels_of,
     logits_of,
-    nan_where_unlabelled,
+    prediction_of,
     sample_losses,
     take_rows,
 )
@@ -41,7 +41,7 @@ __all__ = [
     "logits_of",
     "map_of_image",
     "measure",
-    "nan_where_unlabelled",
+    "prediction_of",
     "sample_losses",
     "take_rows",
     "verify",

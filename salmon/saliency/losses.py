@@ -116,38 +116,17 @@ def labels_of(targets: Tensor, logits: Tensor, loss: Loss | None) -> tuple[Tenso
     return classes, labelled if ignored is None else labelled & (classes != ignored)
 
 
-def nan_where_unlabelled(loss: Loss | None) -> Loss:
-    """A loss that is NaN for samples without a class, so that these cost no others.
-
-    Args:
-        loss: Per-sample loss; None takes the cross-entropy. It gets class numbers as int64, and
-            never one that is no class of the network.
-    """
-
-    def losses(output: Any, targets: Tensor) -> Tensor:
-        _, labelled = labels_of(targets, logits_of(output), loss)
-        if class_numbers(targets) is not None:
-            targets = targets.long()  # other types lack operations on a GPU
-            targets = targets.where(labelled.view(targets.shape), 0)
-        found = sample_losses(output, targets, loss)
-        return torch.where(labelled, found, torch.nan)
-
-    return losses
-
-
 def _check_probabilities(targets: Tensor, logits: Tensor) -> None:
     """Refuse labels that are no probabilities of classes, as far as half precision can tell."""
     if targets.shape == logits.shape:
         off = (targets.double().sum(1) - 1).abs()
         if bool((off < 1e-2).all()) and not bool((targets < 0).any()):
             return
-    several = targets.shape == logits.shape and bool(((targets == 0) | (targets == 1)).all())
-    advice = "For several labels per sample there is no rule yet for what a mistake is."
     raise InputError(
         f"targets are {targets.dtype} of shape {tuple(targets.shape)} and logits have shape "
         f"{tuple(logits.shape)}; integer class numbers [N], or class probabilities [N, K] that add "
-        f"up to 1, are needed{' of each sample' if several else ''}. "
-        f"{advice if several else 'unpack= can make them of the batch.'}"
+        "up to 1, are needed (in the monitor, unpack= can make them of the batch). For several "
+        "labels of each sample give task='multilabel', for numbers task='regression'."
     )
 
 
@@ -167,22 +146,40 @@ def are_probabilities(logits: Tensor) -> Tensor:
     return (wide >= 0).all(1) & ((wide.sum(1) - 1).abs() < rounding)
 
 
+def prediction_of(output: Any) -> Tensor | None:
+    """Find what a network predicts in what it returned.
+
+    Args:
+        output: A tensor, a mapping or object with the entry ``logits``, a mapping with ``out``, or
+            a mapping, tuple or list with one tensor in it that can be a prediction.
+
+    Returns:
+        A tensor of floating-point numbers; None where there is none, or not only one.
+    """
+    found = output
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    elif not isinstance(output, Tensor):
+        found = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping | tuple | list):
+        parts = list(output.values() if isinstance(output, Mapping) else output)
+        several = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
+        if len(several) > 1:
+            several = [each for each in several if _could_be_logits(each)]
+        found = several[0] if len(several) == 1 else None
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim == 0:
+        return None
+    return found.as_subclass(Tensor)
+
+
 def logits_of(output: Any) -> Tensor:
     """Find the ``[N, K]`` class logits in what a network returned.
 
     Args:
-        output: The logits, a mapping or object with the entry ``logits``, or a tuple or list with
-            one tensor in it that can be logits.
+        output: As for :func:`prediction_of`.
     """
-    logits = output
-    if isinstance(output, Mapping):
-        logits = output.get("logits")
-    elif not isinstance(output, Tensor):
-        logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, tuple | list):
-        found = [each for each in output if isinstance(each, Tensor) and _could_be_logits(each)]
-        logits = found[0] if len(found) == 1 else None
-    if not isinstance(logits, Tensor):
+    logits = prediction_of(output)
+    if logits is None:
         raise InputError(
             f"the network returned {_described(output)}; a tensor of logits [N, K], a mapping or "
             "object with the entry 'logits', or a tuple with one such tensor is needed. Let "
@@ -191,11 +188,11 @@ def logits_of(output: Any) -> Tensor:
     if not _could_be_logits(logits):
         raise InputError(
             f"the network returned logits of shape {tuple(logits.shape)}; [N, K] with at least 2 "
-            "classes is needed, one prediction per sample. Maps and boxes are not supported; a "
-            "network with one logit for two classes needs two outputs; and squeeze() in forward "
-            "takes the first dimension of a batch of one away, which squeeze(1) does not."
+            "classes is needed, one prediction per sample. squeeze() in forward takes the first "
+            "dimension of a batch of one away, which squeeze(1) does not. Where this is not a "
+            "class for each sample, give task=, such as 'binary' for one logit, or 'segmentation'."
         )
-    return logits.as_subclass(Tensor)
+    return logits
 
 
 def _could_be_logits(tensor: Tensor) -> bool:

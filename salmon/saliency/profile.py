@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +23,7 @@ from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts
 from salmon.saliency.catch import Catcher
-from salmon.saliency.losses import Loss, check_samples, logits_of, sample_losses, take_rows
+from salmon.saliency.losses import Loss, check_samples, prediction_of, sample_losses, take_rows
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def _join(parts: list[Measurement]) -> Measurement:
 def _join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
     """Join tensors with a row per sample; other values are those of the first part.
 
-    Of an object that is no nesting of tensors comes an object with its joined ``logits``.
+    Of an object that is no nesting of tensors comes what it predicts, joined.
     """
 
     def join(*leaves: Any) -> Any:
@@ -149,7 +148,8 @@ def _join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
 
     if isinstance(outputs[0], Tensor | Mapping | tuple | list):
         return pytree.tree_map(join, *outputs)
-    return SimpleNamespace(logits=torch.cat([logits_of(output) for output in outputs]))
+    parts = [prediction_of(output) for output in outputs]
+    return torch.cat([part for part in parts if part is not None])
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -19,7 +19,7 @@ from salmon.views.tables import (
     p_text,
     pair_rows,
 )
-from salmon.views.wording import METHOD_NAMES, clipped, percent
+from salmon.views.wording import METHOD_NAMES, clipped, detail_name, percent
 
 __all__ = [
     "DETAILS",
@@ -38,6 +38,7 @@ __all__ = [
     "ViewSettings",
     "blamed",
     "clipped",
+    "detail_name",
     "finding_rows",
     "flagged_rows",
     "gather",

@@ -43,7 +43,7 @@ class Picture:
     sample: int  # position in the pass
     pixels: Pixels
     heat: Tensor | None = None  # [H, W] in [0, 1], where filters look
-    classes: tuple[str, str] = ("", "")  # true and predicted
+    classes: tuple[str, str] = ("", "")  # true and predicted; or one text, where there are none
     filter: str = ""  # label of the first one, or of the one that responds
     caption: Sequence[str] = ()
 
@@ -148,7 +148,8 @@ def contact_sheet(pictures: Sequence[Picture]) -> Pixels:
         if picture.overlay is not None:
             _paste(page, picture.overlay, left + _CELL + 4, top)
         true, predicted = picture.classes
-        lines = (f"{number + 1}. {true}", f"taken for {predicted}", picture.filter)
+        taken = f"taken for {predicted}" if predicted else ""
+        lines = (f"{number + 1}. {true}", taken, picture.filter)
         for i, (text, colour) in enumerate(zip(lines, (_INK, _INK, _FAINT), strict=True)):
             _write(page, left, top + _CELL + 4 + _LINE * i, clipped(text, _LETTERS), colour)
     return np.asarray(page)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
-from salmon.diagnosis import NO_CLASS, Confusion, Diagnosis, most_blamed
+from salmon.diagnosis import Confusion, Diagnosis, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
 from salmon.ranking import ALPHA, Calibration, Ranking, layer_counts, share_intervals
 from salmon.records import Number
+from salmon.tasks import NO_CLASS
 
 SCHEMA = "salmon.pass/3"
 
@@ -38,6 +39,9 @@ XI_EDGES = tuple(round(-1.0 + 0.1 * i, 1) for i in range(31))
 
 DOUBTFUL_BELOW = 0.05
 """A fit is doubtful where its Anderson-Darling p-value is lower; of good fits, as many are."""
+
+CLASS_DETAILS = ("confidence_target", "confidence_predicted")
+"""What is said of a mistake that takes a class for another."""
 
 _QUANTILES = 64
 _KINDS = ((), ("only",), ("best", "worst"), ("best", "median", "worst"))
@@ -145,6 +149,14 @@ class PassRecord:
     calibration: list[CalibrationRow] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # about what was measured
     origin: dict[str, str] = field(default_factory=dict)  # network, data, settings, by name
+    task: str = "classification"
+    rule: str = ""  # when a sample is a mistake
+    details: list[str] = field(default_factory=lambda: [*CLASS_DETAILS])  # in the flags
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each sample has a true class."""
+        return len(self.class_samples) > 1
 
     def class_name(self, number: int) -> str:
         """Name a class."""
@@ -263,6 +275,9 @@ def record_pass(
         calibration=_calibration_rows(diagnosis.calibration),
         doubts=list(diagnosis.doubts),
         origin=dict(origin or {}),
+        task=diagnosis.task,
+        rule=diagnosis.rule,
+        details=list(diagnosis.mistakes.details),
     )  # fmt: skip
 
 

@@ -42,10 +42,11 @@ def overview(record: PassRecord, history: History, *, brief: bool = False) -> di
 def _mistakes(record: PassRecord, history: History) -> list[str]:
     """How many, how many before, and the worst confusion."""
     share = record.misclassified / max(1, record.samples)
-    lines = [
-        f"{record.misclassified} of {record.samples} samples are misclassified ({percent(share)})"
-        + _before(history)
-    ]
+    what = "misclassified" if record.has_classes else "mistakes"
+    number = f"{record.misclassified} of {record.samples} samples are {what} ({percent(share)})"
+    lines = [number + _before(history)]
+    if not record.has_classes and record.rule:
+        lines.append(f"A mistake is: {record.rule}.")
     if record.pairs:
         pair = record.pairs[0]
         true, taken = record.class_name(pair.target), record.class_name(pair.predicted)

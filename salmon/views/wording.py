@@ -3,6 +3,17 @@
 METHOD_NAMES = {"pot": "POT", "zscore": "z-score"}
 
 
+_DETAILS = {
+    "confidence_target": "confidence in true", "confidence_predicted": "in predicted",
+    "mean_iou": "mean IoU",
+}  # fmt: skip
+
+
+def detail_name(name: str) -> str:
+    """What a task says of a sample, by the name of its column."""
+    return _DETAILS.get(name, name.replace("_", " "))
+
+
 def percent(share: float) -> str:
     """Write a share in [0, 1], such as ``61.0 %``."""
     return f"{100 * share:.1f} %"

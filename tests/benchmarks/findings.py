@@ -56,8 +56,7 @@ def honesty(model: nn.Module, images: Tensor, labels: Tensor, ranking: Ranking) 
         real = torch.zeros(len(wrong), dtype=torch.float64)
         mistakes = Mistakes(
             sample=wrong, ids=wrong.tolist(), batch=wrong, target=labels[wrong],
-            predicted=predicted[wrong], confidence_target=real, confidence_predicted=real,
-            loss=real,
+            predicted=predicted[wrong], loss=real,
         )  # fmt: skip
         of_right = ranking.take(right), labels[right]
         findings = find(mistakes, ranking.take(wrong), *of_right, filters, seed=seed)

@@ -25,7 +25,7 @@ def classes(*pairs: tuple[int, int]) -> Mistakes:
     real = torch.zeros(len(pairs), dtype=torch.float64)
     return Mistakes(
         sample=numbers, ids=numbers.tolist(), batch=numbers, target=target, predicted=predicted,
-        confidence_target=real, confidence_predicted=real, loss=real,
+        loss=real,
     )  # fmt: skip
 
 

@@ -30,9 +30,11 @@ def mistakes() -> Mistakes:
         batch=torch.tensor([0, 0, 1]),
         target=torch.tensor([1, 2, 0]),
         predicted=torch.tensor([0, 0, 1]),
-        confidence_target=doubles(0.2, 0.1, 0.3),
-        confidence_predicted=doubles(0.7, 0.8, 0.6),
         loss=doubles(1.6, 2.3, math.inf),
+        details={
+            "confidence_target": doubles(0.2, 0.1, 0.3),
+            "confidence_predicted": doubles(0.7, 0.8, 0.6),
+        },
     )
 
 
@@ -45,7 +47,8 @@ def diagnosis(found: Mistakes, profile: torch.Tensor) -> Diagnosis:
     stands_out = Finding(filter=1, mistakes=2, expected=0.5, p=0.01)
     nothing = torch.full((3,), math.nan, dtype=torch.float64)
     return Diagnosis(
-        index=INDEX, fit=FIT, class_samples=torch.tensor([5, 5]), dropped=0, unlabelled=0,
+        index=INDEX, fit=FIT, task="classification", rule="", dropped=0, unlabelled=0,
+        class_samples=torch.tensor([5, 5]),
         measured=10, confusions=confusions(found.classes),
         class_mistakes=found.target.bincount(minlength=2),
         mistakes=found, id_source="batch", profile=profile,

@@ -17,8 +17,8 @@ from salmon import (
     SaliencyMonitor,
     filter_saliency,
 )
-from salmon.diagnosis import NO_CLASS
 from salmon.repairs.predictions import Predictions
+from salmon.tasks import NO_CLASS
 from salmon.views import gather
 from salmon.views.report.page import render
 from tests.networks import PlainNet, batch, layer_relative_error, one_by_one

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from salmon import InputError, SaliencyMonitor, filter_saliency
+from salmon import SaliencyMonitor, filter_saliency
 from salmon.diagnosis import Diagnosis
 from tests.networks import PlainNet, batch
 from tests.trainers import Module, digits, trainer
@@ -89,15 +89,18 @@ class OneLogit(PlainNet):
 
 
 @pytest.mark.parametrize("squeezed", [False, True])
-def test_one_logit_for_two_classes_is_refused(tmp_path: Path, squeezed: bool) -> None:
-    with pytest.raises(InputError, match="one logit for two classes needs two outputs"):
-        found(tmp_path, IMAGES, LABELS % 2, net=OneLogit(squeezed=squeezed), loss=bce)
+def test_one_logit_is_two_classes(tmp_path: Path, squeezed: bool) -> None:
+    net = OneLogit(squeezed=squeezed)
+    got = found(tmp_path, IMAGES, LABELS % 2, net=net, loss=bce)
+    assert (got.task, len(got.class_samples)) == ("binary", 2)
+    assert same(got, found(tmp_path / "plain", IMAGES, LABELS % 2, net=net))
 
 
-def test_several_labels_per_image_are_refused_with_a_loss_of_the_users_too(tmp_path: Path) -> None:
+def test_several_labels_per_image_are_no_classes(tmp_path: Path) -> None:
     several = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)).round()
-    with pytest.raises(InputError, match="several labels per sample there is no rule yet"):
-        found(tmp_path, IMAGES, several, loss=bce)
+    got = found(tmp_path, IMAGES, several, loss=bce)
+    assert (got.task, got.has_classes, got.confusions) == ("multilabel", False, [])
+    assert same(got, found(tmp_path / "plain", IMAGES, several))
 
 
 def test_an_index_taken_for_the_label_is_noticed(tmp_path: Path) -> None:

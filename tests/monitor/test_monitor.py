@@ -78,7 +78,7 @@ def test_fits_and_rankings_equal_those_computed_offline(tmp_path: Path) -> None:
         assert torch.equal(found.rankings[method].filters, ranking.filters)
     confidence = module(images).softmax(1)[wrong].double()
     torch.testing.assert_close(
-        found.mistakes.confidence_target.float(),
+        found.mistakes.details["confidence_target"].float(),
         confidence.gather(1, labels[wrong][:, None]).squeeze(1).float(),
     )
 

@@ -122,7 +122,7 @@ def test_logits_of_another_shape_end_the_pass_with_a_message(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     metrics = validate(tmp_path, SaliencyMonitor(), loader(), Maps())
-    assert "logits of shape (8, 10, 2, 2); [N, K]" in log.text
+    assert "the network gives (8, 10, 2, 2) for targets (8,) of torch.int64" in log.text
     assert "goes on without it until the next pass" in log.text
     assert not any("salmon" in name for name in metrics)
 

@@ -376,10 +376,10 @@ class Returning(nn.Module):
         (
             lambda f: f.mean((1, 2, 3))[:, None],
             InputError,
-            "one logit for two classes needs two outputs",
+            "'binary' for one logit",
         ),
-        (lambda f: [f], InputError, "returned a list of"),
-        (lambda f: {"out": f}, InputError, "returned a mapping with the keys out"),
+        (lambda f: [f, f], InputError, "returned a list of"),
+        (lambda f: {"a": f, "b": f}, InputError, "returned a mapping with the keys a, b"),
         (lambda f: f.mean((2, 3)).detach(), UnsupportedError, "no gradient"),
     ],
 )

@@ -50,10 +50,9 @@ class StoredFlag:
     id: str
     sample: int
     batch: int
-    target: int
-    predicted: int
-    confidence_target: Number
-    confidence_predicted: Number
+    target: int = 0  # 0 and 0 where there are no classes
+    predicted: int = 0
+    details: list[Number]  # what the task says of it
     loss: Number
     top: list[StoredBlame]
 
@@ -144,7 +143,7 @@ def flagged_rows(folder: Path) -> Iterator[dict[str, Any]]:
             path = place / f"flagged-{scope}-{record.number:06d}.jsonl"
             for flag in read_flags(path, FLAG_SCHEMA) if path.is_file() else ():
                 if flag.get("kind") == "sample":
-                    record_of(StoredFlag, flag | {"id": ""}, path.name)
+                    _stored(flag, record.details, path.name)
                     for row in flat_rows(flag):
                         yield {"run": _name(folder, place, scope)} | row
 
@@ -195,7 +194,7 @@ def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Sectio
     names = list(dict.fromkeys(row.label for row in record.findings))[:MOST_FILTERS]
     try:
         if flagged.is_file():
-            flags = _read_flags(flagged, names)
+            flags = _read_flags(flagged, names, record.details)
     except StateError as error:
         notes.append(f"The flagged samples are left out: {error}")
     try:
@@ -253,11 +252,12 @@ class Flags:
     confusions: dict[str, list[Confusion]]  # of the mistakes that blame a filter, by its label
 
 
-def _read_flags(path: Path, names: Sequence[str]) -> Flags:
+def _read_flags(path: Path, names: Sequence[str], details: Sequence[str]) -> Flags:
     """Read the flags of samples, holding no more than the worst.
 
     Args:
         names: Labels of filters whose confusions are counted.
+        details: Fields in which the task says something.
     """
     number, wanted, batches = 0, set(names), list[StoredBatch]()
     counts: dict[str, Counter[tuple[int, int]]] = {name: Counter() for name in names}
@@ -267,8 +267,9 @@ def _read_flags(path: Path, names: Sequence[str]) -> Flags:
         for flag in read_flags(path, FLAG_SCHEMA):
             if flag.get("kind") == "sample":
                 number += 1
-                stored = _stored(flag, path.name)
-                for name in wanted.intersection(each.label for each in stored.top):
+                stored = _stored(flag, details, path.name)
+                blamed = {each.label for each in stored.top} if "target" in flag else set()
+                for name in wanted & blamed:
                     counts[name][stored.target, stored.predicted] += 1
                 yield stored
             elif flag.get("beyond_chance"):
@@ -289,9 +290,10 @@ def _read_flags(path: Path, names: Sequence[str]) -> Flags:
     )
 
 
-def _stored(flag: dict[str, Any], where: str) -> StoredFlag:
+def _stored(flag: dict[str, Any], details: Sequence[str], where: str) -> StoredFlag:
     """What the page shows of a flag; names of any length are cut."""
-    stored = record_of(StoredFlag, flag | {"id": str(flag.get("id"))[:LETTERS]}, where)
+    own = {"id": str(flag.get("id"))[:LETTERS], "details": [flag.get(name) for name in details]}
+    stored = record_of(StoredFlag, flag | own, where)
     top = [replace(t, label=t.label[:LETTERS], group=t.group[:LETTERS]) for t in stored.top]
     return replace(stored, top=top)
 

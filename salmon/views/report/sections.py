@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from markupsafe import Markup
 from scipy.stats import binomtest
 
-from salmon.diagnosis import NO_CLASS
 from salmon.files import json_text
+from salmon.tasks import NO_CLASS
 from salmon.views.charts import (
     calibration_chart,
     depth_bars,
@@ -35,7 +35,7 @@ from salmon.views.tables import (
     p_text,
     pair_rows,
 )
-from salmon.views.wording import METHOD_NAMES
+from salmon.views.wording import METHOD_NAMES, detail_name
 
 NAMED = 3
 """Top filters of a flagged sample that are shown before a click."""
@@ -187,6 +187,7 @@ def section_values(number: int, section: Section) -> dict[str, object]:
         "pictures": [picture for picture in section.pictures if picture.kind == "flagged"],
         "rows": rows,
         "flags": section.flagged,
+        "details": [detail_name(name) for name in record.details],
         "named": NAMED,
     }  # fmt: skip
 
@@ -194,10 +195,10 @@ def section_values(number: int, section: Section) -> dict[str, object]:
 def _row(record: PassRecord, flag: StoredFlag, image: StoredImage | None) -> Row:
     """A flagged sample, and by what it is found."""
     true, taken = record.class_name(flag.target), record.class_name(flag.predicted)
-    facts = [
-        f"true class {true}", f"predicted class {taken}",
-        _taken_for(record, flag.target, flag.predicted), f"batch {flag.batch}",
-    ]  # fmt: skip
+    facts = [f"batch {flag.batch}"]
+    if record.has_classes:
+        facts += [f"true class {true}", f"predicted class {taken}"]
+        facts += [_taken_for(record, flag.target, flag.predicted)]
     return Row(image=image, flag=flag, target=true, predicted=taken, facts=json_text(facts))
 
 
@@ -271,6 +272,8 @@ def _matrix(section: Section) -> Table | None:
 def _class_rows(section: Section) -> list[list[Cell]]:
     """Samples, mistakes and accuracy of every class, the worst first."""
     record = section.record
+    if not record.has_classes:
+        return []
     first = {pair.target: pair for pair in reversed(record.pairs)}
     rows: list[tuple[float, list[Cell]]] = []
     columns = zip(record.class_samples, record.class_mistakes, strict=True)

@@ -1,0 +1,783 @@
+"""What a sample's loss is, and when a sample is a mistake: by task.
+
+A task reads the output of a network and the targets of N samples. Everything above asks it which
+samples are mistakes, and nothing else of what the network is for.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from salmon.errors import InputError
+from salmon.saliency import (
+    Loss,
+    are_probabilities,
+    class_numbers,
+    labels_of,
+    logits_of,
+    prediction_of,
+    sample_losses,
+)
+
+NO_CLASS = -1
+"""Predicted where the probabilities are no numbers, as those of NaN logits are."""
+
+_SURE = 0.9  # few logits lie between it and 1, and none below 0
+
+WORST = 0.1
+"""Share of a pass that are its mistakes, where there is no other bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """What a network says of N samples; ``[N]`` each, on its device."""
+
+    labelled: Tensor  # bool, whether there is a label to be judged by
+    wrong: Tensor  # bool; where a pass tells its mistakes at the end, whether it can be one
+    score: Tensor | None = None  # float64, how bad it is, if a pass tells its mistakes at the end
+    classes: int = 0  # of which each sample has one; 0 where they have none
+    target: Tensor | None = None  # int64 true class
+    predicted: Tensor | None = None  # int64, or NO_CLASS
+    others: Tensor | None = None  # probability of another answer than the true one, if known
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+    beyond: Tensor | None = None  # bool, whether its label is higher than any class
+    probabilities: Tensor | None = None  # bool, whether the output can be such, and no logits
+    extreme: Tensor | None = None  # bool, whether it would be a sure one
+
+
+class AnyTask(ABC):
+    """Losses and mistakes of samples; the tasks that have a name take a loss of the user's."""
+
+    name: ClassVar[str]
+    worst: float | None = None
+    """Share of a pass, those with the highest score, that are its mistakes; None where each sample
+    tells by itself whether it is one."""
+
+    @abstractmethod
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Judge N samples.
+
+        Args:
+            output: Of the network.
+            targets: ``[N, ...]``.
+            loss: The user's, whose ``ignore_index`` stands for no label.
+
+        Raises:
+            InputError: If output and targets do not fit.
+        """
+
+    @abstractmethod
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """``[N]`` losses with their graph; those of samples without a label do not count."""
+
+    @abstractmethod
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake.
+
+        Args:
+            bound: Score above which samples of the pass are.
+        """
+
+    @abstractmethod
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """``[N]`` bool, which samples have a label to be judged by."""
+
+    def labelled_losses(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Tensor:
+        """``[N]`` losses with their graph, NaN for samples without a label.
+
+        Args:
+            output: Of the network.
+            targets: ``[N, ...]``.
+            loss: The user's; None takes the usual one of the task.
+
+        Raises:
+            InputError: If output, targets and loss do not fit.
+        """
+        labelled = self.labelled(output, targets, loss)
+        found = sample_losses(output, targets, partial(self.per_sample, loss=loss))
+        return torch.where(labelled, found, torch.nan)
+
+    def prediction(self, output: Any) -> Tensor | None:
+        """``[N, ...]`` what two runs of the network can be compared by; None if nothing is."""
+        return prediction_of(output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(AnyTask):
+    """A task of your own.
+
+    Attributes:
+        losses: ``(output, targets) -> [N]`` losses with their graph.
+        wrong: ``(output, targets) -> [N]`` bool, which samples are mistakes; or give ``score``.
+        score: ``(output, targets) -> [N]`` numbers, higher ones for worse samples.
+        bound: Samples with a higher score are mistakes; None takes the worst ones of each pass.
+        worst: Share of a pass that its mistakes are, without a bound.
+        describe: ``(output, targets) ->`` mapping of names to ``[N]`` numbers, for the flags.
+
+    Raises:
+        InputError: If there is neither ``wrong`` nor ``score``, or both, or no function.
+    """
+
+    name: ClassVar[str] = "custom"
+    losses: Loss
+    wrong: Callable[[Any, Tensor], Tensor] | None = None
+    score: Callable[[Any, Tensor], Tensor] | None = None
+    bound: float | None = None
+    worst: float | None = WORST
+    describe: Callable[[Any, Tensor], Mapping[str, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what is there."""
+        if not callable(self.losses) or (self.wrong is None) == (self.score is None):
+            raise InputError(
+                "a task needs losses, and either wrong or score: functions of the network's "
+                "output and the targets that give a number for each of the N samples."
+            )
+        if self.wrong is not None or self.bound is not None:
+            object.__setattr__(self, "worst", None)
+        check_worst(self.worst)
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """All of them."""
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Judge N samples by the user's functions."""
+        every = self.labelled(output, targets, loss)
+        details = {} if self.describe is None else {
+            name: _column(f"describe: {name}", column, targets)
+            for name, column in self.describe(output, targets).items()
+        }  # fmt: skip
+        if self.wrong is not None:
+            wrong = _column("wrong", self.wrong(output, targets), targets).bool()
+            return Answers(labelled=every, wrong=wrong, details=details)
+        assert self.score is not None
+        score = _column("score", self.score(output, targets), targets)
+        return _judged(score, self.bound, every, {"score": score, **details})
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """The user's losses."""
+        return self.losses(output, targets)
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        known = self.bound if bound is None else bound
+        return "by the rule of the task" if known is None else f"score above {known:.3g}"
+
+
+class Classification(AnyTask):
+    """One class for each sample: class numbers ``[N]``, or probabilities ``[N, K]``.
+
+    Logits are ``[N, K]``, the loss is the cross-entropy, and a mistake has its largest logit
+    elsewhere.
+    """
+
+    name: ClassVar[str] = "classification"
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those whose number is a class of the network, and not ignored."""
+        return labels_of(targets, logits_of(output), loss)[1]
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Compare the class of the largest logit with the true one."""
+        logits = logits_of(output)
+        classes, labelled = labels_of(targets, logits, loss)
+        sure = logits.double().softmax(1)
+        predicted = logits.argmax(1).masked_fill(torch.isnan(sure).any(1), NO_CLASS)
+        of_target = _pick(sure, classes.where(labelled, 0))
+        shares = are_probabilities(logits) if loss is None else None
+        return Answers(
+            labelled=labelled,
+            wrong=(predicted != classes) & labelled,
+            classes=logits.shape[1],
+            target=classes,
+            predicted=predicted,
+            others=1 - of_target,
+            details={
+                "confidence_target": of_target,
+                "confidence_predicted": _pick(sure, predicted.clamp_min(0)),
+            },
+            beyond=(classes >= logits.shape[1]) & ~labelled,
+            probabilities=shares,
+            extreme=shares,
+        )
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Cross-entropy, or the user's loss."""
+        logits = logits_of(output)
+        if class_numbers(targets) is not None:
+            _, labelled = labels_of(targets, logits, loss)
+            targets = targets.long()  # other types lack operations on a GPU
+            targets = targets.where(labelled.view(targets.shape), 0)
+        found = _by_user(loss, output, targets, logits, targets)
+        return sample_losses(output, targets, None) if found is None else found
+
+    def prediction(self, output: Any) -> Tensor | None:
+        """``[N, K]`` logits; None if that is not what came out."""
+        try:
+            return logits_of(output)
+        except InputError:
+            return None
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        return "another class than the true one"
+
+
+class Binary(AnyTask):
+    """Yes or no: one logit for each sample, ``[N]`` or ``[N, 1]``, and targets of 0 and 1.
+
+    The loss is the binary cross-entropy; a mistake lies on the wrong side of 0.5.
+    """
+
+    name: ClassVar[str] = "binary"
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those with 0 or 1."""
+        return self._aligned(output, targets)[2]
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Compare the side of 0.5 with the target."""
+        logits, true, labelled = self._aligned(output, targets)
+        unknown = torch.isnan(logits)
+        predicted = (logits > 0).long().masked_fill(unknown, NO_CLASS)
+        of_one = logits.double().sigmoid()
+        of_target = torch.where(true == 1, of_one, 1 - of_one)
+        return Answers(
+            labelled=labelled,
+            wrong=(predicted != true) & labelled,
+            classes=2,
+            target=true,
+            predicted=predicted,
+            others=1 - of_target,
+            details={
+                "confidence_target": of_target,
+                "confidence_predicted": torch.maximum(of_one, 1 - of_one),
+            },
+            probabilities=_in_unit(logits) if loss is None else None,
+            extreme=(logits > _SURE).reshape(len(logits), -1).any(1),
+        )
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Binary cross-entropy, or the user's loss."""
+        logits, true, _ = self._aligned(output, targets)
+        found = _by_user(loss, output, targets, logits, true.to(logits.dtype))
+        if found is None:
+            kind = nn.functional.binary_cross_entropy_with_logits
+            found = kind(logits, true.to(logits.dtype), reduction="none")
+        return found.reshape(len(targets)) if found.numel() == len(targets) else found
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        return "on the wrong side of 0.5"
+
+    @staticmethod
+    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N]`` logits, ``[N]`` targets 0 and 1, and whether there is one."""
+        logits = _needed(output)
+        if logits.numel() != len(targets) or targets.numel() != len(targets):
+            raise _unfit("binary", logits, targets, "one logit and one target (0 or 1) for each")
+        flat = targets.reshape(-1)
+        _refuse_others(flat, (flat == 0) | (flat == 1) | _none(flat), "binary", "0 and 1")
+        return logits.reshape(-1), (flat == 1).long(), (flat == 0) | (flat == 1)
+
+
+@dataclass(frozen=True)
+class Multilabel(AnyTask):
+    """Any of K labels for each sample: logits and targets of 0 and 1, ``[N, K]``.
+
+    The loss is the mean binary cross-entropy over labels that are known; those that are NaN or
+    negative are not.
+
+    Attributes:
+        tolerance: A mistake has more labels than so many on the wrong side of 0.5.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    tolerance: int = 0
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those with any known label."""
+        return self._aligned(output, targets)[1].any(1)
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Count the labels on the wrong side."""
+        logits, known = self._aligned(output, targets)
+        true = targets == 1
+        missed = (true & known & ~(logits > 0)).sum(1)
+        spurious = (~true & known & ~(logits <= 0)).sum(1)
+        right = torch.where(true, logits, -logits).double().sigmoid()
+        labelled = known.any(1)
+        return Answers(
+            labelled=labelled,
+            wrong=(missed + spurious > self.tolerance) & labelled,
+            others=1 - right.masked_fill(~known, 1).amin(1),
+            details={"wrong_labels": missed + spurious, "missed": missed, "spurious": spurious},
+            probabilities=_in_unit(logits) if loss is None else None,
+            extreme=(logits > _SURE).reshape(len(logits), -1).any(1),
+        )
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Mean binary cross-entropy, or of the user's loss."""
+        logits, known = self._aligned(output, targets)
+        true = (targets == 1).to(logits.dtype)
+        found = _by_user(loss, output, targets, logits, true)
+        if found is None:
+            kind = nn.functional.binary_cross_entropy_with_logits
+            found = kind(logits, true, reduction="none")
+        return _mean(found, known)
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        several = f"more than {self.tolerance} labels" if self.tolerance else "a label"
+        return f"{several} on the wrong side of 0.5"
+
+    @staticmethod
+    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, K]`` logits, and which targets are known."""
+        logits = _needed(output)
+        if logits.shape != targets.shape or logits.ndim != 2:
+            raise _unfit("multilabel", logits, targets, "logits and targets (0 or 1) [N, K]")
+        known = (targets == 0) | (targets == 1)
+        _refuse_others(targets, known | _none(targets), "multilabel", "0 and 1")
+        return logits, known
+
+
+@dataclass(frozen=True)
+class Segmentation(AnyTask):
+    """A class for each pixel: logits ``[N, K, H, W]``, targets ``[N, H, W]``.
+
+    With one logit a pixel (K = 1) targets are 0 and 1. The loss is the mean cross-entropy over
+    pixels with a label; those that are the loss's ``ignore_index``, or no class, have none.
+
+    Attributes:
+        metric: ``"iou"``, the mean intersection over union of the classes that a sample or its
+            prediction has, or ``"accuracy"``, the share of right pixels.
+        bound: Samples below it are mistakes; None takes the worst ones of each pass.
+        worst: Share of a pass that its mistakes are, without a bound.
+    """
+
+    name: ClassVar[str] = "segmentation"
+    metric: Literal["iou", "accuracy"] = "iou"
+    bound: float | None = None
+    worst: float | None = WORST
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.metric not in ("iou", "accuracy"):
+            raise InputError(f"metric is {self.metric!r}; 'iou' or 'accuracy' is needed.")
+        _only_one(self)
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those with any pixel that has a label."""
+        return self._aligned(output, targets, loss)[2].flatten(1).any(1)
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Compare the maps."""
+        logits, true, known = self._aligned(output, targets, loss)
+        predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+        pixels, right = known.flatten(1).sum(1), (predicted == true) & known
+        accuracy = right.flatten(1).sum(1).double() / pixels
+        iou = _mean_iou(true, predicted, known, max(2, logits.shape[1]))
+        score = 1 - (iou if self.metric == "iou" else accuracy)
+        details = {"mean_iou": iou, "pixel_accuracy": accuracy}
+        bound = None if self.bound is None else 1 - self.bound
+        return _judged(score, bound, pixels > 0, details)
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Mean cross-entropy over the pixels, or of the user's loss."""
+        logits, true, known = self._aligned(output, targets, loss)
+        if logits.shape[1] == 1:
+            logits, true = logits[:, 0], true.to(logits.dtype)
+        found = _by_user(loss, output, targets, logits, true)
+        if found is None and logits.ndim == true.ndim:
+            kind = nn.functional.binary_cross_entropy_with_logits
+            found = kind(logits, true, reduction="none")
+        elif found is None:
+            found = nn.functional.cross_entropy(logits, true, reduction="none")
+        return _mean(found, known, _class_weights(loss, true))
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        low = self.bound if bound is None else 1 - bound
+        name = "mean IoU" if self.metric == "iou" else "pixel accuracy"
+        return _below(name, low, self.worst)
+
+    @staticmethod
+    def _aligned(output: Any, targets: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, K, ...]`` logits, ``[N, ...]`` classes, and which of them are known."""
+        logits = _needed(output)
+        if targets.ndim == logits.ndim and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if logits.ndim < 3 or logits.shape[:1] + logits.shape[2:] != targets.shape:
+            raise _unfit(
+                "segmentation", logits, targets, "logits [N, K, H, W] and classes [N, H, W] of the "
+                "same size (let forward bring its map to that of the targets)",
+            )  # fmt: skip
+        known = (targets >= 0) & (targets < max(2, logits.shape[1]))
+        return (logits, *_with_ignored(targets, known, loss))
+
+
+@dataclass(frozen=True)
+class Regression(AnyTask):
+    """Numbers for each sample: output and targets of the same shape ``[N, ...]``.
+
+    The loss is the mean squared error over targets that are finite, or the absolute one.
+
+    Attributes:
+        error: ``"squared"`` or ``"absolute"``.
+        bound: Samples with a larger error are mistakes, in the unit of the targets: the root of the
+            mean squared error, or the mean absolute one. None takes the worst ones of each pass.
+        worst: Share of a pass that its mistakes are, without a bound.
+    """
+
+    name: ClassVar[str] = "regression"
+    error: Literal["squared", "absolute"] = "squared"
+    bound: float | None = None
+    worst: float | None = WORST
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.error not in ("squared", "absolute"):
+            raise InputError(f"error is {self.error!r}; 'squared' or 'absolute' is needed.")
+        _only_one(self)
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those with any finite target."""
+        return self._aligned(output, targets)[2].flatten(1).any(1)
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Measure the distance to the targets."""
+        found, true, known = self._aligned(output, targets)
+        size = _mean(self._errors(found.double(), true.double()), known)
+        size = size.sqrt() if self.error == "squared" else size
+        details = {"error": size}
+        if true.numel() == len(true):
+            details |= {"true_value": true.reshape(-1), "predicted_value": found.reshape(-1)}
+        return _judged(size, self.bound, known.flatten(1).any(1), details)
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Mean error, or of the user's loss."""
+        found, true, known = self._aligned(output, targets)
+        true = true.where(known, 0).to(found.dtype)
+        own = _by_user(loss, output, targets, found, true)
+        return _mean(self._errors(found, true) if own is None else own, known)
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        high = self.bound if bound is None else bound
+        if high is None:
+            return f"error among the highest {100 * (self.worst or 0):.3g} % of the pass"
+        share = "" if self.worst is None else f", the highest {100 * self.worst:.3g} % of the pass"
+        return f"error above {high:.3g}{share}"
+
+    def _errors(self, found: Tensor, true: Tensor) -> Tensor:
+        """``[N, ...]``."""
+        gap = found - true
+        return gap.square() if self.error == "squared" else gap.abs()
+
+    @staticmethod
+    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output and targets of one shape, and which targets are known."""
+        found = _needed(output)
+        if found.numel() == targets.numel() == len(targets):
+            found, targets = found.reshape(-1, 1), targets.reshape(-1, 1)
+        if found.shape != targets.shape:
+            raise _unfit("regression", found, targets, "output and targets of one shape [N, ...]")
+        return found, targets, torch.isfinite(targets)
+
+
+@dataclass(frozen=True)
+class SequenceLabelling(AnyTask):
+    """A class for each token: logits ``[N, T, K]``, targets ``[N, T]``.
+
+    The loss is the mean cross-entropy over tokens with a label; those that are the loss's
+    ``ignore_index`` (-100 without one), or no class, have none.
+
+    Attributes:
+        tolerated: A mistake has a larger share of wrong tokens; None takes the worst ones of each
+            pass.
+        worst: Share of a pass that its mistakes are, if nothing is tolerated or refused.
+        shift: Whether a position predicts the next token, as in causal language models.
+    """
+
+    name: ClassVar[str] = "sequence"
+    tolerated: float | None = 0.0
+    worst: float | None = WORST
+    shift: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.tolerated is not None:
+            object.__setattr__(self, "worst", None)
+        check_worst(self.worst)
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those with any token that has a label."""
+        return self._aligned(output, targets, loss)[2].any(1)
+
+    def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
+        """Count the wrong tokens."""
+        logits, true, known = self._aligned(output, targets, loss)
+        tokens = known.sum(1)
+        wrong = ((logits.argmax(2) != true) & known).sum(1)
+        details = {"wrong_tokens": wrong, "tokens": tokens}
+        return _judged(wrong.double() / tokens, self.tolerated, tokens > 0, details)
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Mean cross-entropy over the tokens, or of the user's loss."""
+        logits, true, known = self._aligned(output, targets, loss)
+        found = _by_user(loss, output, targets, logits.movedim(2, 1), true)
+        if found is None:
+            found = nn.functional.cross_entropy(logits.movedim(2, 1), true, reduction="none")
+        return _mean(found, known, _class_weights(loss, true))
+
+    def rule(self, bound: float | None = None) -> str:
+        """Say in words when a sample is a mistake."""
+        high = self.tolerated if bound is None else bound
+        if high == 0 and bound is None:
+            return "a wrong token"
+        part = "of the tokens wrong"
+        if high is None:
+            return f"the largest shares {part}"
+        return f"more than {100 * high:.3g} % {part}"
+
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, T, K]`` logits, ``[N, T]`` classes, and which of them are known."""
+        logits = _needed(output)
+        if logits.ndim != 3 or logits.shape[:2] != targets.shape:
+            raise _unfit("sequence", logits, targets, "logits [N, T, K] and classes [N, T]")
+        if self.shift:
+            logits, targets = logits[:, :-1], targets[:, 1:]
+        known = (targets >= 0) & (targets < logits.shape[2])
+        return (logits, *_with_ignored(targets, known, loss))
+
+
+def check_worst(worst: float | None) -> None:
+    """Refuse what is no share."""
+    if worst is not None and not 0 < worst < 1:
+        raise InputError(f"worst is {worst!r}; a share in (0, 1) is needed, such as 0.1.")
+
+
+def _only_one(task: Segmentation | Regression) -> None:
+    """Let a bound stand for itself."""
+    if task.bound is not None:
+        object.__setattr__(task, "worst", None)
+    check_worst(task.worst)
+
+
+def _below(name: str, low: float | None, worst: float | None) -> str:
+    share = "" if worst is None else f"the lowest {100 * worst:.3g} % of the pass"
+    if low is None:
+        return f"{name} among {share}"
+    return f"{name} under {low:.3g}{share and ', '}{share}"
+
+
+def _judged(
+    score: Tensor, bound: float | None, labelled: Tensor, details: Mapping[str, Tensor]
+) -> Answers:
+    """By a score, and a bound if there is one; what has no score is as bad as can be."""
+    score = score.double().nan_to_num(nan=torch.inf)
+    if bound is None:
+        return Answers(labelled=labelled, wrong=labelled, score=score, details=details)
+    return Answers(labelled=labelled, wrong=labelled & (score > bound), details=details)
+
+
+def _needed(output: Any) -> Tensor:
+    """What the network predicts."""
+    found = prediction_of(output)
+    if found is None:
+        raise InputError(
+            f"the network returned a {type(output).__name__} in which nothing says what it "
+            "predicts; a tensor, a mapping or object with the entry 'logits' or 'out', or a tuple "
+            "with one tensor of numbers is needed. Let forward return that, or give a salmon.Task."
+        )
+    return found
+
+
+def _unfit(task: str, found: Tensor, targets: Tensor, needed: str) -> InputError:
+    return InputError(
+        f"the network gives {tuple(found.shape)} for targets {tuple(targets.shape)}; "
+        f"task='{task}' needs {needed}."
+    )
+
+
+def _none(targets: Tensor) -> Tensor:
+    """Where nothing is known."""
+    return (targets < 0) | torch.isnan(targets) if targets.is_floating_point() else targets < 0
+
+
+def _refuse_others(targets: Tensor, fine: Tensor, task: str, values: str) -> None:
+    """Refuse targets of another kind; on a GPU this would wait for the device."""
+    if targets.device.type == "cpu" and not bool(fine.all()):
+        other = targets[~fine].flatten()[0].item()
+        raise InputError(
+            f"targets hold {other!r}; task='{task}' needs {values}, and NaN or a negative number "
+            "where nothing is known."
+        )
+
+
+def _with_ignored(targets: Tensor, known: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
+    """Class numbers, and which of them are known and not ignored."""
+    ignored = getattr(loss, "ignore_index", None)
+    known = known if ignored is None else known & (targets != ignored)
+    return targets.where(known, 0).long(), known
+
+
+def _by_user(
+    loss: Loss | None, output: Any, targets: Tensor, found: Tensor, true: Tensor
+) -> Tensor | None:
+    """The user's loss: a module of torch gets what it is made for, a function what there is."""
+    if loss is None:
+        return None
+    plain = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
+    return loss(found, true) if plain else loss(output, targets)
+
+
+def _class_weights(loss: Loss | None, true: Tensor) -> Tensor | None:
+    """``[N, ...]`` of the true classes, where the loss has some."""
+    weight = loss.weight if isinstance(loss, nn.CrossEntropyLoss) else None
+    return None if weight is None else weight[true]
+
+
+def _mean(values: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``[N]`` means over what is known; values that are one for each sample already stay."""
+    if values.ndim <= 1 or values.shape != known.shape:
+        return values
+    count = known.to(values.dtype) if weights is None else weights * known
+    total = torch.where(known, values, 0).flatten(1).sum(1)
+    return total / count.flatten(1).sum(1)
+
+
+def _mean_iou(true: Tensor, predicted: Tensor, known: Tensor, classes: int) -> Tensor:
+    """``[N]`` float64 over the classes that a sample or its prediction has."""
+    samples = len(true)
+    first = torch.arange(samples, device=true.device) * classes
+    first = first.view(-1, *[1] * (true.ndim - 1)).expand_as(true)
+
+    def counts(numbers: Tensor, where: Tensor) -> Tensor:
+        cells = (first + numbers)[where]
+        return torch.bincount(cells, minlength=samples * classes).view(samples, classes).double()
+
+    both = counts(true, known & (true == predicted))
+    union = counts(true, known) + counts(predicted, known) - both
+    has = union > 0
+    return torch.where(has, both / union, 0).sum(1) / has.sum(1)
+
+
+def _column(name: str, values: Any, targets: Tensor) -> Tensor:
+    """``[N]``, checked."""
+    if not isinstance(values, Tensor) or tuple(values.shape) != (len(targets),):
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(
+            f"the task's {name} gave {found}; a tensor [{len(targets)}], one number for each "
+            "sample, is needed."
+        )
+    return values.detach().to(targets.device)
+
+
+def _in_unit(logits: Tensor) -> Tensor:
+    """``[N]`` bool, where all numbers of a sample lie in [0, 1], as small logits do, too."""
+    return ((logits >= 0) & (logits <= 1)).reshape(len(logits), -1).all(1)
+
+
+def _pick(table: Tensor, columns: Tensor) -> Tensor:
+    """``[N]`` entries of a ``[N, K]`` table."""
+    return table.gather(1, columns.unsqueeze(1)).squeeze(1)
+
+
+TASKS: dict[str, AnyTask] = {
+    task.name: task
+    for task in (
+        Classification(), Binary(), Multilabel(), Segmentation(), Regression(), SequenceLabelling()
+    )
+}  # fmt: skip
+"""By name, as they are by default."""
+
+
+def task_named(task: Any) -> AnyTask | None:
+    """Look a task up.
+
+    Args:
+        task: Its name, itself, or None.
+
+    Returns:
+        It; None for None, where the first batch tells.
+
+    Raises:
+        InputError: If there is none of this name, or it is something else.
+    """
+    if task is None or isinstance(task, AnyTask):
+        return task
+    if isinstance(task, str) and task in TASKS:
+        return TASKS[task]
+    raise InputError(
+        f"task is {task!r}; one of {', '.join(map(repr, TASKS))}, an object of salmon.tasks such "
+        "as Multilabel(tolerance=1), a salmon.Task of your own, or None is needed."
+    )
+
+
+def recognise(output: Any, targets: Tensor) -> AnyTask:
+    """Tell the task from a batch, where it leaves no doubt.
+
+    Args:
+        output: Of the network, for N samples.
+        targets: ``[N, ...]``.
+
+    Raises:
+        InputError: If it could be several, or none.
+    """
+    found = prediction_of(output)
+    if found is None or len(found) != len(targets):
+        logits_of(output)  # it says what is needed
+        found = _needed(output)
+    whole = not (targets.is_floating_point() or targets.is_complex())
+    flat, one = targets.numel() == len(targets), found.numel() == len(targets)
+    same, table = found.shape == targets.shape, found.ndim == 2 and not one
+    binary = bool(((targets == 0) | (targets == 1)).all())
+    shares = table and same and bool(are_probabilities(targets).all())
+    far = bool(((targets < 0) | (targets > 1)).any())
+    fits = {
+        "classification": table and ((whole and flat) or shares),
+        "binary": one and flat and binary,
+        "multilabel": table and same and binary and not shares,
+        "segmentation": whole and found.ndim == 4
+        and targets.shape == found.shape[:1] + found.shape[2:],
+        "sequence": whole and found.ndim == 3 and targets.shape == found.shape[:2],
+        "regression": not whole and not binary
+        and ((one and flat) or (same and (far or not table) and not shares)),
+    }  # fmt: skip
+    names = [name for name, does in fits.items() if does]
+    if len(names) == 1:
+        return TASKS[names[0]]
+    raise InputError(
+        f"the network gives {tuple(found.shape)} for targets {tuple(targets.shape)} of "
+        f"{targets.dtype}, which leaves open what a mistake is. One class for each sample needs "
+        "logits [N, K] and integer class numbers [N], or probabilities [N, K] that add up to 1 "
+        f"(unpack= can make them of the batch). Else give task=, one of {', '.join(TASKS)}, or a "
+        "salmon.Task of your own."
+    )
+
+
+def mistakes_of(scores: Tensor, worst: float) -> tuple[Tensor, float]:
+    """Tell the mistakes of a pass at its end.
+
+    Args:
+        scores: ``[n]`` of all its samples.
+        worst: Share of them.
+
+    Returns:
+        ``[n]`` bool, true for at most ``ceil(worst * n)``, those above the bound; and the bound.
+    """
+    if not len(scores):
+        return scores > 0, float("nan")
+    falling = scores.sort(descending=True).values
+    bound = float(falling[min(len(scores) - 1, -int(-worst * len(scores) // 1))])
+    return scores > bound, bound
