@@ -166,8 +166,9 @@ class Task(AnyTask):
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
-        known = self.bound if bound is None else bound
-        return "by the rule of the task" if known is None else f"score above {known:.3g}"
+        if self.score is None:
+            return "by the rule of the task"
+        return _above("score", self.bound if bound is None else bound, self.worst)
 
 
 class Classification(AnyTask):
@@ -406,7 +407,7 @@ class Segmentation(AnyTask):
         """Say in words when a sample is a mistake."""
         low = self.bound if bound is None else 1 - bound
         name = "mean IoU" if self.metric == "iou" else "pixel accuracy"
-        return _below(name, low, self.worst)
+        return _above(name, low, self.worst, "under")
 
     @staticmethod
     def _aligned(output: Any, targets: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -470,11 +471,7 @@ class Regression(AnyTask):
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
-        high = self.bound if bound is None else bound
-        if high is None:
-            return f"error among the highest {100 * (self.worst or 0):.3g} % of the pass"
-        share = "" if self.worst is None else f", the highest {100 * self.worst:.3g} % of the pass"
-        return f"error above {high:.3g}{share}"
+        return _above("error", self.bound if bound is None else bound, self.worst)
 
     def _errors(self, found: Tensor, true: Tensor) -> Tensor:
         """``[N, ...]``."""
@@ -500,9 +497,9 @@ class SequenceLabelling(AnyTask):
     ``ignore_index`` (-100 without one), or no class, have none.
 
     Attributes:
-        tolerated: A mistake has a larger share of wrong tokens; None takes the worst ones of each
-            pass.
-        worst: Share of a pass that its mistakes are, if nothing is tolerated or refused.
+        tolerated: A mistake has a larger share of wrong tokens; None takes the samples of the
+            highest losses of each pass.
+        worst: Share of a pass that its mistakes are, then.
         shift: Whether a position predicts the next token, as in causal language models.
     """
 
@@ -527,6 +524,9 @@ class SequenceLabelling(AnyTask):
         tokens = known.sum(1)
         wrong = ((logits.argmax(2) != true) & known).sum(1)
         details = {"wrong_tokens": wrong, "tokens": tokens}
+        if self.tolerated is None:
+            score = self.per_sample(output, targets, loss).detach()
+            return _judged(score, None, tokens > 0, details)
         return _judged(wrong.double() / tokens, self.tolerated, tokens > 0, details)
 
     def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
@@ -539,13 +539,11 @@ class SequenceLabelling(AnyTask):
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
-        high = self.tolerated if bound is None else bound
-        if high == 0 and bound is None:
+        if self.tolerated is None:
+            return _above("loss", bound, self.worst)
+        if self.tolerated == 0:
             return "a wrong token"
-        part = "of the tokens wrong"
-        if high is None:
-            return f"the largest shares {part}"
-        return f"more than {100 * high:.3g} % {part}"
+        return f"more than {100 * self.tolerated:.3g} % of the tokens wrong"
 
     def _aligned(
         self, output: Any, targets: Tensor, loss: Loss | None
@@ -573,11 +571,13 @@ def _only_one(task: Segmentation | Regression) -> None:
     check_worst(task.worst)
 
 
-def _below(name: str, low: float | None, worst: float | None) -> str:
-    share = "" if worst is None else f"the lowest {100 * worst:.3g} % of the pass"
-    if low is None:
+def _above(name: str, bound: float | None, worst: float | None, how: str = "above") -> str:
+    """A rule in words; the bound of a pass is known at its end."""
+    end = "lowest" if how == "under" else "highest"
+    share = "" if worst is None else f"the {end} {100 * worst:.3g} % of the pass"
+    if bound is None:
         return f"{name} among {share}"
-    return f"{name} under {low:.3g}{share and ', '}{share}"
+    return f"{name} {how} {bound:.3g}{share and ', '}{share}"
 
 
 def _judged(

@@ -206,6 +206,11 @@ def test_a_share_of_wrong_tokens_can_be_tolerated() -> None:
     task = SequenceLabelling(tolerated=0.3)
     assert task.read(logits, targets).wrong.tolist() == [False, True]
     assert task.rule() == "more than 30 % of the tokens wrong"
+    worst = SequenceLabelling(tolerated=None)
+    answers = worst.read(logits, targets)
+    assert answers.score is not None
+    torch.testing.assert_close(answers.score, losses(worst, logits, targets))
+    assert worst.rule(2.5) == "loss above 2.5, the highest 10 % of the pass"
 
 
 ROWS = torch.tensor([[0.2, 0.8], [0.5, 0.5], [1.0, 0.0]])
@@ -447,7 +452,8 @@ class Times(nn.Module):
 def test_probabilities_in_place_of_logits_are_noticed() -> None:
     class Sure(MapNet):
         def forward(self, x: Tensor) -> Tensor:
-            return (60 * (super().forward(x) - middle)).sigmoid()
+            out: Tensor = (60 * (super().forward(x) - middle)).sigmoid()
+            return out
 
     for name in ("binary", "multilabel"):
         kind, targets = TARGETS[name]

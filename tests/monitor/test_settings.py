@@ -11,6 +11,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from salmon import InputError, RepairSettings, SaliencyMonitor, ViewSettings, fit_tails
 from salmon.tails import Tails
+from salmon.tasks import Segmentation
 from tests.trainers import Module, loader, trainer
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -79,6 +80,10 @@ CONFIG: dict[str, Any] = {
             "class_path": "salmon.SaliencyMonitor",
             "init_args": {
                 "level": 0.7,
+                "task": {
+                    "class_path": "salmon.tasks.Segmentation",
+                    "init_args": {"metric": "accuracy", "bound": 0.8},
+                },
                 "loss": {
                     "class_path": "torch.nn.CrossEntropyLoss",
                     "init_args": {"label_smoothing": 0.1},
@@ -111,6 +116,7 @@ def test_all_arguments_can_be_given_in_yaml(
     cli = cli_class(*([base] if base else []), run=False, args=arguments)
     monitor = next(c for c in cli.trainer.callbacks if isinstance(c, SaliencyMonitor))
     settings = monitor.settings
+    assert settings.task == Segmentation("accuracy", bound=0.8)
     assert isinstance(settings.loss, torch.nn.CrossEntropyLoss)
     assert (settings.loss.reduction, settings.loss.label_smoothing) == ("none", 0.1)
     assert settings.views == ViewSettings(pictures=1, maps=False)
