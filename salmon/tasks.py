@@ -230,7 +230,32 @@ class Classification(AnyTask):
         return "another class than the true one"
 
 
-class Binary(AnyTask):
+class _ByEntries(AnyTask):
+    """A task whose loss is a mean over the known entries of a sample."""
+
+    @abstractmethod
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Predictions ``[N, ...]``, what is true as their loss takes it, and where it is known."""
+
+    @abstractmethod
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        """``[N, ...]`` losses of the entries."""
+
+    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Those of which anything is known."""
+        return _number(self._aligned(output, targets, loss)[2]) > 0
+
+    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
+        """Mean over what is known of the task's losses, or of the user's."""
+        found, true, known = self._aligned(output, targets, loss)
+        own = _by_user(loss, output, targets, found, true)
+        values = self._losses(found, true) if own is None else own
+        return _mean(values, known, _class_weights(loss, true))
+
+
+class Binary(_ByEntries):
     """Yes or no: one logit for each sample, ``[N]`` or ``[N, 1]``, and targets of 0 and 1.
 
     The loss is the binary cross-entropy; a mistake lies on the wrong side of 0.5.
@@ -238,22 +263,17 @@ class Binary(AnyTask):
 
     name: ClassVar[str] = "binary"
 
-    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Those with 0 or 1."""
-        return self._aligned(output, targets)[2]
-
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Compare the side of 0.5 with the target."""
-        logits, true, labelled = self._aligned(output, targets)
-        unknown = torch.isnan(logits)
-        predicted = (logits > 0).long().masked_fill(unknown, NO_CLASS)
+        logits, true, labelled = self._aligned(output, targets, loss)
+        predicted = (logits > 0).long().masked_fill(torch.isnan(logits), NO_CLASS)
         of_one = logits.double().sigmoid()
         of_target = torch.where(true == 1, of_one, 1 - of_one)
         return Answers(
             labelled=labelled,
             wrong=(predicted != true) & labelled,
             classes=2,
-            target=true,
+            target=true.long(),
             predicted=predicted,
             others=1 - of_target,
             details={
@@ -261,35 +281,28 @@ class Binary(AnyTask):
                 "confidence_predicted": torch.maximum(of_one, 1 - of_one),
             },
             probabilities=_in_unit(logits) if loss is None else None,
-            extreme=(logits > _SURE).reshape(len(logits), -1).any(1),
+            extreme=logits > _SURE,
         )
-
-    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Binary cross-entropy, or the user's loss."""
-        logits, true, _ = self._aligned(output, targets)
-        found = _by_user(loss, output, targets, logits, true.to(logits.dtype))
-        if found is None:
-            kind = nn.functional.binary_cross_entropy_with_logits
-            found = kind(logits, true.to(logits.dtype), reduction="none")
-        return found.reshape(len(targets)) if found.numel() == len(targets) else found
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
         return "on the wrong side of 0.5"
 
-    @staticmethod
-    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[N]`` logits, ``[N]`` targets 0 and 1, and whether there is one."""
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N]`` each."""
         logits = _needed(output)
         if logits.numel() != len(targets) or targets.numel() != len(targets):
             raise _unfit("binary", logits, targets, "one logit and one target (0 or 1) for each")
-        flat = targets.reshape(-1)
-        _refuse_others(flat, (flat == 0) | (flat == 1) | _none(flat), "binary", "0 and 1")
-        return logits.reshape(-1), (flat == 1).long(), (flat == 0) | (flat == 1)
+        return (logits.reshape(-1), *_zeros_and_ones(targets.reshape(-1), logits, "binary"))
+
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        return _binary_entropy(found, true)
 
 
 @dataclass(frozen=True)
-class Multilabel(AnyTask):
+class Multilabel(_ByEntries):
     """Any of K labels for each sample: logits and targets of 0 and 1, ``[N, K]``.
 
     The loss is the mean binary cross-entropy over labels that are known; those that are NaN or
@@ -302,17 +315,12 @@ class Multilabel(AnyTask):
     name: ClassVar[str] = "multilabel"
     tolerance: int = 0
 
-    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Those with any known label."""
-        return self._aligned(output, targets)[1].any(1)
-
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Count the labels on the wrong side."""
-        logits, known = self._aligned(output, targets)
-        true = targets == 1
-        missed = (true & known & ~(logits > 0)).sum(1)
-        spurious = (~true & known & ~(logits <= 0)).sum(1)
-        right = torch.where(true, logits, -logits).double().sigmoid()
+        logits, true, known = self._aligned(output, targets, loss)
+        missed = ((true == 1) & known & ~(logits > 0)).sum(1)
+        spurious = ((true == 0) & known & ~(logits <= 0)).sum(1)
+        right = torch.where(true == 1, logits, -logits).double().sigmoid()
         labelled = known.any(1)
         return Answers(
             labelled=labelled,
@@ -320,37 +328,29 @@ class Multilabel(AnyTask):
             others=1 - right.masked_fill(~known, 1).amin(1),
             details={"wrong_labels": missed + spurious, "missed": missed, "spurious": spurious},
             probabilities=_in_unit(logits) if loss is None else None,
-            extreme=(logits > _SURE).reshape(len(logits), -1).any(1),
+            extreme=(logits > _SURE).any(1),
         )
-
-    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Mean binary cross-entropy, or of the user's loss."""
-        logits, known = self._aligned(output, targets)
-        true = (targets == 1).to(logits.dtype)
-        found = _by_user(loss, output, targets, logits, true)
-        if found is None:
-            kind = nn.functional.binary_cross_entropy_with_logits
-            found = kind(logits, true, reduction="none")
-        return _mean(found, known)
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
         several = f"more than {self.tolerance} labels" if self.tolerance else "a label"
         return f"{several} on the wrong side of 0.5"
 
-    @staticmethod
-    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """``[N, K]`` logits, and which targets are known."""
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, K]`` each."""
         logits = _needed(output)
         if logits.shape != targets.shape or logits.ndim != 2:
             raise _unfit("multilabel", logits, targets, "logits and targets (0 or 1) [N, K]")
-        known = (targets == 0) | (targets == 1)
-        _refuse_others(targets, known | _none(targets), "multilabel", "0 and 1")
-        return logits, known
+        return (logits, *_zeros_and_ones(targets, logits, "multilabel"))
+
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        return _binary_entropy(found, true)
 
 
 @dataclass(frozen=True)
-class Segmentation(AnyTask):
+class Segmentation(_ByEntries):
     """A class for each pixel: logits ``[N, K, H, W]``, targets ``[N, H, W]``.
 
     With one logit a pixel (K = 1) targets are 0 and 1. The loss is the mean cross-entropy over
@@ -374,34 +374,18 @@ class Segmentation(AnyTask):
             raise InputError(f"metric is {self.metric!r}; 'iou' or 'accuracy' is needed.")
         _only_one(self)
 
-    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Those with any pixel that has a label."""
-        return self._aligned(output, targets, loss)[2].flatten(1).any(1)
-
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Compare the maps."""
         logits, true, known = self._aligned(output, targets, loss)
-        predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
-        pixels, right = known.flatten(1).sum(1), (predicted == true) & known
-        accuracy = right.flatten(1).sum(1).double() / pixels
-        iou = _mean_iou(true, predicted, known, max(2, logits.shape[1]))
+        several = logits.ndim > true.ndim
+        predicted = logits.argmax(1) if several else (logits > 0).to(true.dtype)
+        pixels = _number(known)
+        accuracy = _number((predicted == true) & known).double() / pixels
+        iou = _mean_iou(true.long(), predicted.long(), known, logits.shape[1] if several else 2)
         score = 1 - (iou if self.metric == "iou" else accuracy)
         details = {"mean_iou": iou, "pixel_accuracy": accuracy}
         bound = None if self.bound is None else 1 - self.bound
         return _judged(score, bound, pixels > 0, details)
-
-    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Mean cross-entropy over the pixels, or of the user's loss."""
-        logits, true, known = self._aligned(output, targets, loss)
-        if logits.shape[1] == 1:
-            logits, true = logits[:, 0], true.to(logits.dtype)
-        found = _by_user(loss, output, targets, logits, true)
-        if found is None and logits.ndim == true.ndim:
-            kind = nn.functional.binary_cross_entropy_with_logits
-            found = kind(logits, true, reduction="none")
-        elif found is None:
-            found = nn.functional.cross_entropy(logits, true, reduction="none")
-        return _mean(found, known, _class_weights(loss, true))
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
@@ -409,9 +393,10 @@ class Segmentation(AnyTask):
         name = "mean IoU" if self.metric == "iou" else "pixel accuracy"
         return _above(name, low, self.worst, "under")
 
-    @staticmethod
-    def _aligned(output: Any, targets: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor, Tensor]:
-        """``[N, K, ...]`` logits, ``[N, ...]`` classes, and which of them are known."""
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, K, ...]``, or without K where it is 1, and ``[N, ...]`` twice."""
         logits = _needed(output)
         if targets.ndim == logits.ndim and targets.shape[1] == 1:
             targets = targets[:, 0]
@@ -420,12 +405,17 @@ class Segmentation(AnyTask):
                 "segmentation", logits, targets, "logits [N, K, H, W] and classes [N, H, W] of the "
                 "same size (let forward bring its map to that of the targets)",
             )  # fmt: skip
-        known = (targets >= 0) & (targets < max(2, logits.shape[1]))
-        return (logits, *_with_ignored(targets, known, loss))
+        true, known = _classes(targets, max(2, logits.shape[1]), loss)
+        if logits.shape[1] == 1:
+            return logits[:, 0], true.to(logits.dtype), known
+        return logits, true, known
+
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        return _entropy(found, true) if found.ndim > true.ndim else _binary_entropy(found, true)
 
 
 @dataclass(frozen=True)
-class Regression(AnyTask):
+class Regression(_ByEntries):
     """Numbers for each sample: output and targets of the same shape ``[N, ...]``.
 
     The loss is the mean squared error over targets that are finite, or the absolute one.
@@ -448,53 +438,43 @@ class Regression(AnyTask):
             raise InputError(f"error is {self.error!r}; 'squared' or 'absolute' is needed.")
         _only_one(self)
 
-    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Those with any finite target."""
-        return self._aligned(output, targets)[2].flatten(1).any(1)
-
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Measure the distance to the targets."""
-        found, true, known = self._aligned(output, targets)
-        size = _mean(self._errors(found.double(), true.double()), known)
+        found, true, known = self._aligned(output, targets, loss)
+        size = _mean(self._losses(found.double(), true.double()), known)
         size = size.sqrt() if self.error == "squared" else size
         details = {"error": size}
         if true.numel() == len(true):
             details |= {"true_value": true.reshape(-1), "predicted_value": found.reshape(-1)}
-        return _judged(size, self.bound, known.flatten(1).any(1), details)
-
-    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Mean error, or of the user's loss."""
-        found, true, known = self._aligned(output, targets)
-        true = true.where(known, 0).to(found.dtype)
-        own = _by_user(loss, output, targets, found, true)
-        return _mean(self._errors(found, true) if own is None else own, known)
+        return _judged(size, self.bound, _number(known) > 0, details)
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
         return _above("error", self.bound if bound is None else bound, self.worst)
 
-    def _errors(self, found: Tensor, true: Tensor) -> Tensor:
-        """``[N, ...]``."""
-        gap = found - true
-        return gap.square() if self.error == "squared" else gap.abs()
-
-    @staticmethod
-    def _aligned(output: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output and targets of one shape, and which targets are known."""
+    def _aligned(
+        self, output: Any, targets: Tensor, loss: Loss | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, ...]`` each."""
         found = _needed(output)
         if found.numel() == targets.numel() == len(targets):
             found, targets = found.reshape(-1, 1), targets.reshape(-1, 1)
         if found.shape != targets.shape:
             raise _unfit("regression", found, targets, "output and targets of one shape [N, ...]")
-        return found, targets, torch.isfinite(targets)
+        known = torch.isfinite(targets)
+        return found, targets.where(known, 0).to(found.dtype), known
+
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        gap = found - true
+        return gap.square() if self.error == "squared" else gap.abs()
 
 
 @dataclass(frozen=True)
-class SequenceLabelling(AnyTask):
+class SequenceLabelling(_ByEntries):
     """A class for each token: logits ``[N, T, K]``, targets ``[N, T]``.
 
     The loss is the mean cross-entropy over tokens with a label; those that are the loss's
-    ``ignore_index`` (-100 without one), or no class, have none.
+    ``ignore_index``, or no class, such as -100, have none.
 
     Attributes:
         tolerated: A mistake has a larger share of wrong tokens; None takes the samples of the
@@ -514,28 +494,16 @@ class SequenceLabelling(AnyTask):
             object.__setattr__(self, "worst", None)
         check_worst(self.worst)
 
-    def labelled(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Those with any token that has a label."""
-        return self._aligned(output, targets, loss)[2].any(1)
-
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Count the wrong tokens."""
         logits, true, known = self._aligned(output, targets, loss)
         tokens = known.sum(1)
-        wrong = ((logits.argmax(2) != true) & known).sum(1)
+        wrong = ((logits.argmax(1) != true) & known).sum(1)
         details = {"wrong_tokens": wrong, "tokens": tokens}
         if self.tolerated is None:
             score = self.per_sample(output, targets, loss).detach()
             return _judged(score, None, tokens > 0, details)
         return _judged(wrong.double() / tokens, self.tolerated, tokens > 0, details)
-
-    def per_sample(self, output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
-        """Mean cross-entropy over the tokens, or of the user's loss."""
-        logits, true, known = self._aligned(output, targets, loss)
-        found = _by_user(loss, output, targets, logits.movedim(2, 1), true)
-        if found is None:
-            found = nn.functional.cross_entropy(logits.movedim(2, 1), true, reduction="none")
-        return _mean(found, known, _class_weights(loss, true))
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
@@ -548,14 +516,16 @@ class SequenceLabelling(AnyTask):
     def _aligned(
         self, output: Any, targets: Tensor, loss: Loss | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``[N, T, K]`` logits, ``[N, T]`` classes, and which of them are known."""
+        """``[N, K, T]``, and ``[N, T]`` twice."""
         logits = _needed(output)
         if logits.ndim != 3 or logits.shape[:2] != targets.shape:
             raise _unfit("sequence", logits, targets, "logits [N, T, K] and classes [N, T]")
         if self.shift:
             logits, targets = logits[:, :-1], targets[:, 1:]
-        known = (targets >= 0) & (targets < logits.shape[2])
-        return (logits, *_with_ignored(targets, known, loss))
+        return (logits.movedim(2, 1), *_classes(targets, logits.shape[2], loss))
+
+    def _losses(self, found: Tensor, true: Tensor) -> Tensor:
+        return _entropy(found, true)
 
 
 def check_worst(worst: float | None) -> None:
@@ -609,26 +579,37 @@ def _unfit(task: str, found: Tensor, targets: Tensor, needed: str) -> InputError
     )
 
 
-def _none(targets: Tensor) -> Tensor:
-    """Where nothing is known."""
-    return (targets < 0) | torch.isnan(targets) if targets.is_floating_point() else targets < 0
-
-
-def _refuse_others(targets: Tensor, fine: Tensor, task: str, values: str) -> None:
-    """Refuse targets of another kind; on a GPU this would wait for the device."""
-    if targets.device.type == "cpu" and not bool(fine.all()):
+def _zeros_and_ones(targets: Tensor, logits: Tensor, task: str) -> tuple[Tensor, Tensor]:
+    """Targets in the type of the logits, and which of them are known."""
+    known = (targets == 0) | (targets == 1)
+    fine = known | (targets < 0) | (targets != targets)
+    if targets.device.type == "cpu" and not bool(fine.all()):  # a GPU would have to be waited for
         other = targets[~fine].flatten()[0].item()
         raise InputError(
-            f"targets hold {other!r}; task='{task}' needs {values}, and NaN or a negative number "
+            f"targets hold {other!r}; task='{task}' needs 0 and 1, and NaN or a negative number "
             "where nothing is known."
         )
+    return (targets == 1).to(logits.dtype), known
 
 
-def _with_ignored(targets: Tensor, known: Tensor, loss: Loss | None) -> tuple[Tensor, Tensor]:
+def _classes(targets: Tensor, classes: int, loss: Loss | None) -> tuple[Tensor, Tensor]:
     """Class numbers, and which of them are known and not ignored."""
-    ignored = getattr(loss, "ignore_index", None)
+    known, ignored = (targets >= 0) & (targets < classes), getattr(loss, "ignore_index", None)
     known = known if ignored is None else known & (targets != ignored)
     return targets.where(known, 0).long(), known
+
+
+def _entropy(logits: Tensor, true: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, true, reduction="none")
+
+
+def _binary_entropy(logits: Tensor, true: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
+
+
+def _number(flags: Tensor) -> Tensor:
+    """``[N]`` how many of each sample."""
+    return flags.long() if flags.ndim == 1 else flags.flatten(1).sum(1)
 
 
 def _by_user(
@@ -649,8 +630,8 @@ def _class_weights(loss: Loss | None, true: Tensor) -> Tensor | None:
 
 def _mean(values: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
     """``[N]`` means over what is known; values that are one for each sample already stay."""
-    if values.ndim <= 1 or values.shape != known.shape:
-        return values
+    if values.shape != known.shape or known.ndim == 1:
+        return values.reshape(len(known)) if values.numel() == len(known) else values
     count = known.to(values.dtype) if weights is None else weights * known
     total = torch.where(known, values, 0).flatten(1).sum(1)
     return total / count.flatten(1).sum(1)
