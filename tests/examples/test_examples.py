@@ -1,6 +1,7 @@
 """The examples run as they stand."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,27 @@ def test_an_example_runs_as_it_stands(script: str, shown: str, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert shown in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "least"),
+    [
+        ("binary", 0.85), ("multilabel", 0.35), ("segmentation", 0.4), ("regression", 0.5),
+        ("sequence", 0.6),
+    ],
+)  # fmt: skip
+def test_each_task_has_a_network_that_makes_real_mistakes(
+    task: str, least: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from examples import tasks
+
+    for name, value in {"TRAINED": 4000, "HELD_OUT": 400, "EPOCHS": 4, "SCRAMBLED": 2}.items():
+        monkeypatch.setattr(tasks, name, value)
+    tasks.main(task)
+    shown = capsys.readouterr().out
+    found = re.match(rf"{task}: (\S+) of 1 on 400 .*\n  400 samples, (\d+) mi", shown)
+    assert found is not None
+    assert float(found[1]) > least
+    assert 10 < int(found[2]) < 250
+    assert len(re.findall(r"filled with noise: .* it is number \d+ of 14\d\n", shown)) == 2
