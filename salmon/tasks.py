@@ -4,9 +4,10 @@ A task reads the output of a network and the targets of N samples. Everything ab
 samples are mistakes, and nothing else of what the network is for.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +29,14 @@ NO_CLASS = -1
 """Predicted where the probabilities are no numbers, as those of NaN logits are."""
 
 _SURE = 0.9  # few logits lie between it and 1, and none below 0
+
+_IN_FLAGS = """
+schema kind id id_source sample batch target predicted loss score stage loader pass step top
+ranked_filters significant_filters sample_p beyond_chance place run filter label group threshold
+saliency p p_low p_high log_p e strength extrapolated z
+"""
+RESERVED = frozenset(_IN_FLAGS.split())
+"""Names that a flag, or a row of its table, has without the task."""
 
 WORST = 0.1
 """Share of a pass that are its mistakes, where there is no other bound."""
@@ -149,10 +158,15 @@ class Task(AnyTask):
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Judge N samples by the user's functions."""
         every = self.labelled(output, targets, loss)
-        details = {} if self.describe is None else {
-            name: _column(f"describe: {name}", column, targets)
-            for name, column in self.describe(output, targets).items()
-        }  # fmt: skip
+        described = {} if self.describe is None else self.describe(output, targets)
+        details = {}
+        for name, column in described.items():
+            if name in RESERVED:
+                raise InputError(
+                    f"the task's describe gives {name!r}, which flags hold already; name it "
+                    f"otherwise, such as {f'own_{name}'!r}."
+                )
+            details[name] = _column(f"describe: {name}", column, targets)
         if self.wrong is not None:
             wrong = _column("wrong", self.wrong(output, targets), targets).bool()
             return Answers(labelled=every, wrong=wrong, details=details)
@@ -265,7 +279,8 @@ class Binary(_ByEntries):
 
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Compare the side of 0.5 with the target."""
-        logits, true, labelled = self._aligned(output, targets, loss)
+        found, true, labelled = self._aligned(output, targets, loss)
+        logits = _logits(found, loss)
         predicted = (logits > 0).long().masked_fill(torch.isnan(logits), NO_CLASS)
         of_one = logits.double().sigmoid()
         of_target = torch.where(true == 1, of_one, 1 - of_one)
@@ -280,8 +295,8 @@ class Binary(_ByEntries):
                 "confidence_target": of_target,
                 "confidence_predicted": torch.maximum(of_one, 1 - of_one),
             },
-            probabilities=_in_unit(logits) if loss is None else None,
-            extreme=logits > _SURE,
+            probabilities=_in_unit(found, loss),
+            extreme=found > _SURE,
         )
 
     def rule(self, bound: float | None = None) -> str:
@@ -315,9 +330,15 @@ class Multilabel(_ByEntries):
     name: ClassVar[str] = "multilabel"
     tolerance: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the argument."""
+        if not isinstance(self.tolerance, int) or self.tolerance < 0:
+            raise InputError(f"tolerance is {self.tolerance!r}; a number of labels is needed.")
+
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Count the labels on the wrong side."""
-        logits, true, known = self._aligned(output, targets, loss)
+        found, true, known = self._aligned(output, targets, loss)
+        logits = _logits(found, loss)
         missed = ((true == 1) & known & ~(logits > 0)).sum(1)
         spurious = ((true == 0) & known & ~(logits <= 0)).sum(1)
         right = torch.where(true == 1, logits, -logits).double().sigmoid()
@@ -327,8 +348,8 @@ class Multilabel(_ByEntries):
             wrong=(missed + spurious > self.tolerance) & labelled,
             others=1 - right.masked_fill(~known, 1).amin(1),
             details={"wrong_labels": missed + spurious, "missed": missed, "spurious": spurious},
-            probabilities=_in_unit(logits) if loss is None else None,
-            extreme=(logits > _SURE).any(1),
+            probabilities=_in_unit(found, loss),
+            extreme=(found > _SURE).any(1),
         )
 
     def rule(self, bound: float | None = None) -> str:
@@ -372,20 +393,35 @@ class Segmentation(_ByEntries):
         """Check the arguments."""
         if self.metric not in ("iou", "accuracy"):
             raise InputError(f"metric is {self.metric!r}; 'iou' or 'accuracy' is needed.")
+        if self.bound is not None and not 0 < self.bound <= 1:
+            raise InputError(f"bound is {self.bound!r}; in (0, 1], such as 0.8, is needed.")
         _only_one(self)
 
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Compare the maps."""
-        logits, true, known = self._aligned(output, targets, loss)
-        several = logits.ndim > true.ndim
-        predicted = logits.argmax(1) if several else (logits > 0).to(true.dtype)
+        found, true, known = self._aligned(output, targets, loss)
+        several = found.ndim > true.ndim
+        if several:
+            predicted = _largest(found)
+        else:
+            unknown = torch.isnan(found)
+            predicted = (_logits(found, loss) > 0).long().masked_fill(unknown, NO_CLASS)
         pixels = _number(known)
         accuracy = _number((predicted == true) & known).double() / pixels
-        iou = _mean_iou(true.long(), predicted.long(), known, logits.shape[1] if several else 2)
+        iou = _mean_iou(true.long(), predicted, known, found.shape[1] if several else 2)
         score = 1 - (iou if self.metric == "iou" else accuracy)
         details = {"mean_iou": iou, "pixel_accuracy": accuracy}
         bound = None if self.bound is None else 1 - self.bound
-        return _judged(score, bound, pixels > 0, details)
+        answers = _judged(score, bound, pixels > 0, details)
+        if several:
+            return answers
+        above = targets.reshape(true.shape) > 1
+        return replace(
+            answers,
+            beyond=_number(above) * 2 > _number(above | known),
+            probabilities=_in_unit(found, loss),
+            extreme=(found > _SURE).flatten(1).any(1),
+        )
 
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
@@ -491,6 +527,8 @@ class SequenceLabelling(_ByEntries):
     def __post_init__(self) -> None:
         """Check the arguments."""
         if self.tolerated is not None:
+            if not 0 <= self.tolerated < 1:
+                raise InputError(f"tolerated is {self.tolerated!r}; a share in [0, 1) is needed.")
             object.__setattr__(self, "worst", None)
         check_worst(self.worst)
 
@@ -498,7 +536,7 @@ class SequenceLabelling(_ByEntries):
         """Count the wrong tokens."""
         logits, true, known = self._aligned(output, targets, loss)
         tokens = known.sum(1)
-        wrong = ((logits.argmax(1) != true) & known).sum(1)
+        wrong = ((_largest(logits) != true) & known).sum(1)
         details = {"wrong_tokens": wrong, "tokens": tokens}
         if self.tolerated is None:
             score = self.per_sample(output, targets, loss).detach()
@@ -530,7 +568,7 @@ class SequenceLabelling(_ByEntries):
 
 def check_worst(worst: float | None) -> None:
     """Refuse what is no share."""
-    if worst is not None and not 0 < worst < 1:
+    if worst is not None and not (isinstance(worst, int | float) and 0 < worst < 1):
         raise InputError(f"worst is {worst!r}; a share in (0, 1) is needed, such as 0.1.")
 
 
@@ -554,7 +592,8 @@ def _judged(
     score: Tensor, bound: float | None, labelled: Tensor, details: Mapping[str, Tensor]
 ) -> Answers:
     """By a score, and a bound if there is one; what has no score is as bad as can be."""
-    score = score.double().nan_to_num(nan=torch.inf)
+    score = score.double()
+    score = score.masked_fill(torch.isnan(score), torch.inf)
     if bound is None:
         return Answers(labelled=labelled, wrong=labelled, score=score, details=details)
     return Answers(labelled=labelled, wrong=labelled & (score > bound), details=details)
@@ -581,9 +620,10 @@ def _unfit(task: str, found: Tensor, targets: Tensor, needed: str) -> InputError
 
 def _zeros_and_ones(targets: Tensor, logits: Tensor, task: str) -> tuple[Tensor, Tensor]:
     """Targets in the type of the logits, and which of them are known."""
+    targets = _comparable(targets)
     known = (targets == 0) | (targets == 1)
     fine = known | (targets < 0) | (targets != targets)
-    if targets.device.type == "cpu" and not bool(fine.all()):  # a GPU would have to be waited for
+    if not bool(fine.all()):
         other = targets[~fine].flatten()[0].item()
         raise InputError(
             f"targets hold {other!r}; task='{task}' needs 0 and 1, and NaN or a negative number "
@@ -594,9 +634,21 @@ def _zeros_and_ones(targets: Tensor, logits: Tensor, task: str) -> tuple[Tensor,
 
 def _classes(targets: Tensor, classes: int, loss: Loss | None) -> tuple[Tensor, Tensor]:
     """Class numbers, and which of them are known and not ignored."""
+    targets = _comparable(targets)
+    if targets.is_floating_point() and bool(targets.nan_to_num(0, 0, 0).frac().any()):
+        raise InputError(
+            f"targets are {targets.dtype} with fractions; class numbers are needed. Masks are "
+            "resized by the nearest pixel (InterpolationMode.NEAREST)."
+        )
     known, ignored = (targets >= 0) & (targets < classes), getattr(loss, "ignore_index", None)
     known = known if ignored is None else known & (targets != ignored)
     return targets.where(known, 0).long(), known
+
+
+def _comparable(targets: Tensor) -> Tensor:
+    """Unsigned ones lack comparisons."""
+    odd = targets.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return targets.long() if odd else targets
 
 
 def _entropy(logits: Tensor, true: Tensor) -> Tensor:
@@ -605,6 +657,11 @@ def _entropy(logits: Tensor, true: Tensor) -> Tensor:
 
 def _binary_entropy(logits: Tensor, true: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """``[N, ...]`` class of the largest logit of ``[N, K, ...]``, or NO_CLASS."""
+    return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), NO_CLASS)
 
 
 def _number(flags: Tensor) -> Tensor:
@@ -618,8 +675,11 @@ def _by_user(
     """The user's loss: a module of torch gets what it is made for, a function what there is."""
     if loss is None:
         return None
-    plain = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
-    return loss(found, true) if plain else loss(output, targets)
+    if isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn."):
+        own: Tensor = loss(found, true)
+        return own
+    # The gradient of a number that is then left out would be no number.
+    return loss(output, targets.nan_to_num(0) if targets.is_floating_point() else targets)
 
 
 def _class_weights(loss: Loss | None, true: Tensor) -> Tensor | None:
@@ -632,8 +692,9 @@ def _mean(values: Tensor, known: Tensor, weights: Tensor | None = None) -> Tenso
     """``[N]`` means over what is known; values that are one for each sample already stay."""
     if values.shape != known.shape or known.ndim == 1:
         return values.reshape(len(known)) if values.numel() == len(known) else values
-    count = known.to(values.dtype) if weights is None else weights * known
-    total = torch.where(known, values, 0).flatten(1).sum(1)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    count = known.to(wide) if weights is None else weights.to(wide) * known
+    total = torch.where(known, values, 0).to(wide).flatten(1).sum(1)
     return total / count.flatten(1).sum(1)
 
 
@@ -648,7 +709,7 @@ def _mean_iou(true: Tensor, predicted: Tensor, known: Tensor, classes: int) -> T
         return torch.bincount(cells, minlength=samples * classes).view(samples, classes).double()
 
     both = counts(true, known & (true == predicted))
-    union = counts(true, known) + counts(predicted, known) - both
+    union = counts(true, known) + counts(predicted, known & (predicted >= 0)) - both
     has = union > 0
     return torch.where(has, both / union, 0).sum(1) / has.sum(1)
 
@@ -661,12 +722,21 @@ def _column(name: str, values: Any, targets: Tensor) -> Tensor:
             f"the task's {name} gave {found}; a tensor [{len(targets)}], one number for each "
             "sample, is needed."
         )
-    return values.detach().to(targets.device)
+    column: Tensor = values.detach().to(targets.device)
+    return column.long() if column.dtype == torch.bool else column
 
 
-def _in_unit(logits: Tensor) -> Tensor:
+def _logits(found: Tensor, loss: Loss | None) -> Tensor:
+    """What the network gives, where the loss says that these are probabilities their logits."""
+    return found.logit() if isinstance(loss, nn.BCELoss) else found
+
+
+def _in_unit(found: Tensor, loss: Loss | None) -> Tensor:
     """``[N]`` bool, where all numbers of a sample lie in [0, 1], as small logits do, too."""
-    return ((logits >= 0) & (logits <= 1)).reshape(len(logits), -1).all(1)
+    inside = ((found >= 0) & (found <= 1)).flatten(1).all(1) if found.ndim > 1 else (
+        (found >= 0) & (found <= 1)
+    )  # fmt: skip
+    return torch.zeros_like(inside) if isinstance(loss, nn.BCELoss) else inside
 
 
 def _pick(table: Tensor, columns: Tensor) -> Tensor:
@@ -747,6 +817,16 @@ def recognise(output: Any, targets: Tensor) -> AnyTask:
     )
 
 
+def same_task(one: AnyTask, other: AnyTask) -> bool:
+    """Whether two are one and the same; one's own holds functions, and is not compared."""
+    return isinstance(one, Task) or (type(one) is type(other) and vars(one) == vars(other))
+
+
+def is_guess(task: AnyTask, targets: Tensor) -> bool:
+    """Whether another batch could have told another task than the one recognised."""
+    return not (task.name == "classification" and class_numbers(targets) is not None)
+
+
 def mistakes_of(scores: Tensor, worst: float) -> tuple[Tensor, float]:
     """Tell the mistakes of a pass at its end.
 
@@ -755,10 +835,14 @@ def mistakes_of(scores: Tensor, worst: float) -> tuple[Tensor, float]:
         worst: Share of them.
 
     Returns:
-        ``[n]`` bool, true for at most ``ceil(worst * n)``, those above the bound; and the bound.
+        ``[n]`` bool, true for those above the bound, which are at most ``ceil(worst * n)`` unless
+        more tie at the highest score; and the bound.
     """
     if not len(scores):
         return scores > 0, float("nan")
     falling = scores.sort(descending=True).values
-    bound = float(falling[min(len(scores) - 1, -int(-worst * len(scores) // 1))])
-    return scores > bound, bound
+    bound = falling[min(len(scores) - 1, math.ceil(worst * len(scores)))]
+    below = falling[falling < falling[0]]
+    if bound == falling[0] and len(below):
+        bound = below[0]
+    return scores > bound, float(bound)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from salmon import InputError, PassSettings, UnsupportedError
+from salmon import PassSettings
 from salmon.tasks import SequenceLabelling
 from tests.traces import assert_identical, network_state
 
@@ -135,26 +135,37 @@ def test_a_language_model_is_judged_by_the_next_token(tmp_path: Path) -> None:
 def test_a_training_is_the_same_with_it_and_without(tmp_path: Path) -> None:
     ends = []
     for seen in ([], [callback()]):
-        model, rows = images()
-        trainer(tmp_path, model, rows, *seen).train()
+        model, rows = tagged()  # with dropout
+        trainer(tmp_path, model, rows, *seen, num_train_epochs=2).train()
         ends.append(network_state(model))
         if seen:
             assert seen[0].diagnosis.samples == SAMPLES
     assert_identical(*ends)
 
 
-def test_what_it_cannot_measure_is_refused(tmp_path: Path) -> None:
+def test_a_causal_language_model_is_known_by_its_kind(tmp_path: Path) -> None:
+    model, rows = told()
+    seen = callback()
+    trainer(tmp_path, model, rows, seen).evaluate()
+    assert seen.diagnosis.rule.startswith("loss above")
+    assert int(seen.diagnosis.mistakes.details["tokens"][0]) == TOKENS - 1
+
+
+def test_what_it_cannot_measure_is_told_and_ends_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, rows = images()
     del rows.columns["labels"]
     seen = callback()
-    with pytest.raises(InputError, match="holds pixel_values; one of labels, label"):
-        trainer(tmp_path, model, rows, seen).evaluate()
+    trainer(tmp_path, model, rows, seen).evaluate()
+    assert "batches hold pixel_values; labels, label, label_ids are looked for" in caplog.text
 
     class Several:
         world_size = 2
 
-    with pytest.raises(UnsupportedError, match="2 processes share the evaluation"):
-        seen.on_evaluate(Several(), None, None)
+    seen.on_evaluate(Several(), None, None, model=model, eval_dataloader=[])
+    assert "2 processes share the evaluation" in caplog.text
+    assert seen.diagnosis is None
 
 
 def test_half_precision_of_the_evaluation_is_that_of_the_measurement(tmp_path: Path) -> None:

@@ -287,6 +287,10 @@ def test_what_does_not_fit_the_task_is_refused_with_what_it_needs(
         (lambda: Regression(worst=1.5), r"worst is 1\.5; a share in \(0, 1\)"),
         (lambda: Task(losses=bad), "either wrong or score"),
         (lambda: Task(losses=bad, wrong=bad, score=bad), "either wrong or score"),
+        (lambda: Multilabel(tolerance=-1), "tolerance is -1"),
+        (lambda: Segmentation(bound=80), "bound is 80"),
+        (lambda: SequenceLabelling(tolerated=10), "tolerated is 10"),
+        (lambda: PassSettings(task=Task(losses=bad, wrong=bad), loss=bad), "loss is given beside"),
         (lambda: Task(losses=3, wrong=bad), "a task needs losses"),  # type: ignore[arg-type]
     ],
 )
@@ -447,6 +451,133 @@ class Times(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.times * self.net(x)
         return out
+
+
+def test_logits_that_are_no_numbers_are_mistakes() -> None:
+    maps, tokens = randn(3, 2, 4, 4), randn(3, 4, 2)
+    maps[1], tokens[1] = torch.nan, torch.nan
+    pixels = torch.zeros(3, 4, 4, dtype=torch.int64)
+    for classes in (2, 1):
+        answers = Segmentation(bound=0.01).read(maps[:, :classes], pixels)
+        assert float(answers.details["mean_iou"][1]) == 0 == answers.details["pixel_accuracy"][1]
+        assert bool(answers.wrong[1])
+    wrong = SequenceLabelling().read(tokens, pixels[:, 0]).details["wrong_tokens"]
+    assert int(wrong[1]) == 4
+
+
+def test_a_loss_of_probabilities_says_on_which_side_they_are() -> None:
+    logits, targets = randn(40, 3), randint(2, 40, 3)
+    loss = nn.BCELoss(reduction="none")
+    for task, columns in ((Binary(), 1), (Multilabel(), 3)):
+        given = logits[:, :columns], targets[:, :columns]
+        plain, sure = task.read(*given), task.read(given[0].sigmoid(), given[1], loss)
+        assert torch.equal(plain.wrong, sure.wrong)
+        torch.testing.assert_close(
+            losses(task, *given), losses(task, given[0].sigmoid(), given[1].double(), loss)
+        )
+    own = Pass(
+        Times(MapNet("four").double().eval(), 1.0), PassSettings(level=0.7, task="multilabel")
+    )
+    own.update(IMAGES, TARGETS["multilabel"][1])
+    assert own.compute().trusted
+
+
+def test_masks_of_other_numbers_are_noticed() -> None:
+    logits, mask = randn(4, 1, 5, 5), 255 * randint(2, 4, 5, 5)
+    beyond = Segmentation().read(logits, mask.where(mask.sum((1, 2), keepdim=True) > 3000, 255))
+    assert beyond.beyond is not None
+    assert bool(beyond.beyond.all())
+    with pytest.raises(InputError, match="with fractions; class numbers are needed"):
+        Segmentation().read(logits, mask / 300)
+
+
+def test_equal_scores_at_the_top_are_mistakes_together() -> None:
+    told, bound = mistakes_of(torch.tensor([0.0] * 16 + [1.0] * 4), 0.1)
+    assert told.tolist() == [False] * 16 + [True] * 4
+    assert bound == 0
+    told, bound = mistakes_of(torch.tensor([0.5, torch.inf, 0.1] * 5), 0.1)
+    assert (int(told.sum()), bound) == (5, 0.5)
+
+
+def test_all_scores_of_a_full_reservoir_may_be_zero() -> None:
+    from salmon.diagnosis.reservoir import Reservoir
+
+    rows, numbers = torch.arange(40.0).unsqueeze(1), torch.arange(40)
+    scores = torch.where(numbers < 30, 0.0, numbers.double())
+    for parts in ([slice(0, 40)], [slice(0, 30), slice(30, 40)]):
+        for turned in (False, True):
+            held = [Reservoir(10, 1, 0) for _ in parts]
+            for own, part in zip(held, parts, strict=True):
+                for some in numbers[part].split(7):
+                    wanted = some[own.admits(some)]
+                    own.offer(wanted, rows[wanted], wanted, scores[wanted])
+            first, *others = held[::-1] if turned else held
+            for other in others:
+                first.merge(other)
+            assert first.kept()[0].tolist() == list(range(30, 40))
+
+
+def test_an_unknown_target_costs_no_gradient_of_a_loss_function() -> None:
+    output, targets = randn(5, 4).requires_grad_(), randn(5, 4)
+    targets[:, 0] = torch.nan
+    Regression().labelled_losses(output, targets, lambda o, y: (o - y).square()).sum().backward()
+    assert output.grad is not None
+    assert bool(torch.isfinite(output.grad).all())
+
+
+def test_large_maps_in_half_precision_have_a_loss() -> None:
+    output = randn(2, 300, 300).half()
+    found = losses(Regression(), output, torch.zeros(2, 300, 300))
+    torch.testing.assert_close(found, output.float().square().mean((1, 2)), rtol=1e-2, atol=0)
+
+
+def test_names_that_flags_have_already_are_refused() -> None:
+    task = Task(
+        losses=lambda out, y: (out[:, 0] - y).abs(), wrong=lambda out, y: out[:, 0] > y,
+        describe=lambda out, y: {"target": y},
+    )  # fmt: skip
+    with pytest.raises(InputError, match="describe gives 'target', which flags hold already"):
+        measured("regression", [torch.arange(60)], task=task)
+
+
+def test_passes_that_took_their_samples_for_other_tasks_are_not_merged() -> None:
+    kind, targets = TARGETS["regression"]
+    model = MapNet(kind).double().eval()
+    one, other = (Pass(model, PassSettings(level=0.7)) for _ in range(2))
+    one.update(IMAGES, targets)
+    other.update(IMAGES, randint(2, 60))
+    with pytest.raises(InputError, match="for the tasks 'regression' and 'binary'; give task="):
+        one.merge(pickle.loads(pickle.dumps(other)))
+
+
+def test_batches_that_do_not_fit_what_the_first_one_told_are_told() -> None:
+    kind, targets = TARGETS["regression"]
+    own = Pass(MapNet(kind).double().eval(), PassSettings(level=0.7))
+    own.update(IMAGES[:20], randint(2, 20).double())
+    for start in (20, 40):
+        with pytest.raises(InputError, match="task='binary' needs 0 and 1"):
+            own.update(IMAGES[start : start + 20], targets[start : start + 20])
+    assert "told by the first batch, and 2 others do not fit" in own.compute().doubts[0]
+
+
+def test_an_empty_pass_takes_over_how_another_one_chose() -> None:
+    kind, targets = TARGETS["regression"]
+    settings = PassSettings(level=0.7, right_samples=5, max_mistakes=5)
+    model = MapNet(kind).double().eval()
+    empty, full = (Pass(model, settings, expected=60, accuracy=0.9) for _ in range(2))
+    full.update(IMAGES, targets)
+    expected = full.compute()
+    empty.merge(full)
+    assert torch.equal(empty.compute().fit.threshold, expected.fit.threshold)
+
+
+def test_a_pass_that_came_without_its_functions_says_so() -> None:
+    task = Task(losses=lambda out, y: (out[:, 0] - y).abs(), score=lambda out, y: out[:, 0])
+    kind, targets = TARGETS["regression"]
+    own = Pass(MapNet(kind).double().eval(), PassSettings(level=0.7, task=task))
+    own.update(IMAGES, targets)
+    with pytest.raises(InputError, match="the pass came without its task"):
+        pickle.loads(pickle.dumps(own)).compute()
 
 
 def test_probabilities_in_place_of_logits_are_noticed() -> None:

@@ -52,6 +52,7 @@ class Evidence:
     beyond: _Count = 0  # with a label above the classes of the network
     samples: _Count = 0
     ambiguous: int = 0  # batches for which it fed several such things
+    misfits: int = 0  # batches that do not fit the task that another one told
 
     def counts(self) -> dict[str, int]:
         """Wait for the numbers."""
@@ -94,13 +95,19 @@ class Evidence:
             found.append(
                 "The network gives probabilities where logits are needed, so that the loss is not "
                 "the one it was trained with. Let forward return logits, or give loss=, such as "
-                "lambda p, y: torch.nn.functional.nll_loss(p.log(), y, reduction='none')."
+                "lambda p, y: torch.nn.functional.nll_loss(p.log(), y, reduction='none'), or "
+                "torch.nn.BCELoss() for yes or no."
             )
         if 2 * n["beyond"] > n["samples"]:
             found.append(
                 f"Most labels ({n['beyond']} of {n['samples']}) are higher than the classes of the "
                 "network, so they may be something else, such as the second entry of batches "
                 "(image, index, label). Give unpack=, such as lambda batch: (batch[0], batch[2])."
+            )
+        if n["misfits"]:
+            found.append(
+                f"What a mistake is was told by the first batch, and {n['misfits']} others do not "
+                "fit it, so that it may have been no typical one. Give task=."
             )
         if n["ambiguous"]:
             found.append(

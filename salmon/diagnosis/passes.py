@@ -7,8 +7,8 @@ same tails and the same mistakes.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +50,16 @@ from salmon.tails import (
     is_shrunk,
     load_fit,
 )
-from salmon.tasks import Answers, AnyTask, Task, mistakes_of, recognise, task_named
+from salmon.tasks import (
+    Answers,
+    AnyTask,
+    Task,
+    is_guess,
+    mistakes_of,
+    recognise,
+    same_task,
+    task_named,
+)
 
 METHODS = ("pot", "zscore")
 TOP_K = 25
@@ -122,6 +131,8 @@ class PassSettings:
             )
         object.__setattr__(self, "loss", per_sample(self.loss))
         object.__setattr__(self, "task", task_named(self.task))
+        if isinstance(self.task, Task) and self.loss is not None:
+            raise InputError("loss is given beside a task that has its own; give one of them.")
         check_whole("max_exceedances", self.max_exceedances, 2)
         check_whole("memory_mb", self.memory_mb, 1)
         for name in ("top_k", "right_samples", "max_mistakes"):
@@ -208,6 +219,7 @@ class Pass:
         self._model = model
         self._settings = settings or PassSettings()
         self._task = task_named(self._settings.task)
+        self._guessed = False  # by one batch, which may be no typical one
         self._forward_context = forward_context
         self._index = index
         self._reference: TailFit | None = None
@@ -355,26 +367,23 @@ class Pass:
             other: Of the same network and settings; it may come out of a pickle.
 
         Raises:
-            InputError: If it measured other filters.
+            InputError: If it measured other filters, or took its samples for another task.
         """
         self._collect()
         other._collect()
         if other._index is None:
             return
+        self._check_alike(other)
         if self._index is None:
             self._index, self._reference = other._index, other._reference
-        elif len(self._index) != len(other._index):
-            raise InputError(
-                f"the passes measured {len(self._index)} and {len(other._index)} filters; only "
-                "passes of the same network can be merged."
-            )
+        if self._task is None:
+            self._task, self._guessed, self._choice = other._task, other._guessed, other._choice
         if other._tails is not None:
             self._own_tails().merge(other._tails)
         if other._half is not None:
             self._half_tails().merge(other._half)
         for kind, reservoir in other._profiles.items():
             self._reservoir(kind, reservoir.dtype).merge(reservoir)
-        self._task = self._task or other._task
         self._mistakes += other._mistakes
         self._scores += other._scores
         self._others += other._others
@@ -384,6 +393,22 @@ class Pass:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self._evidence.add(other._evidence)
         self.worst.merge(other.worst)
+
+    def _check_alike(self, other: "Pass") -> None:
+        """Refuse a pass of another network or task."""
+        if self._index is None or other._index is None:
+            return
+        if len(self._index) != len(other._index):
+            raise InputError(
+                f"the passes measured {len(self._index)} and {len(other._index)} filters; only "
+                "passes of the same network can be merged."
+            )
+        mine, theirs = self._task, other._task
+        if mine is not None and theirs is not None and not same_task(mine, theirs):
+            raise InputError(
+                f"the passes took their samples for the tasks {mine.name!r} and {theirs.name!r}; "
+                "give task=, since the first batch of one of them told another."
+            )
 
     def compute(self) -> Diagnosis:
         """Fit the tails, or take the reference, and rank the kept mistakes.
@@ -465,8 +490,11 @@ class Pass:
         every, is_mistake = every.take(order), torch.ones(len(order), dtype=torch.bool)
         if not self._scores:
             return every, is_mistake, None
-        assert self._task is not None
-        assert self._task.worst is not None
+        if self._task is None or self._task.worst is None:
+            raise InputError(
+                "the pass came without its task, whose functions are not sent to other processes; "
+                "merge it into one that has it, and compute that."
+            )
         is_mistake, bound = mistakes_of(torch.cat(self._scores)[order], self._task.worst)
         return every, is_mistake, bound
 
@@ -501,7 +529,7 @@ class Pass:
         rows, copies, said = (numbers >= 0).nonzero().squeeze(1), None, None
         if self._choice is not None:
             output = seen[0] if step.whole and seen else self._output(inputs)
-            answers = self._task_of(output, targets).read(output, targets, self._settings.loss)
+            answers = self._read(output, targets)
             if answers.others is None:  # nothing says which samples the network is unsure of
                 self._choice = None
             else:
@@ -536,7 +564,23 @@ class Pass:
         """What a mistake is, as the first batch tells if nobody says it."""
         if self._task is None:
             self._task = recognise(output, targets)
+            self._guessed = is_guess(self._task, targets)
         return self._task
+
+    def _read(self, output: Any, targets: Tensor) -> Answers:
+        """Judge samples."""
+        with self._fitting():
+            return self._task_of(output, targets).read(output, targets, self._settings.loss)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Where samples do not fit a task that was guessed, the guess may have been wrong."""
+        guessed = self._guessed
+        try:
+            yield
+        except InputError:
+            self._evidence.misfits += guessed
+            raise
 
     def _output(self, inputs: Any) -> Any:
         """What the network says, without gradients."""
@@ -584,7 +628,7 @@ class Pass:
         self._methods = measurement.methods
         self.was_training |= was_training
         output = measurement.output
-        answers = self._task_of(output, targets).read(output, targets, self._settings.loss)
+        answers = self._read(output, targets)
         if chosen.copies is not None:  # it was counted with what the step said
             predicted, wrong = said
             counts = (chosen.copies > 0).to(wrong.device)
@@ -595,8 +639,9 @@ class Pass:
 
     def _losses(self, output: Any, targets: Tensor) -> Tensor:
         """``[N]``, NaN for samples without a label, so that these cost no others."""
-        task = self._task_of(output, targets)
-        return task.labelled_losses(output, targets, self._settings.loss)
+        with self._fitting():
+            task = self._task_of(output, targets)
+            return task.labelled_losses(output, targets, self._settings.loss)
 
     def _add(
         self, measurement: Measurement, answers: Answers, chosen: Chosen, inputs: Any,

@@ -42,6 +42,7 @@ class Reservoir:
         self._classes = torch.empty(0, dtype=torch.int64)
         self._priorities = torch.empty(0, dtype=torch.int64)
         self._scores = torch.empty(0, dtype=torch.float64)  # 0 where there are none
+        self._scored = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,7 +51,7 @@ class Reservoir:
 
     def admits(self, numbers: Tensor) -> Tensor:
         """``[M]`` bool, which samples it is worth to offer; the others could not stay."""
-        if self._held < self.capacity or bool(self._scores.any()):
+        if self._held < self.capacity or self._scored:
             return torch.ones_like(numbers, dtype=torch.bool)
         return priorities(numbers, self._seed) < self._priorities[: self._held].amax()
 
@@ -69,6 +70,7 @@ class Reservoir:
         score = torch.zeros(len(numbers), dtype=torch.float64) if scores is None else scores
         stay = torch.cat([self._priorities[: self._held], incoming]).argsort()
         if scores is not None:
+            self._scored = True
             of_all = torch.cat([self._scores[: self._held], score])
             stay = stay[of_all[stay].argsort(descending=True, stable=True)]
         stay = stay[: self.capacity]
@@ -90,7 +92,7 @@ class Reservoir:
     def merge(self, other: "Reservoir") -> None:
         """Offer what another one keeps of other samples."""
         held = slice(0, other._held)
-        scores = other._scores[held] if bool(other._scores[held].any()) else None
+        scores = other._scores[held] if other._scored else None
         self.offer(other._numbers[held], other._rows[held], other._classes[held], scores)
 
     def kept(self) -> tuple[Tensor, Tensor, Tensor]:

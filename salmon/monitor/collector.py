@@ -153,6 +153,7 @@ class Collector:
                 "network on it; what is measured is the batch as it is afterwards.",
             )  # fmt: skip
         self._announce(own)
+        self._announce_task(own)
         if (book := self._context.book) is not None:
             trainer = self._context.trainer
             scope = scope_of(trainer, self._context.stage, loader)
@@ -208,13 +209,15 @@ class Collector:
             )  # fmt: skip
         if found != self.coverage:
             self.coverage = found
-            self._announce_task(own)
             announce_coverage(self._context.trainer, self._context.stage, found, self._settings)
 
     def _announce_task(self, own: Pass) -> None:
         """Say which task was recognised, but for the usual one."""
         task = own.task if self._settings.task is None else None
-        if task is not None and task.name != "classification" and self._processes.first:
+        told = self._context.memory.told
+        usual = task is None or task.name == "classification" or task.name in told
+        if task is not None and not usual and self._processes.first:
+            told.add(task.name)
             logger.info(
                 "SaliencyMonitor takes this for the task %r: a mistake is %s. If it is another, "
                 "give task=.", task.name, task.rule(),

@@ -80,7 +80,8 @@ def pictures_of(
     responses: list[Picture] = []
     if views.maps:
         with tolerated("could not show what filters respond to", strict=context.settings.strict):
-            responses = list(_responses(context, diagnosis, others, worst.right, known))
+            right = [one for one in worst.right if one.sample not in rows]
+            responses = list(_responses(context, diagnosis, others, right, known))
     return [
         *flagged,
         *responses,

@@ -9,6 +9,8 @@ from torch.utils import _pytree as pytree
 
 from salmon.errors import InputError, UnsupportedError
 
+_TABLE = 2  # dimensions
+
 Loss = Callable[[Any, Tensor], Tensor]
 """``(output of the network, targets [N, ...]) -> [N]`` losses."""
 
@@ -150,8 +152,8 @@ def prediction_of(output: Any) -> Tensor | None:
     """Find what a network predicts in what it returned.
 
     Args:
-        output: A tensor, a mapping or object with the entry ``logits``, a mapping with ``out``, or
-            a mapping, tuple or list with one tensor in it that can be a prediction.
+        output: A tensor, a mapping or object with the entry ``logits`` or ``out``, or a mapping,
+            tuple or list with one tensor in it that can be a prediction.
 
     Returns:
         A tensor of floating-point numbers; None where there is none, or not only one.
@@ -160,12 +162,12 @@ def prediction_of(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         found = output.get("logits", output.get("out"))
     elif not isinstance(output, Tensor):
-        found = getattr(output, "logits", None)
+        found = getattr(output, "logits", getattr(output, "out", None))
     if found is None and isinstance(output, Mapping | tuple | list):
         parts = list(output.values() if isinstance(output, Mapping) else output)
         several = [x for x in parts if isinstance(x, Tensor) and x.is_floating_point() and x.ndim]
         if len(several) > 1:
-            several = [each for each in several if _could_be_logits(each)]
+            several = [each for each in several if each.ndim == _TABLE]
         found = several[0] if len(several) == 1 else None
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim == 0:
         return None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import InputError
+from salmon.errors import InputError, UnsupportedError
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts
@@ -148,8 +148,13 @@ def _join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
 
     if isinstance(outputs[0], Tensor | Mapping | tuple | list):
         return pytree.tree_map(join, *outputs)
-    parts = [prediction_of(output) for output in outputs]
-    return torch.cat([part for part in parts if part is not None])
+    parts = [part for part in map(prediction_of, outputs) if part is not None]
+    if len(parts) < len(outputs):
+        raise UnsupportedError(
+            f"memory is short for a batch at once, and {type(outputs[0]).__name__} cannot be put "
+            "together from parts of it; use smaller batches."
+        )
+    return torch.cat(parts)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
