@@ -560,9 +560,10 @@ def test_batches_that_do_not_fit_what_the_first_one_told_are_told() -> None:
     assert "told by the first batch, and 2 others do not fit" in own.compute().doubts[0]
 
 
-def test_an_empty_pass_takes_over_how_another_one_chose() -> None:
+@pytest.mark.parametrize("task", [None, "regression"])
+def test_an_empty_pass_takes_over_how_another_one_chose(task: str | None) -> None:
     kind, targets = TARGETS["regression"]
-    settings = PassSettings(level=0.7, right_samples=5, max_mistakes=5)
+    settings = PassSettings(level=0.7, right_samples=5, max_mistakes=5, task=task)
     model = MapNet(kind).double().eval()
     empty, full = (Pass(model, settings, expected=60, accuracy=0.9) for _ in range(2))
     full.update(IMAGES, targets)

@@ -168,7 +168,7 @@ class _Batch:
     chosen: Chosen
     wrong: Tensor
     right: Tensor  # those that are compared with
-    score: Tensor | None  # where the pass tells its mistakes at the end, of those of them
+    score: Tensor | None  # how bad each is, where the pass tells its mistakes at its end
     columns: dict[str, Tensor]  # those of Mistakes
     details: dict[str, Tensor]
     glimpse: Glimpse | None
@@ -377,7 +377,9 @@ class Pass:
         if self._index is None:
             self._index, self._reference = other._index, other._reference
         if self._task is None:
-            self._task, self._guessed, self._choice = other._task, other._guessed, other._choice
+            self._task, self._guessed = other._task, other._guessed
+        if self._seen == 0:
+            self._choice = other._choice  # which depends on the task
         if other._tails is not None:
             self._own_tails().merge(other._tails)
         if other._half is not None:
