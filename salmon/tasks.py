@@ -415,7 +415,7 @@ class Segmentation(_ByEntries):
         answers = _judged(score, bound, pixels > 0, details)
         if several:
             return answers
-        above = targets.reshape(true.shape) > 1
+        above = _comparable(targets).reshape(true.shape) > 1
         return replace(
             answers,
             beyond=_number(above) * 2 > _number(above | known),
@@ -733,9 +733,7 @@ def _logits(found: Tensor, loss: Loss | None) -> Tensor:
 
 def _in_unit(found: Tensor, loss: Loss | None) -> Tensor:
     """``[N]`` bool, where all numbers of a sample lie in [0, 1], as small logits do, too."""
-    inside = ((found >= 0) & (found <= 1)).flatten(1).all(1) if found.ndim > 1 else (
-        (found >= 0) & (found <= 1)
-    )  # fmt: skip
+    inside = _number(~((found >= 0) & (found <= 1))) == 0
     return torch.zeros_like(inside) if isinstance(loss, nn.BCELoss) else inside
 
 

@@ -489,6 +489,8 @@ def test_masks_of_other_numbers_are_noticed() -> None:
     assert bool(beyond.beyond.all())
     with pytest.raises(InputError, match="with fractions; class numbers are needed"):
         Segmentation().read(logits, mask / 300)
+    wide = Segmentation().read(logits, mask.to(torch.uint16))
+    assert wide.labelled.all()
 
 
 def test_equal_scores_at_the_top_are_mistakes_together() -> None:

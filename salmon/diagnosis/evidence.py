@@ -102,7 +102,8 @@ class Evidence:
             found.append(
                 f"Most labels ({n['beyond']} of {n['samples']}) are higher than the classes of the "
                 "network, so they may be something else, such as the second entry of batches "
-                "(image, index, label). Give unpack=, such as lambda batch: (batch[0], batch[2])."
+                "(image, index, label). Give unpack=, such as lambda batch: (batch[0], batch[2]). "
+                "(Masks of one class hold 0 and 1, not 255.)"
             )
         if n["misfits"]:
             found.append(
