@@ -10,7 +10,7 @@ import logging
 import operator
 import random
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -124,6 +124,7 @@ class _Kept:
         self._seen: dict[int, object] = {}  # by id; holds them, so that no id is used twice
         with torch.inference_mode(mode=False), torch.no_grad():
             self._modules(model)
+            self._copy([(copy, tensor) for tensor, copy in self._tensors])
 
     def put_back(self) -> None:
         # In inference mode tensors of both kinds may be written to.
@@ -131,9 +132,7 @@ class _Kept:
             for tensor, copy in self._tensors:
                 if tensor.shape != copy.shape:
                     tensor.resize_(copy.shape)
-            if self._tensors:
-                tensors, copies = map(list, zip(*self._tensors, strict=True))
-                torch._foreach_copy_(tensors, copies)
+            self._copy(self._tensors)
         for live, old in self._containers:
             if not _same_entries(live, old):
                 live.clear()
@@ -142,6 +141,16 @@ class _Kept:
         for put_back in self._others:
             put_back()
         self._tell({id(tensor) for tensor, version in self._watched if tensor._version != version})
+
+    @staticmethod
+    def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Fill each first one with its second one, in few calls to the device."""
+        alike: dict[object, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for pair in pairs:
+            alike[pair[0].device, pair[0].dtype].append(pair)  # else there is a call for each
+        for some in alike.values():
+            targets, sources = map(list, zip(*some, strict=True))
+            torch._foreach_copy_(targets, sources)
 
     def _tell(self, changed: set[int]) -> None:
         """Name what was changed for good, once per network."""
@@ -160,17 +169,17 @@ class _Kept:
     def _modules(self, module: nn.Module) -> None:
         for parameter in module.parameters():
             self._tensor(parameter, most=None)
-        for each in module.modules():
-            if id(each) not in self._seen:
-                self._seen[id(each)] = each
-                script = isinstance(each, torch.jit.ScriptModule)  # which has its state elsewhere
-                for buffer in each.buffers() if script else each._buffers.values():
-                    if buffer is not None:
-                        self._tensor(buffer, most=None)
-                if _keeps_nothing(each):
-                    self._containers.append((vars(each), dict(vars(each))))
-                elif not script:
-                    self._entries(vars(each), _DEEP)
+        fresh = {id(each): each for each in module.modules() if id(each) not in self._seen}
+        self._seen.update(fresh)
+        for each in fresh.values():
+            script = isinstance(each, torch.jit.ScriptModule)  # which has its state elsewhere
+            for buffer in each.buffers() if script else each._buffers.values():
+                if buffer is not None:
+                    self._tensor(buffer, most=None)
+            if _keeps_nothing(each):
+                self._containers.append((vars(each), dict(vars(each))))
+            elif not script:
+                self._entries(vars(each), _DEEP)
 
     def _entries(self, live: Any, deep: int) -> None:
         """Keep the entries of a container, and what they hold."""
@@ -210,7 +219,7 @@ class _Kept:
         watched = isinstance(tensor, nn.Parameter) or tensor.requires_grad
         light = most is None or tensor.nbytes <= most
         if not watched and light and tensor.layout is torch.strided and not _overlaps(tensor):
-            self._tensors.append((tensor, tensor.detach().clone()))
+            self._tensors.append((tensor, torch.empty_like(tensor)))
         elif not tensor.is_inference():  # those have no version
             self._watched.append((tensor, tensor._version))
 

@@ -3,10 +3,15 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is loaded, and for processes that tests start: one thread for each of the workers.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Before Triton is loaded: where there is no GPU, kernels are interpreted.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import hypothesis
 import pytest

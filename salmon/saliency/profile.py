@@ -226,7 +226,8 @@ def _assemble(sums: dict[int, Tensor], losses: Tensor, index: FilterIndex) -> Te
     profile = losses.new_zeros((len(losses), len(index)), dtype=dtype)
     for position, values in sums.items():
         layer = index.layers[position]
-        by_filter = values.unflatten(1, (layer.filters, layer.rows)).sum(2)
+        by_row = values.unflatten(1, (layer.filters, layer.rows))
+        by_filter = by_row.sum(2) if layer.rows > 1 else values
         start, end = index.starts[position], index.starts[position + 1]
         torch.div(by_filter, layer.size, out=profile[:, start:end])
     # The gradient of a NaN loss can be finite; such a sample has no saliency.

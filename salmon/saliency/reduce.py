@@ -2,17 +2,22 @@
 
 Every strategy is a pure function ``(inputs [N, C, *S], grad [N, O, *P], geometry) -> [N, O]`` of
 sums of ``|dL_n/dW[o]|`` over the weights of filter o, for sample n alone. None holds more than
-``BUFFER_ELEMENTS`` per-sample gradients at a time. :func:`strategy_for` picks one by shape.
+``BUFFER_ELEMENTS`` per-sample gradients at a time. :func:`strategy_for` picks one by shape, or, on
+a GPU, the kernel that holds none.
 Linear operations have inputs ``[N, P, C]`` and gradients ``[N, P, O]`` at P positions.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import prod
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 BUFFER_ELEMENTS = 1 << 19
 GROUPED_ELEMENTS = 1 << 21
@@ -49,12 +54,15 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     =================================================  ==================
     convolution                                        strategy
     =================================================  ==================
+    on a GPU, float32, not transposed                  :func:`fused_sums`
     kernel 1, no padding, ungrouped                    :func:`pointwise`
     ungrouped, at most 200 positions, >= 16 channels   :func:`taps`
     ungrouped, at least 1000 positions                 :func:`singly`
     everything else                                    :func:`grouped`
     =================================================  ==================
     """
+    if not geometry.transposed and (fused := _fused(inputs)) and prod(grad.shape[2:]) > 1:
+        return fused
     if geometry.groups > 1 or geometry.transposed:
         return grouped
     if prod(geometry.kernel) == 1 and not any(geometry.padding):
@@ -164,6 +172,8 @@ def linear_sums(a: Tensor, g: Tensor) -> Tensor:
     samples, positions, outputs = g.shape
     if positions == 1:
         return g[:, 0].abs() * a[:, 0].abs().sum(1, keepdim=True)
+    if fused := _fused(a):
+        return fused(a.transpose(1, 2), g.transpose(1, 2), _linear(outputs, a.shape[2]))
     step = max(1, BUFFER_ELEMENTS // (outputs * a.shape[2]))
     buffer = g.new_empty((min(step, samples), outputs, a.shape[2]))
     total = g.new_empty((samples, outputs))
@@ -173,3 +183,36 @@ def linear_sums(a: Tensor, g: Tensor) -> Tensor:
         torch.bmm(g[part].transpose(1, 2), a[part], out=gradient)
         torch.sum(gradient.abs_(), dim=2, out=total[part])
     return total
+
+
+def _linear(outputs: int, inputs: int) -> Geometry:
+    """A linear operation as a convolution over its positions."""
+    return Geometry((1,), (1,), (0,), (1,), (0,), 1, False, (outputs, inputs, 1))  # noqa: FBT003
+
+
+def _fused(inputs: Tensor) -> Strategy | None:
+    """The kernel for a GPU, where it runs on the device of some inputs."""
+    if not inputs.is_cuda or inputs.dtype != torch.float32:
+        return None
+    return fused_on(inputs.device)
+
+
+@cache
+def fused_on(device: torch.device) -> Strategy | None:
+    """The kernel, if it runs on a device and is right there; told once if not."""
+    try:
+        from salmon.saliency.fused import fused_sums  # Triton takes a while, and may not be there
+
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(2, 20, 9, generator=generator).to(device)
+        grad = torch.randn(2, 24, 9, generator=generator).to(device)
+        geometry = Geometry((3,), (1,), (1,), (1,), (0,), 1, False, (24, 20, 3))  # noqa: FBT003
+        found = fused_sums(inputs, grad, geometry)
+        exact = grouped(inputs.double(), grad.double(), geometry)
+        if bool((found - exact).abs().max() <= 1e-5 * exact.max()):
+            return fused_sums
+        why = "its numbers are wrong"
+    except Exception as error:  # noqa: BLE001
+        why = f"{type(error).__name__}: {error}"
+    logger.warning("The kernel for %s is not used, and the saliency is slower: %s", device, why)
+    return None

@@ -95,6 +95,8 @@ def main() -> int:
 
 def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     """What makes each table."""
+    import torch
+
     from tests.benchmarks import (
         calibration,
         choice,
@@ -125,20 +127,21 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
             "Orders of filters": repairs.order_rows,
             "Noise": repairs.noise_rows,
         }
+        if torch.cuda.is_available():
+            tasks["Saliency on a GPU"] = saliency.gpu_rows
     return tasks
 
 
 def _write(path: Path, machine: str, tables: dict[str, str], *, whole: bool) -> None:
-    """Put all tables into a file, or one in place of the table of its title."""
+    """Put tables into a file, each in place of the one of its title."""
     before, rest = path.read_text().split(BEGIN)
     inside, after = rest.split(END)
-    if whole:
-        inside = "\n".join(["", machine, "", *tables.values()])
-    else:
-        for title, table in tables.items():
-            old = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
-            inside, count = old.subn(table.replace("\\", r"\\"), inside)
-            inside += "" if count else f"\n{table}"
+    for title, table in tables.items():
+        old = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
+        inside, count = old.subn(table.replace("\\", r"\\"), inside)
+        inside += "" if count else f"\n{table}"
+    if whole:  # the others are those of a machine of another kind
+        inside = f"\n{machine}\n\n{inside[inside.index('## ') :]}"
     path.write_text(f"{before}{BEGIN}{inside}{END}{after}")
 
 
