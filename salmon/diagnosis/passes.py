@@ -322,12 +322,22 @@ class Pass:
             self._measure(chosen)
             return
         self._largest = max(self._largest, samples)
-        waiting = sum(len(each.numbers) for each in self._waiting) + len(chosen.numbers)
-        if self._waiting and not (waiting <= self._largest and chosen.alike(self._waiting[0])):
-            self.flush()
-        self._waiting.append(chosen)
+        self._wait(chosen)
         if not self._methods:  # it is soon known what is measured, or why it cannot be
             self.flush()
+
+    def _wait(self, chosen: Chosen) -> None:
+        """Let samples wait for others, and measure them when they are as many as in a batch."""
+        if self._waiting and not chosen.alike(self._waiting[0]):
+            self.flush()
+        # Batches of one size: the libraries below prepare themselves for every other one.
+        room = self._largest - sum(len(each.numbers) for each in self._waiting)
+        if len(chosen.numbers) < room:
+            self._waiting.append(chosen)
+        else:
+            first, rest = chosen.split(room)
+            full, self._waiting = [*self._waiting, first], [rest] if len(rest.numbers) else []
+            self._measure_together(full)
 
     def flush(self) -> None:
         """Measure the chosen samples that wait for a batch to be full.
@@ -340,18 +350,18 @@ class Pass:
             InputError: As :meth:`update`, when the samples of the other batches are measured.
         """
         waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
-        try:
-            self._measure(Chosen.joined(waiting).two_at_least())
-        except (InputError, RuntimeError):
-            if len(waiting) == 1:
-                raise
-            self._measure_apart(waiting)
+        if waiting:
+            self._measure_together(waiting)
 
-    def _measure_apart(self, parts: Sequence[Chosen]) -> None:
-        """Measure each, and raise the first error when all have had their turn."""
+    def _measure_together(self, parts: Sequence[Chosen]) -> None:
+        """Measure at once; or else each, and raise the first error when all have had their turn."""
         errors: list[Exception] = []
+        try:
+            self._measure(Chosen.joined(parts).two_at_least())
+            return
+        except (InputError, RuntimeError):
+            if len(parts) == 1:
+                raise
         for part in parts:
             try:
                 self._measure(part.two_at_least())

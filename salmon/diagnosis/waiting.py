@@ -47,6 +47,22 @@ class Chosen:
             copies=None if copies is None else copies[rows],
         )
 
+    def split(self, count: int) -> tuple["Chosen", "Chosen"]:
+        """The first ones, and the others."""
+        parts = (slice(0, count), slice(count, None))
+        first, second = (
+            replace(
+                self,
+                rows=[x[part] for x in self.rows],
+                numbers=self.numbers[part],
+                batches=self.batches[part],
+                ids=self.ids[part],
+                copies=None if self.copies is None else self.copies[part],
+            )
+            for part in parts
+        )
+        return first, second
+
     def two_at_least(self) -> "Chosen":
         """Add to a single sample a copy that counts for none, since some networks flatten one."""
         if len(self.numbers) > 1 or self.copies is None:

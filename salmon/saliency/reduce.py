@@ -24,6 +24,8 @@ GROUPED_ELEMENTS = 1 << 21
 SINGLY_MIN_POSITIONS = 1000
 TAPS_MAX_POSITIONS = 200
 TAPS_MIN_CHANNELS = 16
+DEPTHWISE_MAX_POSITIONS = 400
+DEPTHWISE_FEW_POSITIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     on a GPU, float32, not transposed                  :func:`fused_sums`
     kernel 1, no padding, ungrouped                    :func:`pointwise`
     ungrouped, at most 200 positions, >= 16 channels   :func:`taps`
+    a channel a group, at most 8 positions, or more    :func:`depthwise`
+    than 9 taps and at most 400 positions
     ungrouped, at least 1000 positions                 :func:`singly`
     everything else                                    :func:`grouped`
     =================================================  ==================
@@ -64,7 +68,7 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     if not geometry.transposed and (fused := _fused(inputs)) and prod(grad.shape[2:]) > 1:
         return fused
     if geometry.groups > 1 or geometry.transposed:
-        return grouped
+        return depthwise if _suits_depthwise(grad, geometry) else grouped
     if prod(geometry.kernel) == 1 and not any(geometry.padding):
         return pointwise
     positions = prod(grad.shape[2:])
@@ -83,6 +87,29 @@ def pointwise(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
 
 def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     """Kernel tap by kernel tap, each a pointwise product over the positions inside the image."""
+    return _by_tap(inputs, grad, geometry, linear_sums)
+
+
+def depthwise(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """One input and output channel a group: tap by tap, each a sum over the positions."""
+    return _by_tap(inputs, grad, geometry, lambda a, g: (a * g).sum(1).abs_())
+
+
+def _suits_depthwise(grad: Tensor, geometry: Geometry) -> bool:
+    if geometry.transposed or geometry.weight_shape[:2] != (geometry.groups, 1):
+        return False
+    positions = prod(grad.shape[2:])
+    large = prod(geometry.kernel) > 9  # the library is fast at smaller ones
+    return positions <= (DEPTHWISE_MAX_POSITIONS if large else DEPTHWISE_FEW_POSITIONS)
+
+
+def _by_tap(
+    inputs: Tensor, grad: Tensor, geometry: Geometry, reduce: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Sum ``reduce([N, P, C], [N, P, O]) -> [N, O]`` over the taps.
+
+    P are the positions at which a tap lies inside the image.
+    """
     # Channels last once, so that every tap's window is a cheap copy of whole channel rows.
     a = inputs.movedim(1, -1).contiguous()
     g = grad.movedim(1, -1).contiguous()
@@ -91,7 +118,7 @@ def taps(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
         windows = _windows(tap, a.shape[1:-1], g.shape[1:-1], geometry)
         if windows is not None:
             at, out = windows
-            total += linear_sums(
+            total += reduce(
                 a[(slice(None), *at)].flatten(1, -2), g[(slice(None), *out)].flatten(1, -2)
             )
     return total

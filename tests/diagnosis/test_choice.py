@@ -238,6 +238,17 @@ def test_what_waits_is_as_it_came() -> None:
     torch.testing.assert_close(own.compute().profile, whole.profile, rtol=1e-9, atol=0)
 
 
+def test_what_is_measured_fills_batches_of_one_size() -> None:
+    own = Pass(Sure(), SETTINGS, expected=SAMPLES)
+    own.update(IMAGES[:20], LABELS[:20], step=Step([LOGITS[:20]]))  # at once, to know the layers
+    FORWARDS.clear()
+    for some in NUMBERS[20:].split(20):
+        own.update(IMAGES[some], LABELS[some], step=Step([LOGITS[some]]))
+    assert set(FORWARDS) == {20}
+    own.flush()
+    assert own.compute().measured == measured([]).compute().measured
+
+
 def test_batches_that_the_network_cannot_take_at_once_are_measured_apart() -> None:
     own = Pass(Sure(), SETTINGS, expected=SAMPLES)
     for turn, some in enumerate(NUMBERS.split(20)):

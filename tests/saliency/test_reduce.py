@@ -8,7 +8,9 @@ import torch
 from salmon.saliency import reduce
 from tests.saliency.convolutions import example
 
-STRATEGIES = {name: getattr(reduce, name) for name in ("pointwise", "taps", "singly", "grouped")}
+STRATEGIES = {
+    name: getattr(reduce, name) for name in ("pointwise", "taps", "depthwise", "singly", "grouped")
+}
 UNGROUPED = list(itertools.product([1, 2, 3], [2, 3], [1, 2], [0, 1, 2], [1, 2], [5, 7]))
 
 
@@ -43,6 +45,17 @@ def test_grouped_and_transposed_convolutions_match_autograd(
     )
     sums = reduce.filter_sums(inputs, grad, geometry)
     torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("strategy", ["depthwise", "grouped"])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_depthwise_convolutions_match_autograd(strategy: str, dims: int) -> None:
+    for stride, padding, dilation, size in itertools.product([1, 2], [0, 1, 2], [1, 2], [5, 6]):
+        inputs, grad, geometry, exact = example(
+            dims, 3, stride, padding, dilation, 6, size, channels=6
+        )
+        sums = STRATEGIES[strategy](inputs, grad, geometry)
+        torch.testing.assert_close(sums, exact, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -80,6 +93,10 @@ def test_channels_last_inputs_match_autograd() -> None:
         (3, 3, 32, 1, "singly"),  # very many positions
         (3, 32, 20, 1, "grouped"),  # many positions
         (3, 32, 8, 2, "grouped"),
+        (3, 6, 8, 6, "grouped"),
+        (3, 6, 2, 6, "depthwise"),  # few positions
+        (5, 6, 8, 6, "depthwise"),  # many taps
+        (5, 6, 21, 6, "grouped"),
     ],
 )
 def test_the_strategy_follows_from_the_shape(
