@@ -400,12 +400,7 @@ class Segmentation(_ByEntries):
     def read(self, output: Any, targets: Tensor, loss: Loss | None = None) -> Answers:
         """Compare the maps."""
         found, true, known = self._aligned(output, targets, loss)
-        several = found.ndim > true.ndim
-        if several:
-            predicted = _largest(found)
-        else:
-            unknown = torch.isnan(found)
-            predicted = (_logits(found, loss) > 0).long().masked_fill(unknown, NO_CLASS)
+        several, predicted = found.ndim > true.ndim, self._predicted(found, true, loss)
         pixels = _number(known)
         accuracy = _number((predicted == true) & known).double() / pixels
         iou = _mean_iou(true.long(), predicted, known, found.shape[1] if several else 2)
@@ -423,11 +418,31 @@ class Segmentation(_ByEntries):
             extreme=(found > _SURE).flatten(1).any(1),
         )
 
+    def masks(
+        self, output: Any, targets: Tensor, loss: Loss | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Say what is where.
+
+        Returns:
+            ``[N, ...]`` true and predicted class of each pixel, -1 where there is none.
+
+        Raises:
+            InputError: If output and targets do not fit.
+        """
+        found, true, known = self._aligned(output, targets, loss)
+        return true.long().masked_fill(~known, NO_CLASS), self._predicted(found, true, loss)
+
     def rule(self, bound: float | None = None) -> str:
         """Say in words when a sample is a mistake."""
         low = self.bound if bound is None else 1 - bound
         name = "mean IoU" if self.metric == "iou" else "pixel accuracy"
         return _above(name, low, self.worst, "under")
+
+    @staticmethod
+    def _predicted(found: Tensor, true: Tensor, loss: Loss | None) -> Tensor:
+        if found.ndim > true.ndim:
+            return _largest(found)
+        return (_logits(found, loss) > 0).long().masked_fill(torch.isnan(found), NO_CLASS)
 
     def _aligned(
         self, output: Any, targets: Tensor, loss: Loss | None

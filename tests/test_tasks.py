@@ -112,6 +112,17 @@ def test_multilabel_losses_are_means_over_known_labels() -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3])
+def test_masks_say_what_is_where(classes: int) -> None:
+    logits, targets = randn(5, classes, 4, 6), randint(max(2, classes), 5, 4, 6)
+    targets[0, :2] = 255
+    true, predicted = Segmentation().masks({"out": logits}, targets)
+    for (n, y, x), label in np.ndenumerate(targets.numpy()):
+        said = logits[n, :, y, x]
+        assert int(true[n, y, x]) == (-1 if label == 255 else label)
+        assert int(predicted[n, y, x]) == (int(said > 0) if classes == 1 else int(said.argmax()))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("column", [False, True])
 def test_segmentation_is_judged_pixel_by_pixel(classes: int, column: bool) -> None:
     logits, targets = randn(5, classes, 4, 6), randint(max(2, classes), 5, 4, 6)

@@ -16,7 +16,7 @@ from salmon.diagnosis import (
     image_position,
 )
 from salmon.errors import SalmonError
-from salmon.forward import eval_mode
+from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.context import PassContext
 from salmon.monitor.facts import normalisation
@@ -24,7 +24,7 @@ from salmon.monitor.trainers import forward_context, loader_of, muted
 from salmon.ranking import Strength
 from salmon.repairs import to_device
 from salmon.saliency import filter_responses, input_saliency, map_of_image
-from salmon.tasks import NO_CLASS, AnyTask
+from salmon.tasks import NO_CLASS, AnyTask, Segmentation
 from salmon.views import (
     METHOD_NAMES,
     Kind,
@@ -117,15 +117,20 @@ def _flagged(
                 type(error).__name__, error,
             )  # fmt: skip
     names = _titles(diagnosis, row, classes)
+    masks = _masks(context, one, task) if isinstance(task, Segmentation) else None
     first = int(diagnosis.rankings["pot"].filters[row, 0])
     return Picture(
         kind="flagged",
         sample=one.sample,
         pixels=pixels,
+        masks=masks,
         heat=heat,
         classes=names,
         filter=diagnosis.index.label(first) if first >= 0 else "",
-        caption=_caption(diagnosis, row, names, method if heat is not None else ""),
+        caption=[
+            *_caption(diagnosis, row, names),
+            *_legend(masked=masks is not None, mapped_by=method if heat is not None else None),
+        ],
     )
 
 
@@ -213,6 +218,21 @@ def _map(
     return map_of_image(gradient[0].cpu()), method
 
 
+def _masks(
+    context: PassContext, one: ShownSample, task: Segmentation
+) -> tuple[Tensor, Tensor] | None:
+    """``[H, W]`` true and predicted classes of a sample's pixels; None of other than flat maps."""
+    model = context.model
+    inputs, targets = to_device((one.inputs, one.targets), model)
+    with (
+        no_trace(model), eval_mode(model), muted(model), torch.no_grad(),
+        forward_context(context.trainer),
+    ):  # fmt: skip
+        output = call_network(model, inputs)
+    true, predicted = task.masks(output, targets, context.settings.loss)
+    return (true[0].cpu(), predicted[0].cpu()) if true.ndim == 3 else None
+
+
 def _titles(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tuple[str, str]:
     """Names of the true class and the predicted one; without classes, what the task says of it."""
     if not diagnosis.has_classes:
@@ -227,8 +247,16 @@ def _titles(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tu
     return names[0], names[1]
 
 
-def _caption(diagnosis: Diagnosis, row: int, names: tuple[str, str], mapped_by: str) -> list[str]:
-    """What is known of a mistake, in a few lines; whose filters the map beside it shows, if any."""
+def _legend(*, masked: bool, mapped_by: str | None) -> Iterator[str]:
+    """What the images beside a mistake are."""
+    if masked:
+        yield "second image: the true mask; third: the predicted one"
+    if mapped_by is not None:
+        yield f"last image: pixels that move the top filters by {METHOD_NAMES[mapped_by]}"
+
+
+def _caption(diagnosis: Diagnosis, row: int, names: tuple[str, str]) -> list[str]:
+    """What is known of a mistake, in a few lines."""
     mistakes, ranking, index = diagnosis.mistakes, diagnosis.rankings["pot"], diagnosis.index
     said = ""
     if diagnosis.has_classes:
@@ -247,7 +275,4 @@ def _caption(diagnosis: Diagnosis, row: int, names: tuple[str, str], mapped_by: 
             )
     if len(lines) == 1:
         lines.append("no filter above its threshold")
-    if mapped_by:
-        name = METHOD_NAMES[mapped_by]
-        lines.append(f"right image: pixels that move the top filters by {name}")
     return lines

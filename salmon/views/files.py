@@ -7,7 +7,7 @@ the last pass, a line each, as base64 of PNG or JPEG.
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class StoredPicture:
     classes: tuple[str, str]
     filter: str
     caption: list[str]
+    masks: list[StoredImage] = field(default_factory=list)  # of true and predicted classes
 
 
 def write_pass(path: Path, record: PassRecord) -> None:
@@ -61,15 +62,18 @@ def read_pass(path: Path) -> PassRecord:
 
 def write_pictures(path: Path, number: int, pictures: Sequence[Picture]) -> None:
     """Write flagged images and thumbnails in place of those of an earlier pass."""
+
+    def image(pixels: Pixels, kind: Kind) -> StoredImage:
+        return _stored(enlarged(pixels, _SIDES[kind]))
+
     stored = [
         StoredPicture(
             number=number,
             kind=each.kind,
             sample=each.sample,
-            image=_stored(enlarged(each.pixels, _SIDES[each.kind])),
-            heat=None
-            if each.overlay is None
-            else _stored(enlarged(each.overlay, _SIDES[each.kind])),
+            image=image(each.pixels, each.kind),
+            heat=None if each.overlay is None else image(each.overlay, each.kind),
+            masks=[image(pixels, each.kind) for pixels in each.segments],
             classes=each.classes,
             filter=each.filter,
             caption=list(each.caption),
@@ -85,7 +89,7 @@ def read_pictures(path: Path) -> list[StoredPicture]:
     found = []
     for value in _objects(path, PICTURE_SCHEMA):
         picture = record_of(StoredPicture, value, path.name)
-        for image in (picture.image, picture.heat):
+        for image in (picture.image, picture.heat, *picture.masks):
             if image is not None and not _is_image(image):
                 raise StateError(f"{path} holds an image that is none; make the file anew.")
         found.append(picture)

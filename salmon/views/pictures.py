@@ -27,6 +27,10 @@ Kind = Literal["flagged", "thumbnail", "mistake", "right"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 _PAPER, _INK, _FAINT, _WARM = (255, 255, 255), (26, 26, 26), (95, 95, 95), (213, 94, 0)
+_CLASSES = (  # Okabe and Ito's, which also the colour-blind tell apart
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (204, 121, 167),
+    _WARM,
+)  # fmt: skip
 _SLACK = 1e-3  # of resized images beyond the range
 _CELL = 138  # side of an image on a sheet
 _LINE = 27
@@ -42,6 +46,7 @@ class Picture:
     kind: Kind
     sample: int  # position in the pass
     pixels: Pixels
+    masks: tuple[Tensor, Tensor] | None = None  # [H, W] true and predicted class of each pixel
     heat: Tensor | None = None  # [H, W] in [0, 1], where filters look
     classes: tuple[str, str] = ("", "")  # true and predicted; or one text, where there are none
     filter: str = ""  # label of the first one, or of the one that responds
@@ -51,6 +56,11 @@ class Picture:
     def overlay(self) -> Pixels | None:
         """The image in grey with its map in colour, where there is one."""
         return None if self.heat is None else overlay(self.pixels, self.heat)
+
+    @property
+    def segments(self) -> list[Pixels]:
+        """The image in grey with the true classes in colour, and with the predicted ones."""
+        return [coloured(self.pixels, classes) for classes in self.masks or ()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,9 +129,30 @@ def overlay(pixels: Pixels, heat: Tensor) -> Pixels:
     Returns:
         ``[H, W, 3]``.
     """
-    grey = pixels.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) * 0.6 + 70
     colour = np.asarray(_WARM, dtype=np.float32)
-    strength = heat.clamp(0, 1).cpu().numpy().astype(np.float32)[:, :, None]
+    return _mixed(pixels, colour, heat.clamp(0, 1).cpu().numpy().astype(np.float32)[:, :, None])
+
+
+def coloured(pixels: Pixels, classes: Tensor) -> Pixels:
+    """Lay classes over the greyed image, each in its colour; 0 and -1 have none.
+
+    Args:
+        classes: ``[h, w]`` int64, brought to the size of the image.
+
+    Returns:
+        ``[H, W, 3]``.
+    """
+    sized = torch.nn.functional.interpolate(classes[None, None].double(), pixels.shape[:2])
+    numbers = sized[0, 0].long().cpu().numpy()
+    colour = np.asarray(_CLASSES, dtype=np.float32)[(numbers - 1) % len(_CLASSES)]
+    return _mixed(pixels, colour, np.where(numbers > 0, np.float32(0.6), 0)[:, :, None])
+
+
+def _mixed(
+    pixels: Pixels, colour: npt.NDArray[np.float32], strength: npt.NDArray[np.float32]
+) -> Pixels:
+    """The image in grey, with a colour in [0, 1] of strength."""
+    grey = pixels.astype(np.float32).mean(2, keepdims=True).repeat(3, 2) * 0.6 + 70
     mixed: Pixels = (grey + (colour - grey) * strength).round().astype(np.uint8)
     return mixed
 
@@ -138,15 +169,16 @@ def enlarged(pixels: Pixels, side: int) -> Pixels:
 
 
 def contact_sheet(pictures: Sequence[Picture]) -> Pixels:
-    """Flagged images with their maps beside each other, three in a row, worst first."""
-    columns, wide, high = 3, 300, _CELL + 3 * _LINE + 2 * _MARGIN
-    rows = -(-len(pictures) // columns)
+    """Flagged images with their classes and maps beside each other, in rows, worst first."""
+    masked = any(picture.masks is not None for picture in pictures)
+    columns, wide = (2, 590) if masked else (3, 300)
+    rows, high = -(-len(pictures) // columns), _CELL + 3 * _LINE + 2 * _MARGIN
     page = Image.new("RGB", (columns * wide, rows * high + _MARGIN), _PAPER)
     for number, picture in enumerate(pictures):
         left, top = number % columns * wide + _MARGIN, number // columns * high + _MARGIN
-        _paste(page, picture.pixels, left, top)
-        if picture.overlay is not None:
-            _paste(page, picture.overlay, left + _CELL + 4, top)
+        last = [] if picture.overlay is None else [picture.overlay]
+        for i, pixels in enumerate([picture.pixels, *picture.segments, *last]):
+            _paste(page, pixels, left + (_CELL + 4) * i, top)
         true, predicted = picture.classes
         taken = f"taken for {predicted}" if predicted else ""
         lines = (f"{number + 1}. {true}", taken, picture.filter)

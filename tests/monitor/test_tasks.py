@@ -1,19 +1,25 @@
 """Trainers whose networks tell something else than one class for each image."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from salmon import InputError, RepairInTraining, SaliencyMonitor, Task
+from salmon import InputError, RepairInTraining, SaliencyMonitor, Task, ViewSettings
 from salmon.cli import main
 from salmon.diagnosis import Diagnosis
-from salmon.views import detail_name
+from salmon.views import detail_name, guess_normalisation
+from salmon.views.files import read_pictures
+from salmon.views.pictures import coloured, enlarged
 from tests.networks import PlainNet, batch
 from tests.trainers import Module, trainer
 
@@ -93,6 +99,27 @@ def test_flags_overview_and_report_speak_of_the_task(
     assert f"A mistake is: {found.rule}" in shown.replace("&#39;", "'")
     words = re.findall(r"\b(?:mis)?class(?:es|ified)?\b[^.]{0,60}", f"{shown} {log.text}")
     assert words == []
+
+
+def test_pictures_show_the_true_mask_and_the_predicted_one(tmp_path: Path) -> None:
+    found = validated(tmp_path, "segmentation", views=ViewSettings(pictures=3))
+    (path,) = tmp_path.rglob("pictures-*.jsonl")
+    shown = [one for one in read_pictures(path) if one.kind == "flagged"]
+    assert len(shown) == 3
+    torch.manual_seed(3)
+    network, each = Maps().eval(), IMAGES.transpose(0, 1).flatten(1)
+    how = guess_normalisation(each.amin(1).tolist(), each.amax(1).tolist())
+    for one in shown:
+        true, predicted = CASES["segmentation"][1][one.sample], network(IMAGES[[one.sample]])
+        given = how.pixels(IMAGES[one.sample])
+        for image, mask in zip(one.masks, (true, predicted[0].argmax(0)), strict=True):
+            expected = enlarged(coloured(given, mask), 192)
+            stored = np.asarray(Image.open(io.BytesIO(base64.b64decode(image.data))).convert("RGB"))
+            assert np.abs(stored.astype(int) - expected).mean() < 6  # it is a JPEG
+        assert "second image: the true mask; third: the predicted one" in one.caption
+    assert found.misclassified >= 3
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 0
+    assert (tmp_path / "report.html").read_text().count('alt="Predicted mask of sample') == 3
 
 
 def test_a_bound_tells_mistakes_without_a_look_at_the_others(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_map_of_the_zscores_filters_says_so(tmp_path: Path) -> None:
     stored = read_pictures(tmp_path / "second" / "salmon_logs" / "pictures-validation.jsonl")
     assert stored[0].heat is not None
     assert "no filter above its threshold" in stored[0].caption
-    assert stored[0].caption[-1] == "right image: pixels that move the top filters by z-score"
+    assert stored[0].caption[-1] == "last image: pixels that move the top filters by z-score"
 
 
 def test_two_monitors_in_a_trainer_are_warned_of(

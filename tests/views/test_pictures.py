@@ -20,6 +20,7 @@ from salmon.views.files import read_pictures, write_pictures
 from salmon.views.pictures import (
     IMAGENET,
     Pixels,
+    coloured,
     contact_sheet,
     encoded,
     enlarged,
@@ -91,6 +92,17 @@ def test_a_map_colours_where_it_is_high_only() -> None:
     assert (found[1, 0] > np.minimum(found[0, 0], found[0, 1])).sum() >= 1
 
 
+def test_classes_have_colours_and_the_first_one_and_unlabelled_pixels_have_none() -> None:
+    white = np.full((4, 6, 3), 255, np.uint8)
+    found = coloured(white, torch.tensor([[0, 1, 2], [-1, 1, 8]]))  # of half the size
+    grey, one, two, again = found[0, 0], found[0, 2], found[1, 5], found[3, 5]
+    assert len(set(grey.tolist())) == 1
+    assert np.array_equal(found[2, 0], grey)
+    assert np.array_equal(found[3, 3], one)
+    assert np.array_equal(again, one)  # there are seven colours
+    assert len({tuple(each.tolist()) for each in (grey, one, two)}) == 3
+
+
 def test_small_images_grow_by_whole_numbers_and_large_ones_shrink() -> None:
     small = rows(photo())
     grown = enlarged(small, 256)
@@ -117,6 +129,16 @@ def test_a_contact_sheet_has_images_maps_and_words_three_in_a_row() -> None:
     assert sheet[12:88, 460:590].min() == 255  # the second has none
     assert sheet[150:230, :300].min() < 80
     assert contact_sheet([flagged()]).shape[0] < sheet.shape[0]
+
+
+def test_a_sheet_shows_masks_between_images_and_maps_two_samples_in_a_row() -> None:
+    masks = torch.zeros(20, 30).long(), torch.ones(20, 30).long()
+    sheet = contact_sheet([flagged(masks=masks), flagged(masks=masks, heat=None)])
+    assert sheet.shape[1] == 1180
+    shown = [sheet[50, 60 + 142 * i].tolist() for i in range(4)]
+    assert shown[0] == [255, 255, 255]
+    assert [len(set(colour)) == 1 for colour in shown] == [True, True, False, True]
+    assert sheet[50, 590 + 60 + 3 * 142].min() == 255  # the second has no map
 
 
 def test_a_sheet_of_responses_has_a_row_per_filter_with_mistakes_left_and_right_samples_right() -> (
@@ -159,7 +181,8 @@ def test_images_are_stored_exactly_as_photos_or_as_charts() -> None:
 def pictures(folder: Path) -> Path:
     small = rows(photo())
     heat = torch.rand(20, 30)
-    one = flagged(sample=7, pixels=small, heat=heat, caption=["id 7", "..."])
+    masks = torch.zeros(20, 30).long(), torch.ones(20, 30).long()
+    one = flagged(sample=7, pixels=small, heat=heat, masks=masks, caption=["id 7", "..."])
     two = flagged(sample=9, pixels=small, heat=None)
     path = folder / "pictures.jsonl"
     write_pictures(path, 4, [one, two, Picture(kind="thumbnail", sample=7, pixels=small)])
@@ -172,6 +195,7 @@ def test_pictures_are_the_same_after_their_way_to_disk(tmp_path: Path) -> None:
     assert (first.kind, first.classes, first.filter) == ("flagged", ("cat", "dog"), "conv1[3]")
     assert first.heat is not None
     assert second.heat is None
+    assert (len(first.masks), len(second.masks)) == (2, 0)
     assert (thumbnail.sample, thumbnail.kind) == (7, "thumbnail")
 
 
