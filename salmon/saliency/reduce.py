@@ -9,7 +9,7 @@ Linear operations have inputs ``[N, P, C]`` and gradients ``[N, P, O]`` at P pos
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import prod
@@ -231,15 +231,22 @@ def fused_on(device: torch.device) -> Strategy | None:
         from salmon.saliency.fused import fused_sums  # Triton takes a while, and may not be there
 
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(2, 20, 9, generator=generator).to(device)
-        grad = torch.randn(2, 24, 9, generator=generator).to(device)
-        geometry = Geometry((3,), (1,), (1,), (1,), (0,), 1, False, (24, 20, 3))  # noqa: FBT003
-        found = fused_sums(inputs, grad, geometry)
-        exact = grouped(inputs.double(), grad.double(), geometry)
-        if bool((found - exact).abs().max() <= 1e-5 * exact.max()):
-            return fused_sums
-        why = "its numbers are wrong"
+        for channels, groups in ((130, 1), (16, 16)):
+            inputs, grad = (
+                torch.randn(2, channels, 9, generator=generator).to(device) for _ in range(2)
+            )
+            shape = (channels, channels // groups, 1)
+            geometry = replace(_linear(channels, channels), groups=groups, weight_shape=shape)
+            exact = grouped(inputs.double(), grad.double(), geometry)
+            gap = (fused_sums(inputs, grad, geometry) - exact).abs().max()
+            if not bool(gap <= 1e-5 * exact.max()):
+                raise ArithmeticError("its numbers are wrong")
+    except torch.OutOfMemoryError:
+        raise  # there may be more memory later
     except Exception as error:  # noqa: BLE001
-        why = f"{type(error).__name__}: {error}"
-    logger.warning("The kernel for %s is not used, and the saliency is slower: %s", device, why)
-    return None
+        logger.warning(
+            "The kernel for %s is not used, and the saliency is slower (%s: %s).",
+            device, type(error).__name__, error,
+        )  # fmt: skip
+        return None
+    return fused_sums

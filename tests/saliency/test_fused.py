@@ -143,5 +143,19 @@ def test_kernels_that_do_not_work_on_a_machine_are_not_used_and_it_is_said(
     assert said[fault] in caplog.text
 
 
+def test_memory_that_is_short_does_not_put_the_kernels_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(fused, "fused_sums", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        reduce.fused_on(DEVICE)
+    monkeypatch.undo()
+    assert reduce.fused_on(DEVICE) is fused.fused_sums
+    reduce.fused_on.cache_clear()
+
+
 def test_the_cpu_has_no_kernel() -> None:
     assert reduce._fused(torch.zeros(1)) is None
