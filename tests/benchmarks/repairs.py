@@ -36,13 +36,13 @@ LARGER = "MNIST_TEST"
 """Environment variable with an ``.npz`` of images ``x`` [N, 28, 28] and labels ``y`` [N]."""
 
 
-def subject(seed: int, epochs: int = 10) -> tuple[DigitNet, Samples, Samples]:
+def subject(seed: int) -> tuple[DigitNet, Samples, Samples]:
     """The demo's network after its training, the optical digits, and the held-out images."""
     seed_everything(seed, verbose=False)
     train, held_out = mnist_split(TRAINING_IMAGES, seed)
     model = DigitNet()
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        max_epochs=10, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(model, DataLoader(train, BATCH, shuffle=True))
