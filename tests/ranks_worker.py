@@ -125,6 +125,13 @@ def chosen(folder: Path) -> Any:
         passes.BYTES_PER_MB = before
 
 
+def worst(folder: Path) -> Any:
+    """Errors, of which those of the whole pass tell at its end which are mistakes."""
+    images, numbers = digits(43).tensors[0], torch.Generator().manual_seed(1)
+    data = torch.utils.data.TensorDataset(images, torch.randn(43, 4, generator=numbers))
+    return validated(folder, loader(data), monitor(task="regression"))
+
+
 def spoilt(folder: Path) -> Any:
     """Samples without finite saliency, on one rank or another."""
     images, labels = digits(43).tensors
@@ -281,7 +288,7 @@ def shared_out(rows: Tensor) -> Any:
 
 
 CASES: list[Callable[[Path], Any]] = [
-    uneven, few, loaders, chosen, spoilt, given, shuffled, broken, broken_strict, full_disk,
+    uneven, few, loaders, chosen, worst, spoilt, given, shuffled, broken, broken_strict, full_disk,
     no_trace, repaired, exact, unpicklable,
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from tests.views.test_board import events
 pytestmark = pytest.mark.slow
 
 LIMIT = 240  # seconds; ranks that wait for each other for ever are an error
-SAME = ["uneven", "few", "loaders", "chosen", "spoilt", "given", "full_disk"]
+SAME = ["uneven", "few", "loaders", "chosen", "worst", "spoilt", "given", "full_disk"]
 """Cases in which all ranks have to hold what one process holds."""
 
 
