@@ -285,8 +285,9 @@ class Tails:
         if added == 0:
             return
         if self._bound + added > space:
-            # The bound counts every sample; only now, rarely, is the true fill worth a wait.
-            self._bound = int(self._fill.max())
+            # The bound counts every sample; only now, rarely, is what there is worth a wait.
+            arriving = added if self._even else (values > self._floor).sum(0)
+            self._bound = int((self._fill + arriving).max()) - added
             if self._bound + added > space:
                 self._compact()
         if self._even:
