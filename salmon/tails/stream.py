@@ -297,13 +297,12 @@ class Tails:
         else:
             survives = values > self._floor
             ranks = survives.cumsum(0, dtype=torch.int16)  # N <= _spare <= 2^14
-            place = space + 1 - (self._fill + ranks)
-            if values.device.type == "cpu":  # NumPy is several times as fast at few of many
-                place += torch.arange(self.num_filters) * (space + 1)
-                chosen = np.flatnonzero(survives.numpy())
-                kept = values.contiguous().view(-1).numpy()[chosen]
-                self._buffer.view(-1).numpy()[place.view(-1).numpy()[chosen]] = kept
+            if values.device.type == "cpu":
+                sample, filter_number = survives.nonzero(as_tuple=True)
+                place = self._fill[filter_number] + ranks[sample, filter_number]
+                self._buffer[filter_number, space + 1 - place] = values[sample, filter_number]
             else:
+                place = space + 1 - (self._fill + ranks)
                 self._buffer.scatter_(1, place.masked_fill(~survives, 0).t(), values.t())
             self._fill += ranks[-1]
         self._bound += added
