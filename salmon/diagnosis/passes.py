@@ -330,7 +330,7 @@ class Pass:
         """Let samples wait for others, and measure them when they are as many as in a batch."""
         if self._waiting and not chosen.alike(self._waiting[0]):
             self.flush()
-        # Batches of one size: the libraries below prepare themselves for every other one.
+        # All of one size: the convolutions of torch set up anew for every other one.
         room = self._largest - sum(len(each.numbers) for each in self._waiting)
         if len(chosen.numbers) < room:
             self._waiting.append(chosen)

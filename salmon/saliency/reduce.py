@@ -56,7 +56,8 @@ def strategy_for(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Strategy:
     =================================================  ==================
     convolution                                        strategy
     =================================================  ==================
-    on a GPU, float32, not transposed                  :func:`fused_sums`
+    on a GPU, float32, not transposed, 2 positions     :func:`fused_sums`
+    or more
     kernel 1, no padding, ungrouped                    :func:`pointwise`
     ungrouped, at most 200 positions, >= 16 channels   :func:`taps`
     a channel a group, at most 8 positions, or more    :func:`depthwise`
