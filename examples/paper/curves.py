@@ -25,7 +25,6 @@ from salmon.forward import call_network, eval_mode, no_trace
 from salmon.repairs import Edit, edited, to_device
 from salmon.repairs.edit import Change, by_layer, channel_rows, state_of, step_edit
 from salmon.repairs.evidence import loss_gradients
-from salmon.repairs.predictions import predict
 from salmon.saliency import logits_of
 
 KINDS = ("plain", "normalised", "prune")
@@ -154,13 +153,13 @@ def many_edit_curves(
         logits_of_cell = dict(zip(edits, torch.cat(parts), strict=True))
         logits = torch.stack([logits_of_cell[cell] for cell in cells])
         logits = logits.unflatten(0, (len(keys), len(counts)))
-        before = predict(model, one, 1)
+        before = _logits(model, one)
         target = int(one.targets)
-        pair = [int(before.logits.argmax()), target]
+        pair = [int(before.argmax()), target]
         confidence[row] = logits.softmax(-1)[..., pair]
-        confidence[row, :, 0] = before.logits.softmax(1)[0, pair]
+        confidence[row, :, 0] = before.softmax(1)[0, pair]
         corrected[row] = (logits.argmax(-1) == target) & torch.isfinite(logits).all(-1)
-        corrected[row, :, 0] = before.right
+        corrected[row, :, 0] = pair[0] == target and bool(torch.isfinite(before).all())
         if progress is not None:
             progress(row + 1, len(samples))
     change = confidence - confidence[:, :, :1]
@@ -272,8 +271,15 @@ def _single_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Ten
     found = []
     for edit in edits:
         with edited(model, edit):
-            found.append(predict(model, one, 1).logits)
+            found.append(_logits(model, one))
     return torch.cat(found)
+
+
+def _logits(model: nn.Module, samples: Samples) -> Tensor:
+    """``[N, K]`` float64 on the CPU, in eval mode."""
+    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
+        output = call_network(model, to_device(samples.inputs, model))
+    return logits_of(output).double().cpu()
 
 
 def _joined_logits(model: nn.Module, one: Samples, edits: Sequence[Edit]) -> Tensor | None:

@@ -30,6 +30,8 @@ class ProjectOptions:
         new: The new data: "test" or "val", or a name in the mapping of loaders. Of several loaders
             one is named as in the monitor's results, such as "val/loader1".
         reference: The data that the network serves already, named in the same way, or "none".
+        task: What a mistake is; by default that of the config's SaliencyMonitor, or as the first
+            batch tells.
         device: "auto", "cpu" or "cuda"; "auto" leaves it to the config.
         out: New folder for what is written.
         force: Replace what --out holds.
@@ -44,6 +46,9 @@ class ProjectOptions:
     weights_only: bool = True
     new: str = "test"
     reference: str = "val"
+    task: Literal[
+        "classification", "binary", "multilabel", "segmentation", "regression", "sequence"
+    ] | None = None  # fmt: skip
     device: str = "auto"
     out: Path
     force: bool = False
@@ -69,7 +74,6 @@ class DiagnoseOptions(ProjectOptions):
         top_k: Filters reported per sample; by default likewise, or 25, at most a tenth of all.
         estimator: "shrunk", where the filters of a layer inform each other's tails, or "ml"; by
             default likewise, or "shrunk".
-        task: What a mistake is; by default likewise, or as the first batch tells.
         seed: Of random choices, where the config has no seed_everything.
     """
 
@@ -78,9 +82,6 @@ class DiagnoseOptions(ProjectOptions):
     level: OpenUnitInterval | Literal["auto"] | None = None
     top_k: PositiveInt | None = None
     estimator: Estimator | None = None
-    task: Literal[
-        "classification", "binary", "multilabel", "segmentation", "regression", "sequence"
-    ] | None = None  # fmt: skip
     seed: int = 0
 
 

@@ -63,6 +63,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
             return 0
         outcome = repair(
             model, new, reference, settings,
+            task=options.task or project.settings.task, loss=project.settings.loss,
             index=index, fit=fit, batch_size=options.batch_size, progress=progress,
         )  # fmt: skip
     pictures = {"new": new} | ({} if reference is None else {"reference": reference})

@@ -127,6 +127,8 @@ def _look(
             known[new],
             None if reference is None else known[reference],
             wanted.settings,
+            task=settings.task,
+            loss=settings.loss,
             index=settings.build_index(module),
             progress=progress,
         )

@@ -50,13 +50,13 @@ class SampleBook:
         Args:
             scope: Where it belongs.
             inputs: What the network got.
-            targets: ``[N]`` class numbers.
+            targets: ``[N, ...]``.
             ids: ``[N]`` of the samples; None takes their positions.
             numbers: ``[N]`` positions; those below 0 are repeats and left out.
             ordered: Whether positions are the same in every pass.
 
         Raises:
-            InputError: If the samples cannot be told apart, or their labels are no classes.
+            InputError: If the samples cannot be told apart.
         """
         if ids is None and not ordered:
             raise InputError(

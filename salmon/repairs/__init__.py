@@ -1,4 +1,4 @@
-"""Repair: from misclassified samples to a small patch of weights that other data vouch for."""
+"""Repair: from mistakes to a small patch of weights that other data vouch for."""
 
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair

@@ -36,9 +36,11 @@ class SampleChange:
 
     id: int | str
     row: int  # in its split
-    target: int
-    before: int  # predicted class
-    after: int
+    target: int | None  # class; None where the task has none
+    before: int | None  # predicted class
+    after: int | None
+    details: dict[str, tuple[float, float]]  # what the task says of it, before and after
+    what: str  # changed, in a few words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +72,9 @@ def layer_changes(edit: Edit, state: Mapping[str, Tensor]) -> tuple[LayerChange,
 
 def set_change(before: Predictions, after: Predictions, ids: tuple[int | str, ...]) -> SetChange:
     """Compare what a network said of the same samples before and after."""
-    was, now, targets = before.right, after.right, before.targets
+    was, now, targets = before.right, after.right, before.columns.get("target")
     classes = []
-    for label in targets.unique().tolist():
+    for label in () if targets is None else targets.unique().tolist():
         own = targets == label
         classes.append(
             ClassChange(
@@ -85,14 +87,28 @@ def set_change(before: Predictions, after: Predictions, ids: tuple[int | str, ..
 
     def changed(which: Tensor) -> tuple[SampleChange, ...]:
         return tuple(
-            SampleChange(
-                id=ids[row],
-                row=row,
-                target=int(targets[row]),
-                before=int(before.logits[row].argmax()),
-                after=int(after.logits[row].argmax()),
-            )
+            _sample_change(before, after, row, ids[row])
             for row in which.nonzero().squeeze(1).tolist()
         )
 
     return SetChange(classes=tuple(classes), fixed=changed(~was & now), broken=changed(was & ~now))
+
+
+def _sample_change(
+    before: Predictions, after: Predictions, row: int, name: int | str
+) -> SampleChange:
+    details = {
+        key: (float(before.columns[key][row]), float(after.columns[key][row]))
+        for key in before.details
+    }
+    target, said, says = (
+        int(side.columns[key][row]) if key in side.columns else None
+        for side, key in ((before, "target"), (before, "predicted"), (after, "predicted"))
+    )
+    what = [f"{key} {old:.3g} to {new:.3g}" for key, (old, new) in details.items()]
+    if target is not None:
+        what = [f"class {target}, {said} to {says}"]
+    return SampleChange(
+        id=name, row=row, target=target, before=said, after=says, details=details,
+        what=what[0] if what else "by the rule of the task",
+    )  # fmt: skip

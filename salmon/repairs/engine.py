@@ -11,20 +11,24 @@ from functools import partial
 import torch
 from torch import nn
 
+from salmon.diagnosis import PassSettings
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
+from salmon.forward import call_network, eval_mode, no_trace
 from salmon.gpd import TailFit
 from salmon.repairs.changes import LayerChange, SetChange, layer_changes, set_change
 from salmon.repairs.edit import edited
 from salmon.repairs.evidence import Evidence, Part, split_set
 from salmon.repairs.judge import Verdict, judge
 from salmon.repairs.patch import Patch
-from salmon.repairs.predictions import Predictions
+from salmon.repairs.predictions import Objective, Predictions, to_device
 from salmon.repairs.remedies import ALL, batchnorm, combine, curvature, head, step, tune
 from salmon.repairs.samples import Samples
 from salmon.repairs.search import Candidate, Search
 from salmon.repairs.settings import RepairSettings
 from salmon.repairs.trial import Guard, Proposals, Trial
+from salmon.saliency import Loss
+from salmon.tasks import AnyTask, mistakes_of, recognise, task_named
 
 ACCEPTED = "accepted"
 REJECTED = "rejected"
@@ -57,7 +61,8 @@ class Outcome:
     before: dict[str, float]  # accuracy of the original network on all samples
     filters: int  # of the network
     weights: int  # parameters of the network
-    misclassified: int  # new samples in the repair split
+    mistake: str  # what one is, in words
+    mistakes: int  # new samples in the repair split
     trials: tuple[Trial, ...] = ()
     winner: Judged | None = None
     layers: tuple[LayerChange, ...] = ()  # what the winner changes
@@ -73,6 +78,8 @@ def repair(
     reference: Samples | None = None,
     settings: RepairSettings | None = None,
     *,
+    task: AnyTask | str | None = None,
+    loss: nn.Module | Loss | None = None,
     index: FilterIndex | None = None,
     fit: TailFit | None = None,
     batch_size: int = 64,
@@ -85,6 +92,10 @@ def repair(
         new: Labelled samples, some of which it gets wrong.
         reference: Samples that it serves already and must go on serving; None takes ``new``.
         settings: All settings; None takes the defaults.
+        task: What a mistake is, as in :class:`~salmon.PassSettings`; None tells by some of ``new``.
+            Where a task takes the worst samples of a pass, the bound is that of the reference
+            samples by the original network.
+        loss: What is measured and lowered, as in :class:`~salmon.PassSettings`.
         index: The filters; None takes all convolutions.
         fit: Tails of the reference data; None fits them to the repair split of ``reference``.
         batch_size: Samples at a time.
@@ -102,12 +113,25 @@ def repair(
             f"fit has {fit.threshold.numel()} filters but this network has {len(index)}; use the "
             "network and the index it was made with."
         )
-    on_new = split_set(model, new, settings, "new", batch_size)
+    for what, given in (("new", new), ("reference", reference)):
+        if given is not None and len(given) == 0:
+            raise InputError(f"there is no {what} sample; at least a few hundred are needed.")
+    own = PassSettings(task=task, loss=loss)
+    known = task_named(own.task) or _recognised(model, new, batch_size)
+    objective = Objective(task=known, loss=own.loss)
+    on_new = split_set(model, new, settings, "new", batch_size, objective)
     on_reference = on_new
     if reference is not None:
-        on_reference = split_set(model, reference, settings, "reference", batch_size)
+        on_reference = split_set(model, reference, settings, "reference", batch_size, objective)
+    if known.worst is not None:
+        bound = _bound(on_reference, known.worst)
+        objective = replace(objective, bound=bound)
+        on_new, on_reference = (
+            {name: part.by(bound) for name, part in parts.items()}
+            for parts in (on_new, on_reference)
+        )
     evidence = Evidence(
-        model=model, index=index, given_fit=fit,
+        model=model, objective=objective, index=index, given_fit=fit,
         new=_usable(on_new["repair"], "new"),
         reference=_usable(on_reference["repair"], "reference"),
         settings=settings, batch_size=batch_size, say=say,
@@ -124,15 +148,16 @@ def repair(
         before={name: _accuracy(parts) for name, parts in sets.items()},
         filters=len(index),
         weights=sum(parameter.numel() for parameter in model.parameters()),
-        misclassified=len(evidence.mistakes),
+        mistake=known.rule(objective.bound),
+        mistakes=len(evidence.mistakes),
     )
     if not any(bool((~p.before.right & p.before.known).any()) for p in on_new.values()):
-        reason = "no new sample is misclassified"
+        reason = "no new sample is a mistake"
         return replace(outcome, status=NOTHING_TO_REPAIR, reason=reason)
-    if outcome.misclassified == 0:
-        reason = "no sample of the repair split is misclassified; there is nothing to learn from"
+    if outcome.mistakes == 0:
+        reason = "no sample of the repair split is a mistake; there is nothing to learn from"
         return replace(outcome, reason=reason)
-    guard = Guard(model, on_new["guard"], on_reference["guard"], settings, batch_size)
+    guard = Guard(model, on_new["guard"], on_reference["guard"], settings, batch_size, objective)
     search = _searched(evidence, Search(guard))
     outcome = replace(outcome, trials=tuple(search.trials))
     winner = search.winner(lambda trial: settings.lets_win(trial.remedy, trial.order))
@@ -158,13 +183,26 @@ def repair(
     )
 
 
+def _recognised(model: nn.Module, new: Samples, batch_size: int) -> AnyTask:
+    """What a mistake is, as some samples tell."""
+    inputs, targets = to_device(next(iter(new.batches(batch_size))), model)
+    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
+        return recognise(call_network(model, inputs), targets)
+
+
+def _bound(parts: dict[str, Part], worst: float) -> float:
+    """Score beyond which a sample is a mistake."""
+    scores = torch.cat([part.before.columns["score"] for part in parts.values()])
+    return mistakes_of(scores, worst)[1]
+
+
 def _usable(part: Part, what: str) -> Part:
-    """Without the samples for which the network has no probabilities, such as those with NaN."""
+    """Without the samples for which the network gives no loss, such as those with NaN."""
     rows = part.before.known.nonzero().squeeze(1)
     if not len(rows):
         raise InputError(
-            f"the network has no probabilities for any of the {len(part.samples)} {what} samples "
-            "in the repair split, only NaN; look at the inputs and the weights."
+            f"the network gives no loss for any of the {len(part.samples)} {what} samples in the "
+            "repair split, only NaN; look at the inputs and the weights."
         )
     return part.take(rows)
 
@@ -256,7 +294,9 @@ def _on_accept(
     """What the network said of the accept splits, and what it says with an edit."""
     with edited(evidence.model, found.edit):
         return {
-            name: parts["accept"].before_and_now(evidence.model, evidence.batch_size)
+            name: parts["accept"].before_and_now(
+                evidence.model, evidence.batch_size, evidence.objective
+            )
             for name, parts in sets.items()
         }
 

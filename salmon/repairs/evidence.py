@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,10 +15,10 @@ from salmon.forward import call_network, eval_mode, gradients_on, no_trace
 from salmon.gpd import LEAST_WITH_PRIOR, TailFit
 from salmon.repairs.edit import state_of
 from salmon.repairs.orders import filter_order
-from salmon.repairs.predictions import Predictions, predict, to_device
+from salmon.repairs.predictions import Objective, Predictions, predict, to_device
 from salmon.repairs.samples import Batch, Samples, check_sizes
 from salmon.repairs.settings import RepairSettings
-from salmon.saliency import are_probabilities, filter_saliency, sample_losses
+from salmon.saliency import filter_saliency
 from salmon.tails import Tails, fit_tails
 
 Say = Callable[[str, int, int], None]
@@ -34,27 +34,42 @@ class Part:
 
     def take(self, rows: Tensor) -> "Part":
         """The samples of ``[M]`` row numbers."""
-        before = Predictions(self.before.logits[rows], self.before.targets[rows])
-        return Part(self.samples.take(rows), before)
+        return Part(self.samples.take(rows), self.before.take(rows))
 
-    def before_and_now(self, model: nn.Module, batch_size: int) -> tuple[Predictions, Predictions]:
+    def by(self, bound: float) -> "Part":
+        """With those as mistakes whose score is above a bound."""
+        return replace(self, before=replace(self.before, bound=bound))
+
+    def before_and_now(
+        self, model: nn.Module, batch_size: int, objective: Objective | None = None
+    ) -> tuple[Predictions, Predictions]:
         """What the original network says, and what the network says as it is now."""
-        return self.before, predict(model, self.samples, batch_size)
+        return self.before, predict(model, self.samples, batch_size, objective)
 
 
 def split_set(
-    model: nn.Module, samples: Samples, settings: RepairSettings, what: str, batch_size: int
+    model: nn.Module,
+    samples: Samples,
+    settings: RepairSettings,
+    what: str,
+    batch_size: int,
+    objective: Objective | None = None,
 ) -> dict[str, Part]:
-    """Split a set into repair, guard and accept, and run the network on it."""
-    parts = samples.split(settings.split, settings.seed)
-    check_sizes(parts, settings.min_split, what)
-    found = {name: Part(part, predict(model, part, batch_size)) for name, part in parts.items()}
-    if all(bool(are_probabilities(part.before.logits).all()) for part in found.values()):
+    """Run the network on a set, and split what has a label into repair, guard and accept."""
+    whole = Part(samples, predict(model, samples, batch_size, objective))
+    columns = whole.before.columns
+    shares, sure = columns.get("probabilities"), columns.get("extreme")
+    if shares is not None and sure is not None and bool(shares.all() & sure.any()):
         raise InputError(
             "the network gives probabilities where logits are needed, so that its gradients would "
-            "be those of a softmax of a softmax; let forward return logits."
+            "be those of another loss; let forward return logits, or give loss=, such as "
+            "torch.nn.BCELoss() for yes or no."
         )
-    return found
+    labelled = whole.take(columns["labelled"].nonzero().squeeze(1))
+    rows = labelled.samples.split(settings.split, settings.seed)
+    parts = {name: labelled.take(own) for name, own in rows.items()}
+    check_sizes({name: part.samples for name, part in parts.items()}, settings.min_split, what)
+    return parts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # without slots, which cached properties need
@@ -69,6 +84,7 @@ class Evidence:
     settings: RepairSettings
     batch_size: int
     say: Say
+    objective: Objective = field(default_factory=Objective)
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
@@ -110,7 +126,9 @@ class Evidence:
         for batch in samples.batches(self.batch_size):
             inputs, targets = to_device(batch, self.model)
             with eval_mode(self.model):
-                profile = filter_saliency(self.model, inputs, targets, self.index).cpu()
+                profile = filter_saliency(
+                    self.model, inputs, targets, self.index, self.objective.losses
+                ).cpu()
             done += len(targets)
             self.say(stage, done, len(samples))
             yield profile
@@ -119,14 +137,27 @@ class Evidence:
     def gradients(self) -> dict[str, Tensor]:
         """Mean gradients of the new samples by weight; float64, shaped as the weights."""
         names = [layer.weight for layer in self.index.layers]
-        return mean_gradients(self.model, self.new.samples, names, self.batch_size)
+        return mean_gradients(self.model, self.new.samples, names, self.batch_size, self.objective)
 
     @cached_property
     def kept_gradients(self) -> dict[str, Tensor]:
         """The same, without what points against the reference samples' in each filter."""
         names = [layer.weight for layer in self.index.layers]
-        keep = mean_gradients(self.model, self.reference.samples, names, self.batch_size)
+        keep = mean_gradients(
+            self.model, self.reference.samples, names, self.batch_size, self.objective
+        )
         return without_conflict(self.index, self.gradients, keep)
+
+    @cached_property
+    def kept_outputs(self) -> Tensor:
+        """``[N, ...]`` predictions of the reference samples; ``[N, 0]`` of a task that has none."""
+        model, samples, found = self.model, self.reference.samples, []
+        with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
+            for inputs, targets in samples.batches(self.batch_size):
+                output = call_network(model, to_device(inputs, model))
+                said = self.objective.task.prediction(output)
+                found.append(torch.empty(len(targets), 0) if said is None else said.cpu())
+        return torch.cat(found)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -153,19 +184,22 @@ class Evidence:
 
 @contextmanager
 def loss_gradients(
-    model: nn.Module, names: Sequence[str]
+    model: nn.Module, names: Sequence[str], objective: Objective | None = None
 ) -> Iterator[Callable[[Batch], dict[str, Tensor]]]:
-    """Measure gradients of the summed cross-entropy of batches, in eval mode, leaving no trace.
+    """Measure gradients of the summed losses of batches, in eval mode, leaving no trace.
+
+    Args:
+        objective: None takes that of classification.
 
     Yields a function that gives them by name, zero where the loss does not depend on a weight.
     """
-    known = parameters_by_name(model)
+    known, objective = parameters_by_name(model), objective or Objective()
     parameters = {name: known[name] for name in names}
 
     def measure(batch: Batch) -> dict[str, Tensor]:
         inputs, targets = to_device(batch, model)
         with torch.enable_grad():
-            loss = sample_losses(call_network(model, inputs), targets, None).sum()
+            loss = objective.losses(call_network(model, inputs), targets).sum()
             found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         return dict(zip(parameters, found, strict=True))
 
@@ -179,12 +213,16 @@ def loss_gradients(
 
 
 def mean_gradients(
-    model: nn.Module, samples: Samples, names: Sequence[str], batch_size: int
+    model: nn.Module,
+    samples: Samples,
+    names: Sequence[str],
+    batch_size: int,
+    objective: Objective | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of the mean cross-entropy by name; float64 on the CPU, shaped as the weights."""
+    """Gradients of the mean loss by name; float64 on the CPU, shaped as the weights."""
     known = parameters_by_name(model)
     sums = {name: torch.zeros(known[name].shape, dtype=torch.float64) for name in names}
-    with loss_gradients(model, names) as gradients:
+    with loss_gradients(model, names, objective) as gradients:
         for batch in samples.batches(batch_size):
             for name, gradient in gradients(batch).items():
                 sums[name].add_(gradient.double().cpu())

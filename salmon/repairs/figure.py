@@ -89,7 +89,7 @@ def samples_png(samples: Samples, change: SetChange) -> bytes | None:
         for number, one in enumerate(found[:_IMAGES]):
             axes = figure.add_subplot(lines, _COLUMNS, place + number + 1)
             axes.imshow(_shown(images[row_of[one.id]]), cmap="gray")
-            axes.set_title(f"{title}: {one.target}\n{one.before} to {one.after}", fontsize=7)
+            axes.set_title(f"{title}: {one.what}".replace(" ", "\n", 2), fontsize=6)
             axes.axis("off")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})

@@ -1,7 +1,10 @@
 """The verdict on a repair: rules to pass on the accept splits, by which nothing was chosen."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
 
 from salmon.repairs.edit import Edit
 from salmon.repairs.predictions import Comparison, Predictions, compare
@@ -64,18 +67,35 @@ def safety_rules(
     yield _loss_rule(on_reference, settings)
     yield _broken_rule(compare(*new), settings.max_broken)
     yield _broken_reference_rule(on_reference, settings.max_broken_reference)
-    yield _class_rule(*reference, settings)
-    for name, (before, after) in (("new", new), ("reference", reference)):
-        yield _simple(
-            f"calibration on {name} data", after.calibration_error - before.calibration_error,
-            settings.max_ece_increase, "increase of the expected calibration error",
-        )  # fmt: skip
+    if "target" in reference[0].columns:
+        yield _class_rule(*reference, settings)
+    for name, pair in (("new", new), ("reference", reference)):
+        yield _confidence_rule(name, *pair, settings)
 
 
 def _simple(name: str, value: float, bound: float, what: str) -> Rule:
     """A value that must not exceed a bound; NaN does."""
     text = f"{what}: {value:.3g}, at most {bound:g} allowed"
     return Rule(name, value <= bound, value, bound, text)
+
+
+def _confidence_rule(
+    name: str, before: Predictions, after: Predictions, settings: RepairSettings
+) -> Rule:
+    """Of the calibration, or of the mean loss where the task has no confidence."""
+    old, new = before.calibration_error, after.calibration_error
+    if old is not None and new is not None:
+        return _simple(
+            f"calibration on {name} data", new - old, settings.max_ece_increase,
+            "increase of the expected calibration error",
+        )  # fmt: skip
+    counted = torch.isfinite(before.losses)
+    was, now = (float(each.losses[counted].mean()) for each in (before, after))
+    grown = (now / was if was else math.inf if now else 1.0) - 1.0
+    return _simple(
+        f"mean loss on {name} data", grown, settings.max_loss_increase,
+        f"relative increase of the mean loss, {was:.3g} to {now:.3g}",
+    )  # fmt: skip
 
 
 def _gain_rule(found: Comparison, alpha: float) -> Rule:
@@ -103,8 +123,9 @@ def _loss_rule(found: Comparison, settings: RepairSettings) -> Rule:
 def _class_rule(before: Predictions, after: Predictions, settings: RepairSettings) -> Rule:
     """No class of the reference data loses much."""
     worst, worst_class, judged = 0.0, "none", 0
-    for label in before.targets.unique().tolist():
-        of_class = before.targets == label
+    targets = before.columns["target"]
+    for label in targets.unique().tolist():
+        of_class = targets == label
         if int(of_class.sum()) < settings.min_class:
             continue
         judged += 1

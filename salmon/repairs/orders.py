@@ -1,6 +1,6 @@
 """Orders of the filters: which ones a repair changes first.
 
-A ranking orders the filters of each misclassified sample; here they are combined over all of these
+A ranking orders the filters of each mistake; here they are combined over all of these
 samples: POT by the sum of ``-log p`` over the samples above the threshold (eq. 5 under
 independence), z-score and magnitude by the mean over the samples.
 """

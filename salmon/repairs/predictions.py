@@ -1,7 +1,9 @@
 """What a network says of samples, and what a change of it fixes and breaks."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
 from statistics import NormalDist
 from typing import Any
 
@@ -10,29 +12,90 @@ from scipy import special
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from salmon.errors import InputError
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.repairs.samples import Samples
-from salmon.saliency import check_labels, logits_of
+from salmon.saliency import Loss
+from salmon.tasks import TASKS, AnyTask
 
 CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What the loss of a sample is, and when it is a mistake."""
+
+    task: AnyTask = TASKS["classification"]
+    loss: Loss | None = None  # the user's
+    bound: float | None = None  # of the score, where the task takes the worst of many samples
+
+    def losses(self, output: Any, targets: Tensor) -> Tensor:
+        """``[N]`` with their graph; NaN for samples without a label."""
+        return self.task.labelled_losses(output, targets, self.loss)
+
+    def read(self, output: Any, targets: Tensor) -> "Predictions":
+        """Judge N samples.
+
+        Raises:
+            InputError: If labels are no classes of the network.
+        """
+        answers = self.task.read(output, targets, self.loss)
+        if answers.beyond is not None and bool(answers.beyond.any()):
+            raise InputError(
+                f"{int(answers.beyond.sum())} labels of a batch are higher than the classes of the "
+                "network; class numbers that count from 0 are needed."
+            )
+        columns = {
+            "loss": self.losses(output, targets).detach().double(),
+            **{name: getattr(answers, name) for name in _OF_ANSWERS},
+            **answers.details,
+        }
+        return Predictions(
+            {name: values.cpu() for name, values in columns.items() if values is not None},
+            tuple(answers.details),
+            self.bound,
+        )
+
+
+_OF_ANSWERS = ("labelled", "wrong", "score", "target", "predicted", "probabilities", "extreme")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
     """Of N samples, on the CPU."""
 
-    logits: Tensor  # [N, K] float64
-    targets: Tensor  # [N]
+    columns: Mapping[str, Tensor]
+    """``[N]`` each: losses, answers (:class:`~salmon.tasks.Answers`), and their details."""
+    details: tuple[str, ...]  # names of these
+    bound: float | None = None  # of the score
+
+    def take(self, rows: Tensor) -> "Predictions":
+        """Those of ``[M]`` row numbers."""
+        taken = {name: column[rows] for name, column in self.columns.items()}
+        return replace(self, columns=taken)
+
+    def joined(self, other: "Predictions") -> "Predictions":
+        """These, and then others of the same objective."""
+        columns = {n: torch.cat([own, other.columns[n]]) for n, own in self.columns.items()}
+        return replace(self, columns=columns)
+
+    @property
+    def losses(self) -> Tensor:
+        """``[N]`` float64."""
+        return self.columns["loss"]
 
     @property
     def right(self) -> Tensor:
-        """``[N]`` bool: classified right; a sample whose probabilities are NaN is wrong."""
-        return (self.logits.argmax(1) == self.targets) & self.known
+        """``[N]`` bool: no mistake; a sample without a loss, such as one of NaN logits, is one."""
+        wrong = self.columns["wrong"]
+        if self.bound is not None:
+            wrong = self.columns["score"] > self.bound
+        return ~wrong & self.known
 
     @property
     def known(self) -> Tensor:
-        """``[N]`` bool: has probabilities; a logit of minus infinity, as of a mask, is one of 0."""
-        return ~torch.isnan(self.logits.softmax(1)).any(1)
+        """``[N]`` bool: has a loss, which may be infinite, as of a class that is masked."""
+        return ~torch.isnan(self.losses)
 
     @property
     def accuracy(self) -> float:
@@ -40,19 +103,22 @@ class Predictions:
         return float(self.right.double().mean())
 
     @property
-    def calibration_error(self) -> float:
-        """Expected calibration error over 15 bins of equal width; NaN without probabilities."""
-        # Imported here, since it takes longer than all else that the command line needs.
-        from torchmetrics.functional.classification import multiclass_calibration_error
+    def calibration_error(self) -> float | None:
+        """Expected calibration error over 15 bins of equal width.
 
+        NaN where no sample has a loss; None where the task has no confidence.
+        """
+        # Imported here, since it takes longer than all else that the command line needs.
+        from torchmetrics.functional.classification import binary_calibration_error
+
+        confidence = self.columns.get("confidence_predicted")
+        if confidence is None:
+            return None
         known = self.known
         if not bool(known.any()):
             return float("nan")
-        probabilities, targets = self.logits[known].softmax(1), self.targets[known]
-        classes = self.logits.shape[1]
-        return float(
-            multiclass_calibration_error(probabilities, targets, classes, CALIBRATION_BINS)
-        )
+        right = self.right[known].long()
+        return float(binary_calibration_error(confidence[known], right, CALIBRATION_BINS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +166,21 @@ class Comparison:
         return lost + NormalDist().inv_cdf(confidence) * error
 
 
-def predict(model: nn.Module, samples: Samples, batch_size: int) -> Predictions:
-    """Run a network on samples, in eval mode, leaving no trace."""
+def predict(
+    model: nn.Module, samples: Samples, batch_size: int, objective: Objective | None = None
+) -> Predictions:
+    """Run a network on samples, in eval mode, leaving no trace.
+
+    Args:
+        objective: None takes that of classification.
+    """
+    objective = objective or Objective()
     found = []
     with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
-        for inputs, _ in samples.batches(batch_size):
-            output = call_network(model, to_device(inputs, model))
-            found.append(logits_of(output).double().cpu())
-    logits = torch.cat(found)
-    check_labels(samples.targets, logits.shape[1])
-    return Predictions(logits, samples.targets)
+        for batch in samples.batches(batch_size):
+            inputs, targets = to_device(batch, model)
+            found.append(objective.read(call_network(model, inputs), targets))
+    return reduce(Predictions.joined, found)
 
 
 def compare(before: Predictions, after: Predictions) -> Comparison:

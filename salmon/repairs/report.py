@@ -69,7 +69,8 @@ def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[s
         "new_data_serves_as_reference": outcome.shared,
         "fit_was_given": outcome.given_fit,
         "accuracy_before": outcome.before,
-        "misclassified_in_repair": outcome.misclassified,
+        "mistake": outcome.mistake,
+        "mistakes_in_repair": outcome.mistakes,
         "filters": outcome.filters,
         "parameters": outcome.weights,
         "winner": None if outcome.winner is None else _judged(outcome.winner),
@@ -281,24 +282,22 @@ def _some(layer: LayerChange) -> str:
 
 
 def _set_text(name: str, found: SetChange) -> str:
-    """Classes, and who was fixed and broken."""
+    """Classes, if there are some, and who was fixed and broken."""
     rows = [
         [c.label, c.samples, f"{100 * c.before:.1f} %", f"{100 * c.after:.1f} %"]
         for c in found.classes[:_TRIAL_ROWS]
     ]
     table = markdown_table([f"class of the {name} data", "samples", "before", "after"], rows)
+    first = table if rows else f"The {name} data."
     fixed, broken = _listed(found.fixed), _listed(found.broken)
-    return f"{table}\n\nFixed: {fixed}. Broken: {broken}."
+    return f"{first}\n\nFixed: {fixed}. Broken: {broken}."
 
 
 def _listed(samples: Sequence[SampleChange]) -> str:
     if not samples:
         return "none"
     more = len(samples) - _NAMED
-    shown = [
-        f"{literal(str(s.id))} (class {s.target}, {s.before} to {s.after})"
-        for s in samples[:_NAMED]
-    ]
+    shown = [f"{literal(str(s.id))} ({s.what})" for s in samples[:_NAMED]]
     return "; ".join(shown) + (f" and {more} more, in report.json" if more > 0 else "")
 
 
@@ -309,7 +308,10 @@ def _data_text(outcome: Outcome) -> str:
         [name, *(str(sizes[part]) for part in parts), f"{100 * outcome.before[name]:.1f} %"]
         for name, sizes in outcome.sizes.items()
     ]
-    notes = [f"{outcome.misclassified} new samples in the repair split are misclassified."]
+    notes = [
+        f"A mistake is: {outcome.mistake}.",
+        f"{outcome.mistakes} new samples in the repair split are mistakes.",
+    ]
     if outcome.shared:
         notes.append(
             "No reference data were given: the new data served as both, so that nothing is known "

@@ -16,7 +16,7 @@ from salmon.saliency import check_samples, class_numbers, take_rows
 PARTS = ("repair", "guard", "accept")
 
 Batch = tuple[Any, Tensor]
-"""Inputs, a tensor or nesting of tensors, and ``[N]`` class numbers."""
+"""Inputs, a tensor or nesting of tensors, and ``[N, ...]`` targets."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +24,7 @@ class Samples:
     """Labelled samples on the CPU."""
 
     inputs: Any  # nesting of tensors with N rows
-    targets: Tensor  # [N] int64 classes
+    targets: Tensor  # [N, ...], such as class numbers
     ids: tuple[int | str, ...]  # [N]; equal ids are the same sample
 
     def __len__(self) -> int:
@@ -41,7 +41,9 @@ class Samples:
 
     def alike(self, other: "Samples") -> bool:
         """Whether other samples have the same nesting, shapes and types, so that they may join."""
-        (own, spec), (others, other_spec) = map(pytree.tree_flatten, (self.inputs, other.inputs))
+        (own, spec), (others, other_spec) = (
+            pytree.tree_flatten((each.inputs, each.targets)) for each in (self, other)
+        )
         forms = (
             [(t.shape[1:], t.dtype) if isinstance(t, Tensor) else None for t in leaves]
             for leaves in (own, others)
@@ -57,7 +59,7 @@ class Samples:
         return Samples(inputs, torch.cat([self.targets, other.targets]), self.ids + other.ids)
 
     def fingerprint(self) -> str:
-        """SHA-256 of ids, classes and inputs, which tells what data a patch was made with."""
+        """SHA-256 of ids, targets and inputs, which tells what data a patch was made with."""
         digest = hashlib.sha256(repr(self.ids).encode())
         for leaf in pytree.tree_leaves((self.targets, self.inputs)):
             digest.update((tensor_hash(leaf) if isinstance(leaf, Tensor) else repr(leaf)).encode())
@@ -89,7 +91,7 @@ class Samples:
             most: Keep at most so many, those with the smallest hashes of id and seed.
 
         Raises:
-            InputError: If there are none, or their labels are no class numbers.
+            InputError: If there are none, or they are not of one shape.
         """
         found = Gathering(most=most, seed=seed)
         for batch in batches:
@@ -97,13 +99,17 @@ class Samples:
             found.add(inputs, targets, None if ids is None else ids(batch))
         return found.samples()
 
-    def split(self, shares: Sequence[float], seed: int) -> dict[str, "Samples"]:
+    def split(self, shares: Sequence[float], seed: int) -> dict[str, Tensor]:
         """Split by id into :data:`PARTS`, with the same shares of every class in all of them.
 
         No id is in two parts. The part of a sample depends on the seed and on the ids and classes.
+        Targets that are no class numbers, or no 0 and 1 for each sample, are as of one class.
+
+        Returns:
+            ``[n]`` row numbers by part.
         """
         class_of: dict[int | str, int] = {}
-        for name, label in zip(self.ids, self.targets.tolist(), strict=True):
+        for name, label in zip(self.ids, self._strata().tolist(), strict=True):
             class_of.setdefault(name, label)
         wanted = torch.tensor(list(shares), dtype=torch.float64)
         owed = torch.zeros_like(wanted)  # over all classes, so that small ones add up, too
@@ -113,10 +119,16 @@ class Samples:
             part_of[name] = int(owed.argmax())
             owed[part_of[name]] -= 1
         parts = torch.tensor([part_of[name] for name in self.ids])
-        return {
-            name: self.take((parts == number).nonzero().squeeze(1))
-            for number, name in enumerate(PARTS)
-        }
+        return {name: (parts == number).nonzero().squeeze(1) for number, name in enumerate(PARTS)}
+
+    def _strata(self) -> Tensor:
+        """``[N]`` int64 classes, where there are some."""
+        classes = class_numbers(self.targets)
+        if classes is not None:
+            return classes
+        if self.targets.numel() == len(self) and bool(self.targets.eq(self.targets.bool()).all()):
+            return self.targets.reshape(-1).long()
+        return torch.zeros(len(self), dtype=torch.int64)
 
 
 class Gathering:
@@ -138,14 +150,10 @@ class Gathering:
         """
         count = check_samples(inputs, targets)
         classes = class_numbers(targets)
-        if classes is None:
-            raise InputError(
-                f"targets are {targets.dtype} of shape {tuple(targets.shape)}; a repair needs "
-                "one class number per sample."
-            )
         inputs, targets = pytree.tree_map_only(
-            Tensor, lambda t: t.detach().cpu().as_subclass(Tensor), (inputs, classes)
-        )
+            Tensor, lambda t: t.detach().cpu().as_subclass(Tensor),
+            (inputs, targets if classes is None else classes),
+        )  # fmt: skip
         names = list(range(self._seen, self._seen + count)) if ids is None else _plain(ids, count)
         self._seen += count
         for i, name in enumerate(names):
@@ -165,12 +173,11 @@ class Gathering:
         if not self._rows:
             raise InputError("the loader gave no samples; at least a few hundred are needed.")
         self._thin_out()
-        inputs = [row[1] for row in self._rows]
-        joined = pytree.tree_map(
-            lambda *t: torch.cat(t) if isinstance(t[0], Tensor) else t[0], *inputs
+        inputs, targets = pytree.tree_map(
+            lambda *t: _put_together(t) if isinstance(t[0], Tensor) else t[0],
+            *((row[1], row[2]) for row in self._rows),
         )
-        targets = torch.cat([row[2] for row in self._rows]).long()
-        return Samples(joined, targets, tuple(row[3] for row in self._rows))
+        return Samples(inputs, targets, tuple(row[3] for row in self._rows))
 
     def _thin_out(self) -> None:
         if self._most is not None:
@@ -188,6 +195,17 @@ def check_sizes(parts: dict[str, Samples], least: int, what: str) -> None:
             f"the {what} data have {have} samples, of which only {found}; each part needs {least}, "
             f"so about {need} samples in all. Bring more, or lower min_split."
         )
+
+
+def _put_together(rows: Sequence[Tensor]) -> Tensor:
+    """Join samples."""
+    shapes = {tuple(row.shape[1:]) for row in rows}
+    if len(shapes) > 1:
+        raise InputError(
+            f"samples have the shapes {', '.join(map(str, sorted(shapes)[:3]))}; a repair needs "
+            "inputs and targets of one shape, such as images of one size or padded sequences."
+        )
+    return torch.cat(list(rows))
 
 
 def _hash(seed: int, name: int | str) -> bytes:

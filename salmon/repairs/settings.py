@@ -42,6 +42,8 @@ class RepairSettings:
         max_broken: New samples that may turn wrong per new sample that is fixed.
         max_broken_reference: Share of the right reference samples that may turn wrong.
         max_ece_increase: Most by which the expected calibration error may grow on either set.
+        max_loss_increase: Share by which the mean loss may grow on either set, where the task has
+            no confidence that could be calibrated.
         seed: Of the splits and of every random choice.
     """
 
@@ -63,6 +65,7 @@ class RepairSettings:
     max_broken: float = 0.5
     max_broken_reference: float = 0.03
     max_ece_increase: float = 0.05
+    max_loss_increase: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,6 +130,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "max_broken_reference": _SHARE,
     "max_ece_increase": _SHARE,
     "max_broken": _AT_LEAST_0,
+    "max_loss_increase": _AT_LEAST_0,
     "epochs": _AT_LEAST_1,
     "min_split": _AT_LEAST_1,
     "max_samples": _AT_LEAST_1,

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from salmon.repairs.edit import Edit, edited, state_of
 from salmon.repairs.evidence import Part
 from salmon.repairs.judge import safety_rules
-from salmon.repairs.predictions import Predictions, compare, predict
+from salmon.repairs.predictions import Objective, Predictions, compare
 from salmon.repairs.settings import RepairSettings
 
 FIRST_LOOK = 1 / 3
@@ -88,9 +89,11 @@ class Guard:
         reference: Part,
         settings: RepairSettings,
         batch_size: int,
+        objective: Objective | None = None,
     ) -> None:
         """Shuffle both splits, so that their first parts are like the whole."""
         self._model, self._settings, self._batch_size = model, settings, batch_size
+        self._objective = objective
         self._state = state_of(model)
         random = torch.Generator().manual_seed(settings.seed)
         looks = []
@@ -116,8 +119,9 @@ class Guard:
         with edited(self._model, edit):
             for look in self._looks:
                 for found, part in zip(pairs, look, strict=True):
-                    after = predict(self._model, part.samples, self._batch_size)
-                    found.append((part.before, after))
+                    found.append(
+                        part.before_and_now(self._model, self._batch_size, self._objective)
+                    )
                 if len(pairs[0]) < len(self._looks) and self._hopeless(pairs, rival):
                     break
         new, reference = (_joined(found) for found in pairs)
@@ -166,8 +170,5 @@ def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 def _joined(pairs: list[tuple[Predictions, Predictions]]) -> tuple[Predictions, Predictions]:
     """Before and after, of all samples looked at."""
-    before, after = (
-        Predictions(torch.cat([p.logits for p in side]), torch.cat([p.targets for p in side]))
-        for side in zip(*pairs, strict=True)
-    )
+    before, after = (reduce(Predictions.joined, side) for side in zip(*pairs, strict=True))
     return before, after

@@ -67,6 +67,10 @@ def sample_losses(output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
     Args:
         targets: ``[N, ...]`` labels; the loss gets a copy, which it may change.
         loss: Per-sample loss; None takes the cross-entropy of the logits.
+
+    Raises:
+        InputError: If the loss gives something else.
+        UnsupportedError: If they have no graph although gradients are on.
     """
     losses = (loss or _cross_entropy)(output, targets.clone())
     samples = len(targets)
@@ -76,7 +80,7 @@ def sample_losses(output: Any, targets: Tensor, loss: Loss | None) -> Tensor:
             f"loss gave {found} but one loss per sample, [{samples}], is needed; use "
             "reduction='none' and average over what is not the batch."
         )
-    if not losses.requires_grad:
+    if torch.is_grad_enabled() and not losses.requires_grad:
         raise UnsupportedError(
             "the loss has no gradient: forward or loss detach it, or run under torch.no_grad. "
             "Remove that, or measure another network."

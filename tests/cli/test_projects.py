@@ -142,7 +142,7 @@ def test_a_repair_takes_the_samples_that_the_step_feeds_the_network(
     ]  # fmt: skip
     assert main(command) in (0, 1)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert 0 < report["misclassified_in_repair"] < wrong  # that split has four of ten samples
+    assert 0 < report["mistakes_in_repair"] < wrong  # that split has four of ten samples
     assert sum(report["samples"]["new"].values()) == 400
 
 

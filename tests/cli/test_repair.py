@@ -142,7 +142,7 @@ def test_nothing_to_repair_exits_with_0_or_as_wished(
     unshifted = (project / "config.yaml").read_text().replace("samples: 400", "shifted: false")
     (project / "config.yaml").write_text(unshifted)
     assert main(["repair", *GIVEN, "--out", "out"]) == 0
-    assert "Repair: nothing. No new sample is misclassified." in capsys.readouterr().out
+    assert "Repair: nothing. No new sample is a mistake." in capsys.readouterr().out
     assert main(["repair", *GIVEN, "--out", "again", "--exit_nothing", "3"]) == 3
     assert (project / "outputs").read_text() == "status=nothing\nstatus=nothing\n"
 
@@ -326,3 +326,17 @@ def test_a_killed_repair_leaves_nothing_or_everything(project: Path) -> None:
             assert sorted(path.name for path in out.iterdir()) == complete
             Patch.load(out / "patch.safetensors")
     assert left < 8
+
+
+def test_a_network_of_another_task_is_repaired_by_its_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    names = ("--model", "tests.other_tasks:Multilabelled", "--data", "tests.other_tasks:loaders")
+    few = ("--repair.prefer", "step", "--repair.shares", "[0.3]", "--task", "multilabel")
+    assert main(["repair", *names, "--quiet", "--out", "out", *few, "--pictures"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["mistake"] == "a label on the wrong side of 0.5"
+    assert report["winner"]["new"]["gain"] > 0.1
+    assert "class" not in (tmp_path / "out" / "report.md").read_text()

@@ -17,7 +17,7 @@ from salmon import (
     SaliencyMonitor,
     filter_saliency,
 )
-from salmon.repairs.predictions import Predictions
+from salmon.repairs.predictions import Objective
 from salmon.tasks import NO_CLASS
 from salmon.views import gather
 from salmon.views.report.page import render
@@ -314,10 +314,15 @@ def test_predictions_of_a_repair_are_right_only_with_probabilities() -> None:
         [[1.0, 0.0], [1.0, -inf], [inf, 0.0], [math.nan, 0.0], [-inf, -inf], [0.0, 1.0]],
         dtype=torch.float64,
     )
-    found = Predictions(logits, torch.tensor([0, 0, 0, 0, 0, 0]))
+    targets = torch.zeros(6, dtype=torch.int64)
+    with torch.no_grad():
+        found = Objective().read(logits, targets)
+        unknown = Objective().read(logits[3:5], targets[:2])
     assert found.right.tolist() == [True, True, False, False, False, False]
+    assert found.calibration_error is not None
     assert math.isfinite(found.calibration_error)
-    assert math.isnan(Predictions(logits[3:5], torch.tensor([0, 0])).calibration_error)
+    assert unknown.calibration_error is not None
+    assert math.isnan(unknown.calibration_error)
 
 
 def test_samples_that_are_all_the_same_are_degenerate(tmp_path: Path) -> None:

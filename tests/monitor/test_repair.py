@@ -13,6 +13,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from salmon import InputError, Patch, RepairInTraining, RepairSettings, SaliencyMonitor
+from tests.other_tasks import Multilabelled
+from tests.other_tasks import loaders as loaders_of_labels
 from tests.project_of_a_user import Net
 from tests.shifts import dataset, trained
 
@@ -173,7 +175,7 @@ def test_a_repair_sees_what_the_hooks_make_of_a_batch(tmp_path: Path) -> None:
     trainer.validate(net, data, verbose=False)
     assert monitor.outcome is not None
     wrong = monitor.results["validation/loader1"].misclassified
-    assert 0 < monitor.outcome.misclassified <= wrong
+    assert 0 < monitor.outcome.mistakes <= wrong
     assert monitor.outcome.status == "accepted"
 
 
@@ -193,3 +195,16 @@ def test_a_validation_that_broke_off_is_not_repaired_on_a_part_of_it(
     assert monitor.outcome is None
     assert "stopped measuring (KeyError" in log.text
     assert "no validation was measured whose samples it could look at" in log.text
+
+
+def test_a_repair_follows_the_task(tmp_path: Path) -> None:
+    repair = RepairInTraining(settings=FEW, after="validation")
+    monitor = SaliencyMonitor(task="multilabel", strict=True, repair=repair)
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        default_root_dir=tmp_path, callbacks=[monitor],
+    )  # fmt: skip
+    trainer.validate(Multilabelled(), list(loaders_of_labels().values()), verbose=False)
+    assert monitor.outcome is not None
+    assert monitor.outcome.mistake == "a label on the wrong side of 0.5"
+    assert monitor.outcome.status == "accepted"

@@ -51,7 +51,12 @@ def test_a_search_without_trials_has_a_figure() -> None:
 
 
 def changed(numbers: list[int]) -> tuple[SampleChange, ...]:
-    return tuple(SampleChange(id=f"s{n}", row=n, target=1, before=2, after=1) for n in numbers)
+    return tuple(
+        SampleChange(
+            id=f"s{n}", row=n, target=1, before=2, after=1, details={}, what="class 1, 2 to 1"
+        )
+        for n in numbers
+    )
 
 
 def test_fixed_and_broken_images_are_drawn_and_anything_else_is_not() -> None:

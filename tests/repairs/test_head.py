@@ -45,7 +45,7 @@ def of_both(evidence: Evidence, layers: nn.Module) -> tuple[Tensor, Tensor, Tens
     parts = evidence.new, evidence.reference
     with torch.no_grad():
         features = torch.cat([layers(part.samples.inputs).double() for part in parts])
-    logits = torch.cat([part.before.logits for part in parts])
+        logits = torch.cat([evidence.model(part.samples.inputs).double() for part in parts])
     return features, logits, torch.cat([part.samples.targets for part in parts])
 
 

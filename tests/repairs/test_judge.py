@@ -10,7 +10,7 @@ from torch import Tensor
 from salmon import FilterIndex, InputError, RepairSettings
 from salmon.repairs.edit import Edit, state_of, step_edit
 from salmon.repairs.judge import judge
-from salmon.repairs.predictions import Comparison, Predictions, compare, mcnemar
+from salmon.repairs.predictions import Comparison, Objective, Predictions, compare, mcnemar
 from tests.shifts import trained
 
 
@@ -31,11 +31,16 @@ def test_the_loss_bound_grows_with_confidence() -> None:
     assert replace(found, fixed=0, broken=0).loss_bound(0.95) > 0
 
 
+def read(logits: Tensor, targets: Tensor) -> Predictions:
+    with torch.no_grad():
+        return Objective().read(logits, targets)
+
+
 def predictions(right: list[int], targets: Tensor, sharp: float = 0.5) -> Predictions:
     """Right for the given samples, the next class for all others."""
     chosen = (targets + 1) % 4
     chosen[right] = targets[right]
-    return Predictions(sharp * torch.nn.functional.one_hot(chosen, 4).double(), targets)
+    return read(sharp * torch.nn.functional.one_hot(chosen, 4).double(), targets)
 
 
 TARGETS = torch.arange(400) % 4
@@ -109,13 +114,15 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     found = predictions(list(range(100)), TARGETS)
     confidence = math.exp(0.5) / (math.exp(0.5) + 3)
     assert found.calibration_error == pytest.approx(confidence - 0.25, rel=1e-5)
-    assert math.isnan(Predictions(torch.full((2, 4), math.nan), TARGETS[:2]).calibration_error)
+    unknown = read(torch.full((2, 4), math.nan), TARGETS[:2]).calibration_error
+    assert unknown is not None
+    assert math.isnan(unknown)
 
 
 def test_samples_without_finite_logits_are_wrong() -> None:
     logits = torch.eye(4, dtype=torch.float64)
     logits[1, 0] = math.nan
-    assert Predictions(logits, torch.arange(4)).right.tolist() == [True, False, True, True]
+    assert read(logits, torch.arange(4)).right.tolist() == [True, False, True, True]
 
 
 def test_rules_tell_how_much_room_they_leave() -> None:

@@ -17,10 +17,14 @@ def labelled(targets: list[int], ids: list[int | str] | None = None) -> Samples:
     return Samples(torch.arange(len(targets)).float()[:, None], torch.tensor(targets), names)
 
 
+def parts_of(samples: Samples, seed: int) -> dict[str, Samples]:
+    return {name: samples.take(rows) for name, rows in samples.split(SHARES, seed).items()}
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=200), st.integers(0, 5))
 @settings(deadline=None)
 def test_every_sample_is_in_one_part(targets: list[int], seed: int) -> None:
-    parts = labelled(targets).split(SHARES, seed)
+    parts = parts_of(labelled(targets), seed)
     assert list(parts) == list(PARTS)
     assert sorted(i for part in parts.values() for i in part.ids) == list(range(len(targets)))
 
@@ -29,7 +33,7 @@ def test_every_sample_is_in_one_part(targets: list[int], seed: int) -> None:
 @settings(deadline=None)
 def test_parts_have_the_shares_of_every_class(seed: int) -> None:
     targets = [0] * 200 + [1] * 50 + [2] * 10
-    parts = labelled(targets).split(SHARES, seed)
+    parts = parts_of(labelled(targets), seed)
     for share, part in zip(SHARES, parts.values(), strict=True):
         for label, count in ((0, 200), (1, 50), (2, 10)):
             assert abs(int((part.targets == label).sum()) - share * count) <= 2
@@ -38,23 +42,23 @@ def test_parts_have_the_shares_of_every_class(seed: int) -> None:
 
 def test_a_split_depends_on_seed_and_ids_only() -> None:
     targets = [i % 3 for i in range(90)]
-    one, other = labelled(targets).split(SHARES, 0), labelled(targets).split(SHARES, 1)
+    one, other = parts_of(labelled(targets), 0), parts_of(labelled(targets), 1)
     assert one["guard"].ids != other["guard"].ids
     order = torch.randperm(90, generator=torch.Generator().manual_seed(0))
-    shuffled = labelled(targets).take(order).split(SHARES, 0)
+    shuffled = parts_of(labelled(targets).take(order), 0)
     for name in PARTS:
         assert set(shuffled[name].ids) == set(one[name].ids)
 
 
 def test_repeats_of_a_sample_stay_together() -> None:
-    parts = labelled([0] * 60, [f"image {i % 20}" for i in range(60)]).split(SHARES, 0)
+    parts = parts_of(labelled([0] * 60, [f"image {i % 20}" for i in range(60)]), 0)
     for name, part in parts.items():
         others = {i for other in PARTS if other != name for i in parts[other].ids}
         assert not set(part.ids) & others
 
 
 def test_too_few_samples_say_how_many_are_needed() -> None:
-    parts = labelled([0, 1] * 25).split(SHARES, 0)
+    parts = parts_of(labelled([0, 1] * 25), 0)
     with pytest.raises(InputError, match=r"15 in guard, 15 in accept.*about 100 samples in all"):
         check_sizes(parts, 30, "new")
     check_sizes(parts, 15, "new")
@@ -90,7 +94,10 @@ def test_a_limit_keeps_the_same_samples_in_any_order() -> None:
     ("batches", "message"),
     [
         ([], "gave no samples"),
-        ([(torch.zeros(3, 2), torch.zeros(3, 4))], "one class number per sample"),
+        (
+            [(torch.zeros(2, 2), torch.zeros(2)), (torch.zeros(1, 3), torch.zeros(1))],
+            r"shapes \(2,\), \(3,\); a repair needs",
+        ),
         ([(torch.zeros(3, 2), torch.zeros(2).long())], "one label per input"),
     ],
 )

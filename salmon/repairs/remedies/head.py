@@ -18,7 +18,7 @@ from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
 from salmon.repairs.samples import Samples
 from salmon.repairs.trial import Proposal, Proposals, rising
-from salmon.saliency import logits_of
+from salmon.saliency import class_numbers, logits_of
 
 SCALE = 10.0
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
@@ -27,10 +27,11 @@ PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001)
 def head(evidence: Evidence) -> Proposals:
     """Fit with less and less penalty, until it loses too much.
 
-    Nothing is proposed where no linear layer gives the logits.
+    Nothing is proposed where no linear layer gives the logits, or samples have no class numbers.
     """
     found = _last_linear(evidence.model)
-    if found is None:
+    classes = class_numbers(evidence.new.samples.targets) is not None
+    if found is None or not classes or evidence.objective.task.name != "classification":
         return
     name, layer = found
     parts = [

@@ -2,7 +2,7 @@
 
 Stochastic gradient descent with momentum on batches of new and reference samples alike, the network
 in eval mode (so that no BatchNorm statistic moves), no weight but those of the chosen filters
-moving. To the cross-entropy of a reference sample comes the mean square of what its logits moved
+moving. To the loss of a reference sample comes the mean square of what its logits moved
 (replay with logits: Buzzega et al. 2020, NeurIPS). Then follows interpolation between old and new
 weights (Wortsman et al. 2022, CVPR). The order :data:`ALL` tunes every parameter, which is what one
 would do without a ranking.
@@ -23,7 +23,6 @@ from salmon.repairs.edit import Change, Edit, between, by_layer, kept, plain_lay
 from salmon.repairs.evidence import Evidence
 from salmon.repairs.predictions import to_device
 from salmon.repairs.trial import Proposal, Proposals, Trial
-from salmon.saliency import logits_of, sample_losses
 
 ALL = "all"
 RATES = (0.03, 0.01, 0.003)
@@ -44,7 +43,7 @@ WAYS = (0.75, 0.5, 0.25)
 
 
 _Part = tuple[Any, Tensor, Tensor]
-"""Inputs, classes, and the original logits of the reference samples, which come last."""
+"""Inputs, targets, and the original logits of the reference samples, which come last."""
 
 
 def tune(evidence: Evidence, order: str, shares: Sequence[float]) -> Proposals:
@@ -164,7 +163,7 @@ class Tuning:
             return self._measured(parts, samples)
 
     def _measured(self, parts: Sequence[_Part], samples: int) -> list[Tensor]:
-        model = self._evidence.model
+        model, objective = self._evidence.model, self._evidence.objective
         with (
             torch.inference_mode(mode=False), no_trace(model), eval_mode(model), eagerly(),
             gradients_on(self._weights), torch.enable_grad(),
@@ -175,10 +174,13 @@ class Tuning:
                 inputs, targets, known = to_device(part, model)
                 with rows if self._by_row else nullcontext():
                     output = call_network(model, inputs)
-                loss = loss.to(targets.device) + sample_losses(output, targets, None).sum()
-                moved = logits_of(output)[len(targets) - len(known) :] - known
-                moved = torch.where(known.isfinite(), moved, 0.0)  # a masked class has no logit
-                loss = loss + KEEP * moved.square().mean(1).sum()
+                loss = loss.to(targets.device) + objective.losses(output, targets).sum()
+                said = objective.task.prediction(output) if known.numel() else None
+                if said is not None:
+                    moved = said[len(targets) - len(known) :] - known
+                    # A masked class has no logit.
+                    moved = torch.where(known.isfinite(), moved, 0.0).reshape(len(known), -1)
+                    loss = loss + KEEP * moved.square().mean(1).sum()
             loss = loss / samples
             leaves = [*self._weights, *rows.leaves.values()]
             found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
@@ -193,7 +195,7 @@ class Tuning:
 
     def _batches(self) -> Iterator[list[_Part]]:
         """New and reference samples in a random order, each at most once; apart if unlike."""
-        logits = self._evidence.reference.before.logits.to(self._values[0].dtype)
+        logits = self._evidence.kept_outputs.to(self._values[0].dtype)
         new, reference = self._evidence.new.samples, self._evidence.reference.samples
         alike = new.alike(reference)
         order = torch.randperm(len(new) + len(reference), generator=self._random)

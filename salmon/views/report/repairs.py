@@ -69,9 +69,7 @@ class _Class:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
     id: str | int
-    target: int
-    before: int
-    after: int
+    what: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,19 +164,20 @@ def repair_tables(repair: StoredRepair) -> Iterator[tuple[str, list[str], list[l
             ],
         )  # fmt: skip
     for name, found in repair.accept.items():
-        yield (
-            f"Classes of the {name} data",
-            ["class", "samples", "right before, %", "right after, %"],
-            [
-                [str(c.label), str(c.samples), f"{100 * c.before:.1f}", f"{100 * c.after:.1f}"]
-                for c in found.classes
-            ],
-        )
+        if found.classes:
+            yield (
+                f"Classes of the {name} data",
+                ["class", "samples", "right before, %", "right after, %"],
+                [
+                    [str(c.label), str(c.samples), f"{100 * c.before:.1f}", f"{100 * c.after:.1f}"]
+                    for c in found.classes
+                ],
+            )
         changed = [("broken", s) for s in found.broken] + [("fixed", s) for s in found.fixed]
         yield (
             f"Samples of the {name} data that turned right or wrong",
-            ["", "id", "class", "predicted before", "predicted after"],
-            [[how, *map(str, (s.id, s.target, s.before, s.after))] for how, s in changed[:_MOST]],
+            ["", "id", "what changed"],
+            [[how, str(s.id), s.what] for how, s in changed[:_MOST]],
         )
     yield (
         "Beside other remedies",
