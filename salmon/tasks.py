@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -266,6 +266,12 @@ class _ByEntries(AnyTask):
         found, true, known = self._aligned(output, targets, loss)
         own = _by_user(loss, output, targets, found, true)
         values = self._losses(found, true) if own is None else own
+        if _is_of_torch(loss) and values.shape != known.shape and not bool(known.all()):
+            raise InputError(
+                f"{type(loss).__name__} gives one number for each sample, from which the entries "
+                "of which nothing is known cannot be taken out; use a loss of each entry, such as "
+                "torch.nn.BCEWithLogitsLoss(), or a function that leaves them out."
+            )
         return _mean(values, known, _class_weights(loss, true))
 
 
@@ -690,11 +696,15 @@ def _by_user(
     """The user's loss: a module of torch gets what it is made for, a function what there is."""
     if loss is None:
         return None
-    if isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn."):
+    if _is_of_torch(loss):
         own: Tensor = loss(found, true)
         return own
     # The gradient of a number that is then left out would be no number.
     return loss(output, targets.nan_to_num(0) if targets.is_floating_point() else targets)
+
+
+def _is_of_torch(loss: Loss | None) -> TypeGuard[nn.Module]:
+    return isinstance(loss, nn.Module) and type(loss).__module__.startswith("torch.nn.")
 
 
 def _class_weights(loss: Loss | None, true: Tensor) -> Tensor | None:

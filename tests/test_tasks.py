@@ -154,6 +154,19 @@ def test_segmentation_is_judged_pixel_by_pixel(classes: int, column: bool) -> No
         assert float(answers.score[n]) == pytest.approx(1 - iou, rel=1e-12)
 
 
+def test_a_loss_that_averages_over_unknown_labels_is_refused() -> None:
+    output, targets = (
+        torch.randn(3, 2, requires_grad=True),
+        torch.tensor([[0.0, 1], [1, 0], [1, 1]]),
+    )
+    task, loss = TASKS["multilabel"], nn.MultiLabelSoftMarginLoss(reduction="none")
+    found = task.labelled_losses(output, targets, loss)
+    torch.testing.assert_close(found, loss(output, targets), rtol=1e-6, atol=0)
+    targets[1, 0] = torch.nan
+    with pytest.raises(InputError, match=r"MultiLabelSoftMarginLoss gives one number.*BCEWith"):
+        task.labelled_losses(output, targets, loss)
+
+
 def test_class_weights_and_ignored_pixels_of_the_user_s_loss_count_per_sample() -> None:
     logits, targets = randn(4, 3, 5, 5), randint(3, 4, 5, 5)
     targets[1, 0] = 2
