@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from salmon import gpd
+    from salmon.comparison import CompareSettings, Gates, ModelComparison, compare
     from salmon.diagnosis import Diagnosis, Pass, PassSettings
     from salmon.errors import InputError, SalmonError, StateError, UnsupportedError
     from salmon.filters import SHORTCUTS, FilterIndex
@@ -34,11 +35,14 @@ __version__ = "0.2.0"
 __all__ = [
     "SHORTCUTS",
     "Calibration",
+    "CompareSettings",
     "Coverage",
     "Diagnosis",
     "FilterIndex",
     "FitStatus",
+    "Gates",
     "InputError",
+    "ModelComparison",
     "Pass",
     "PassSettings",
     "Patch",
@@ -57,6 +61,7 @@ __all__ = [
     "ViewSettings",
     "bootstrap_interval",
     "calibration",
+    "compare",
     "coverage",
     "filter_saliency",
     "filter_shares",
@@ -72,6 +77,7 @@ __all__ = [
 
 
 _HOMES = {
+    "salmon.comparison": ("CompareSettings", "Gates", "ModelComparison", "compare"),
     "salmon.diagnosis": ("Diagnosis", "Pass", "PassSettings"),
     "salmon.errors": ("InputError", "SalmonError", "StateError", "UnsupportedError"),
     "salmon.filters": ("SHORTCUTS", "FilterIndex"),

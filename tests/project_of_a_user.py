@@ -1,5 +1,6 @@
 """A LightningCLI project, as a user has it; the tests of the command line copy it."""
 
+import time
 from typing import Any
 
 import torch
@@ -51,6 +52,11 @@ def in_pieces() -> dict[str, Any]:
     """A loader that has no length and can be read once."""
     batches = iter(Squares(shuffle=True).test_dataloader())
     return {"night": (batch for batch in batches), "val": Squares().val_dataloader()}
+
+
+def noisy() -> dict[str, Any]:
+    """Other samples each time."""
+    return {"test": DataLoader(dataset(100, time.time_ns() % 2**31, shifted=True), 64)}
 
 
 def broken() -> nn.Module:

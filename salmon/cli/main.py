@@ -1,7 +1,7 @@
 """The command ``salmon``: arguments and exit codes.
 
-Exit codes: 0 done, accepted, or nothing to repair; 1 repair rejected; 2 usage or input error
-with one clear line, or an error in the user's own code with its traceback.
+Exit codes: 0 done, accepted, passed, or nothing to repair; 1 repair rejected, or a gate failed;
+2 usage or input error with one clear line, or an error in the user's own code with its traceback.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from salmon import __version__
 from salmon.cli.options import (
+    CompareOptions,
     DemoOptions,
     DiagnoseOptions,
     ExportOptions,
@@ -43,6 +44,10 @@ _COMMANDS = {
     "repair": _Command(
         "Look for a repair, judge it, write a patch.",
         RepairOptions, "salmon.cli.repair:run_repair",
+    ),
+    "compare": _Command(
+        "Compare two versions of a network, and judge the new one.",
+        CompareOptions, "salmon.cli.compare:run_compare",
     ),
     "report": _Command(
         "Make one page of the files of a run.", ReportOptions, "salmon.cli.pages:run_report"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
 
+from salmon.comparison import Gates
 from salmon.errors import InputError
 from salmon.repairs import RepairSettings
 from salmon.tails import Estimator
@@ -109,6 +110,29 @@ class RepairOptions(ProjectOptions):
     pictures: bool = False
     exit_nothing: NonNegativeInt = 0
     repair: RepairSettings = field(default_factory=RepairSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(ProjectOptions):
+    """A project with the network that is served now, and the one that may take its place.
+
+    Attributes:
+        candidate: Checkpoint of the new network, or a patch.
+        fit: Tails of the old network, such as fit-validation.safetensors of its training.
+        batch_size: Samples at a time.
+        max_samples: Most samples taken, chosen at random.
+        seed: Of random choices, where the config has no seed_everything.
+        gate: What the new network must keep; without one, only that it predicts something.
+    """
+
+    candidate: str
+    reference: str = "none"
+    out: Path = Path("salmon-comparison")
+    fit: str | None = None
+    batch_size: PositiveInt = 64
+    max_samples: PositiveInt = 20000
+    seed: int = 0
+    gate: Gates = field(default_factory=Gates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from salmon.errors import InputError, StateError
 from salmon.files import read_text
 from salmon.monitor import SaliencyMonitor
 from salmon.monitor.bases import CallbackBase
+from salmon.monitor.sampling import SampleCollector
 from salmon.monitor.settings import Settings
 from salmon.progress import Progress
-from salmon.repairs import RepairSettings
+from salmon.repairs import RepairSettings, Samples
 
 _OLD_WAYS = r"(?s).*(JSONARGPARSE_DEPRECATION_WARNINGS|was deprecated in v4\.\d)"
 """In warnings on what LightningCLI asks of jsonargparse."""
@@ -137,6 +138,24 @@ def run_pass(
         project.module.to(trainer.strategy.root_device)  # where a repair goes on
 
 
+def collected(
+    project: Project, options: ProjectOptions, name: str,
+    *, most: int, seed: int, progress: Progress,
+) -> Samples:  # fmt: skip
+    """The samples of one pass of a project's trainer, as its network gets them.
+
+    Args:
+        project: Built for this pass alone; it is left with the weights of the checkpoint.
+        name: Of the data, as of ``ProjectOptions.new``.
+        most: Keep at most so many.
+        seed: Of their choice.
+    """
+    collector = SampleCollector(project.settings, most=most, seed=seed)
+    run_pass(project, options, name, collector, folder=options.out.parent, progress=progress)
+    found = collector.book.gathered
+    return found[chosen(found, name)].samples()
+
+
 def stage_of(name: str) -> str:
     """What the monitor calls some data of a project: ``validation``, or ``test``."""
     return STAGES.get(name.partition("/")[0], "test")
@@ -168,6 +187,11 @@ def remake(command: str, options: ProjectOptions, repair: Mapping[str, Any] | No
     for field in fields(options):
         value = getattr(options, field.name)
         if field.name in _WHERE or value == field.default:
+            continue
+        if is_dataclass(value):
+            parts = {part.name: (getattr(value, part.name), part.default) for part in fields(value)}
+            for part, (own, default) in parts.items():
+                words += [] if own == default else [f"--{field.name}.{part}", str(own)]
             continue
         for each in value if isinstance(value, list) else [value]:
             words += [f"--{field.name}", str(each).lower() if isinstance(each, bool) else str(each)]

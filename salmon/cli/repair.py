@@ -8,12 +8,11 @@ from typing import Any
 
 from salmon.cli.checkpoints import hashed, read_checkpoint, write_checkpoint
 from salmon.cli.options import RepairOptions
-from salmon.cli.project import Project, chosen, load_project, remake, run_pass
+from salmon.cli.project import Project, collected, load_project, remake
 from salmon.cli.table import print_table
 from salmon.errors import InputError
 from salmon.files import check_new_folder, publish_folder
 from salmon.filters import FilterIndex
-from salmon.monitor.sampling import SampleCollector
 from salmon.progress import Progress
 from salmon.repairs import (
     ACCEPTED,
@@ -119,10 +118,10 @@ def _collected(
     project = load_project(options, options.seed or 0)
     own = {**project.repair, **explicit}
     settings = RepairSettings(**own if options.seed is None else own | {"seed": options.seed})
-    collector = SampleCollector(project.settings, most=settings.max_samples, seed=settings.seed)
-    run_pass(project, options, name, collector, folder=options.out.parent, progress=progress)
-    found = collector.book.gathered
-    return project, settings, found[chosen(found, name)].samples()
+    samples = collected(
+        project, options, name, most=settings.max_samples, seed=settings.seed, progress=progress
+    )
+    return project, settings, samples
 
 
 def print_outcome(outcome: Outcome) -> None:

@@ -2,7 +2,7 @@
 
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
-from salmon.repairs.patch import Patch
+from salmon.repairs.patch import Patch, is_patch
 from salmon.repairs.predictions import to_device
 from salmon.repairs.report import (
     COLUMNS,
@@ -30,6 +30,7 @@ __all__ = [
     "comparison_rows",
     "edited",
     "headline",
+    "is_patch",
     "repair",
     "to_device",
     "write_outcome",

@@ -14,21 +14,20 @@ from torch import nn
 from salmon.diagnosis import PassSettings
 from salmon.errors import InputError
 from salmon.filters import FilterIndex
-from salmon.forward import call_network, eval_mode, no_trace
 from salmon.gpd import TailFit
 from salmon.repairs.changes import LayerChange, SetChange, layer_changes, set_change
 from salmon.repairs.edit import edited
 from salmon.repairs.evidence import Evidence, Part, split_set
 from salmon.repairs.judge import Verdict, judge
 from salmon.repairs.patch import Patch
-from salmon.repairs.predictions import Objective, Predictions, to_device
+from salmon.repairs.predictions import Predictions, bound_of, objective_of
 from salmon.repairs.remedies import ALL, batchnorm, combine, curvature, head, step, tune
 from salmon.repairs.samples import Samples
 from salmon.repairs.search import Candidate, Search
 from salmon.repairs.settings import RepairSettings
 from salmon.repairs.trial import Guard, Proposals, Trial
 from salmon.saliency import Loss
-from salmon.tasks import AnyTask, mistakes_of, recognise, task_named
+from salmon.tasks import AnyTask
 
 ACCEPTED = "accepted"
 REJECTED = "rejected"
@@ -116,15 +115,14 @@ def repair(
     for what, given in (("new", new), ("reference", reference)):
         if given is not None and len(given) == 0:
             raise InputError(f"there is no {what} sample; at least a few hundred are needed.")
-    own = PassSettings(task=task, loss=loss)
-    known = task_named(own.task) or _recognised(model, new, batch_size)
-    objective = Objective(task=known, loss=own.loss)
+    objective = objective_of(model, new, PassSettings(task=task, loss=loss), batch_size)
     on_new = split_set(model, new, settings, "new", batch_size, objective)
     on_reference = on_new
     if reference is not None:
         on_reference = split_set(model, reference, settings, "reference", batch_size, objective)
-    if known.worst is not None:
-        bound = _bound(on_reference, known.worst)
+    if objective.task.worst is not None:
+        before = [part.before for part in on_reference.values()]
+        bound = bound_of(before, objective.task.worst)
         objective = replace(objective, bound=bound)
         on_new, on_reference = (
             {name: part.by(bound) for name, part in parts.items()}
@@ -148,7 +146,7 @@ def repair(
         before={name: _accuracy(parts) for name, parts in sets.items()},
         filters=len(index),
         weights=sum(parameter.numel() for parameter in model.parameters()),
-        mistake=known.rule(objective.bound),
+        mistake=objective.task.rule(objective.bound),
         mistakes=len(evidence.mistakes),
     )
     if not any(bool((~p.before.right & p.before.known).any()) for p in on_new.values()):
@@ -181,19 +179,6 @@ def repair(
         orders=tuple(_judged(evidence, sets, each) for each in orders),
         patch=_patch(evidence, winner, verdict, new, reference) if verdict.accepted else None,
     )
-
-
-def _recognised(model: nn.Module, new: Samples, batch_size: int) -> AnyTask:
-    """What a mistake is, as some samples tell."""
-    inputs, targets = to_device(next(iter(new.batches(batch_size))), model)
-    with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
-        return recognise(call_network(model, inputs), targets)
-
-
-def _bound(parts: dict[str, Part], worst: float) -> float:
-    """Score beyond which a sample is a mistake."""
-    scores = torch.cat([part.before.columns["score"] for part in parts.values()])
-    return mistakes_of(scores, worst)[1]
 
 
 def _usable(part: Part, what: str) -> Part:

@@ -205,6 +205,15 @@ class Patch:
                 )
 
 
+def is_patch(path: Path) -> bool:
+    """Whether a file is a patch, and no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "salmon" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def _patch_of(header: dict[str, Any], tensors: dict[str, Tensor]) -> Patch:
     """Check and assemble."""
     if header.pop("content", None) != _content_hash(tensors, header):

@@ -1,7 +1,7 @@
 """What a network says of samples, and what a change of it fixes and breaks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from statistics import NormalDist
@@ -12,11 +12,12 @@ from scipy import special
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from salmon.diagnosis import PassSettings
 from salmon.errors import InputError
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.repairs.samples import Samples
 from salmon.saliency import Loss
-from salmon.tasks import TASKS, AnyTask
+from salmon.tasks import TASKS, AnyTask, mistakes_of, recognise, task_named
 
 CALIBRATION_BINS = 15
 
@@ -181,6 +182,27 @@ def predict(
             inputs, targets = to_device(batch, model)
             found.append(objective.read(call_network(model, inputs), targets))
     return reduce(Predictions.joined, found)
+
+
+def objective_of(
+    model: nn.Module, samples: Samples, settings: PassSettings, batch_size: int
+) -> Objective:
+    """The task and the loss of some settings; without a task, what a few of the samples tell.
+
+    Raises:
+        InputError: If these leave it open.
+    """
+    task = task_named(settings.task)
+    if task is None:
+        inputs, targets = to_device(next(iter(samples.batches(batch_size))), model)
+        with torch.inference_mode(mode=False), torch.no_grad(), no_trace(model), eval_mode(model):
+            task = recognise(call_network(model, inputs), targets)
+    return Objective(task=task, loss=settings.loss)
+
+
+def bound_of(found: Sequence[Predictions], worst: float) -> float:
+    """Score beyond which a sample is among the worst of all of these."""
+    return mistakes_of(torch.cat([each.columns["score"] for each in found]), worst)[1]
 
 
 def compare(before: Predictions, after: Predictions) -> Comparison:

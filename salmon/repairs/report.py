@@ -3,6 +3,7 @@
 The same outcome gives the same bytes; times are not in it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from salmon.files import json_text, versions, write_atomically
 from salmon.markdown import cell, literal, markdown_table
 from salmon.repairs.changes import LayerChange, SampleChange, SetChange
 from salmon.repairs.engine import NOTHING_TO_REPAIR, Judged, Outcome
+from salmon.repairs.judge import Rule
 from salmon.repairs.samples import Samples
 from salmon.repairs.trial import Trial
 
@@ -95,7 +97,7 @@ def _judged(found: Judged) -> dict[str, Any]:
 
 def comment(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
     """The report's first part, for the conversation of a pull request."""
-    return _text(_summary(outcome, context))
+    return limited(_summary(outcome, context))
 
 
 def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
@@ -121,10 +123,11 @@ def markdown(outcome: Outcome, context: Mapping[str, Any] | None = None) -> str:
     parts.append(f"Data: {_data_text(outcome)}")
     made_with = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts.append(f"Versions: {made_with}. Settings and all trials: report.json.")
-    return _text(parts)
+    return limited(parts)
 
 
-def _text(parts: Sequence[str]) -> str:
+def limited(parts: Sequence[str]) -> str:
+    """Paragraphs, cut off where they are too long for a comment."""
     whole = "\n\n".join(parts) + "\n"
     data = whole.encode()
     if len(data) < MAX_MARKDOWN:
@@ -139,15 +142,19 @@ def _summary(outcome: Outcome, context: Mapping[str, Any] | None) -> list[str]:
     if details:
         parts.append("\n".join(f"- {cell(name)}: {cell(value)}" for name, value in details.items()))
     if outcome.winner is not None:
-        rules = [
-            [r.name, "passed" if r.passed else "**failed**", f"{r.headroom:.3g}", r.text]
-            for r in outcome.winner.verdict.rules
-        ]
         parts += [
             "## Rules, on samples that nothing was chosen by",
-            markdown_table(["rule", "", "headroom", "what was found"], rows=rules),
+            rules_table(outcome.winner.verdict.rules),
         ]
     return parts
+
+
+def rules_table(rules: Sequence[Rule]) -> str:
+    """How each went."""
+    rows = [
+        [r.name, "passed" if r.passed else "**failed**", f"{r.headroom:.3g}", r.text] for r in rules
+    ]
+    return markdown_table(["rule", "", "headroom", "what was found"], rows=rows)
 
 
 def headline(outcome: Outcome) -> str:
@@ -236,27 +243,31 @@ def comparison_rows(outcome: Outcome) -> list[list[str]]:
 
 def junit(outcome: Outcome) -> str:
     """A test case per rule of acceptance with the measured value, for CI systems."""
-    suite = ElementTree.Element("testsuite", name="salmon repair")
-    cases: list[tuple[str, bool, str, dict[str, str]]] = [
-        ("search", outcome.status == NOTHING_TO_REPAIR, outcome.reason, {})
-    ]
     if outcome.winner is not None:
-        cases = [
-            (r.name, r.passed, r.text, {"value": f"{r.value:.6g}", "bound": f"{r.bound:.6g}"})
-            for r in outcome.winner.verdict.rules
-        ]
-    for name, passed, text, measured in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname="repair", name=name)
-        if measured:
+        return junit_of("repair", outcome.winner.verdict.rules)
+    nothing = outcome.status == NOTHING_TO_REPAIR
+    return junit_of("repair", [Rule("search", nothing, math.nan, math.nan, outcome.reason)])
+
+
+def junit_of(name: str, rules: Sequence[Rule]) -> str:
+    """A suite with a test case for each rule, in JUnit's XML.
+
+    Args:
+        name: Of the command.
+    """
+    suite = ElementTree.Element("testsuite", name=f"salmon {name}")
+    for rule in rules:
+        case = ElementTree.SubElement(suite, "testcase", classname=name, name=rule.name)
+        if not math.isnan(rule.bound):
             properties = ElementTree.SubElement(case, "properties")
-            for key, value in measured.items():
-                ElementTree.SubElement(properties, "property", name=key, value=value)
-        if passed:
-            ElementTree.SubElement(case, "system-out").text = text
+            for key, value in (("value", rule.value), ("bound", rule.bound)):
+                ElementTree.SubElement(properties, "property", name=key, value=f"{value:.6g}")
+        if rule.passed:
+            ElementTree.SubElement(case, "system-out").text = rule.text
         else:
-            ElementTree.SubElement(case, "failure", message=text)
-    suite.set("tests", str(len(cases)))
-    suite.set("failures", str(sum(not passed for _, passed, _, _ in cases)))
+            ElementTree.SubElement(case, "failure", message=rule.text)
+    suite.set("tests", str(len(rules)))
+    suite.set("failures", str(sum(not rule.passed for rule in rules)))
     ElementTree.indent(suite)
     text = ElementTree.tostring(suite, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
@@ -289,11 +300,12 @@ def _set_text(name: str, found: SetChange) -> str:
     ]
     table = markdown_table([f"class of the {name} data", "samples", "before", "after"], rows)
     first = table if rows else f"The {name} data."
-    fixed, broken = _listed(found.fixed), _listed(found.broken)
+    fixed, broken = listed(found.fixed), listed(found.broken)
     return f"{first}\n\nFixed: {fixed}. Broken: {broken}."
 
 
-def _listed(samples: Sequence[SampleChange]) -> str:
+def listed(samples: Sequence[SampleChange]) -> str:
+    """The first of them, with what changed."""
     if not samples:
         return "none"
     more = len(samples) - _NAMED

@@ -328,6 +328,45 @@ def test_a_killed_repair_leaves_nothing_or_everything(project: Path) -> None:
     assert left < 8
 
 
+def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(project / "github"))
+    main(["repair", *GIVEN, "--quiet", "--out", "out", "--write_checkpoint"])
+    gates = ("--gate.max_lost", "0", "--gate.max-broken", "0.5", "--quiet")
+    by_patch = ["compare", *GIVEN, "--candidate", "out/patch.safetensors", *gates, "--out", "a"]
+    assert main(by_patch) == 0
+    whole = ["compare", *GIVEN, "--candidate", "out/repaired.ckpt", *gates, "--out", "b"]
+    assert main(whole) == 0
+    one, other = (json.loads((project / n / "report.json").read_text()) for n in ("a", "b"))
+    for report in (one, other):
+        del report["context"]
+    assert one == other
+    assert one["samples"] == 400
+    assert one["fixed"] > one["broken"]
+    back = ["--ckpt_path", "out/repaired.ckpt", "--candidate", "last.ckpt", "--out", "c"]
+    capsys.readouterr()
+    assert main(["compare", "--config", "config.yaml", *back, "--gate.max_lost", "0.01"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED  accuracy: accuracy lost" in shown
+    assert "Comparison: failed." in shown
+    worse = json.loads((project / "c" / "report.json").read_text())
+    assert worse["broken"] == one["fixed"]
+    assert worse["context"]["remake"].endswith("--candidate last.ckpt --gate.max_lost 0.01`")
+    assert (project / "github").read_text().split()[1:] == [
+        "status=passed", "status=passed", "status=failed",
+    ]  # fmt: skip
+
+
+def test_data_that_come_in_another_order_the_second_time_are_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:noisy")
+    code = main(["compare", *names, *GIVEN[2:], "--candidate", "last.ckpt", "--quiet"])
+    assert code == 2
+    assert "gave other samples in the second pass" in capsys.readouterr().err
+
+
 def test_a_network_of_another_task_is_repaired_by_its_mistakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

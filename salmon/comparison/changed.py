@@ -1,0 +1,179 @@
+"""Which weights differ between two networks, whether they are relatives, and what a reversal does.
+
+A gradient says where the loss pulls. To take a change back, and to count who is right again, says
+what the change did; beside it stands a change of the same size in a random direction.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from salmon.filters import FilterIndex, filter_rows
+from salmon.repairs.edit import Change, Edit, edited, plain_layout, rows_of, state_of
+from salmon.repairs.predictions import Objective, Predictions, predict
+from salmon.repairs.samples import Samples
+
+RELATED = 0.5
+"""Cosine between the weights of the layer that agrees most, from which on two networks are of one
+lineage; those of independent trainings have about 0."""
+FEWEST = 64
+"""Weights of a layer that is asked."""
+DRAWS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reversal:
+    """What it does to the new network to have some of its old weights."""
+
+    name: str  # of a layer, or of a filter
+    weights: int  # that differ
+    relative_change: float  # |new - old| / |old| of these; infinite where old is zero
+    rescued: int  # of the broken samples that were looked at, right again
+    lost: int  # of the others, right in the new network and no longer
+    net: float  # scaled to all samples
+    random: float  # the same of changes of equal norm, in the mean of a few
+
+
+def reversal_edit(old: nn.Module, new: nn.Module, index: FilterIndex) -> Edit:
+    """All rows that differ, with their old values."""
+    was, now, changes = state_of(old), state_of(new), []
+    known = {layer.weight: layer for layer in index.layers}
+    for name, tensor in was.items():
+        if not tensor.is_floating_point() or not tensor.numel() or name not in now:
+            continue
+        layer = known.get(name) or plain_layout(name, tensor)
+        before, after = (
+            filter_rows(t.detach().cpu(), layer) if name in known else t.detach().cpu().reshape(
+                layer.filters, -1
+            )
+            for t in (tensor, now[name])
+        )  # fmt: skip
+        rows = (before != after).any(1).nonzero().squeeze(1)
+        if len(rows):
+            changes.append(Change(layer, rows, before[rows].clone()))
+    return Edit(tuple(changes))
+
+
+def unlike(old: nn.Module, new: nn.Module) -> str:
+    """Why two networks cannot be compared filter by filter; nothing where they can."""
+    was, now = state_of(old), state_of(new)
+    shapes, others = ({n: tuple(t.shape) for n, t in s.items()} for s in (was, now))
+    if shapes != others:
+        odd = sorted(set(shapes.items()) ^ set(others.items()))[0][0]
+        return f"they are of different architectures (the first tensor that differs is {odd})"
+    cosines = [
+        _cosine(tensor, now[name])
+        for name, tensor in was.items()
+        if tensor.ndim > 1 and tensor.is_floating_point() and tensor.numel() >= FEWEST
+    ]
+    highest = max(cosines, default=1.0)
+    if highest >= RELATED:
+        return ""
+    return (
+        f"their weights have nothing to do with each other (cosine {highest:.2f} in the layer "
+        "where they agree most), as after independent trainings, where filter 3 of one is not "
+        "filter 3 of the other"
+    )
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    a, b = (each.detach().double().flatten().cpu() for each in (one, other))
+    norms = float(a.norm() * b.norm())
+    return float(a @ b) / norms if norms else 0.0
+
+
+def by_module(edit: Edit) -> dict[str, Edit]:
+    """Parts of an edit by layer."""
+    parts: dict[str, list[Change]] = {}
+    for change in edit.changes:
+        parts.setdefault(change.layer.layer, []).append(change)
+    return {name: Edit(tuple(changes)) for name, changes in parts.items()}
+
+
+def of_filter(edit: Edit, index: FilterIndex, number: int) -> Edit | None:
+    """The part of an edit that is one filter; None if that did not change."""
+    layer, channel = index.locate(number)
+    for change in edit.changes:
+        at = (change.channels == channel).nonzero().squeeze(1)
+        if change.layer.weight == layer.weight and len(at):
+            return Edit((Change(change.layer, change.channels[at], change.values[at]),))
+    return None
+
+
+def size_of(edit: Edit, now: Mapping[str, Tensor]) -> float:
+    """``|new - old| / |old|`` of all rows of a reversal."""
+    moved = sum(float((rows_of(now, c).double() - c.values.double()).square().sum())
+                for c in edit.changes)  # fmt: skip
+    norm = sum(float(c.values.double().square().sum()) for c in edit.changes)
+    return (moved / norm) ** 0.5 if norm else float("inf")
+
+
+class Reverser:
+    """Takes changes back on some of the samples, and counts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        right: tuple[Tensor, Tensor],
+        objective: Objective,
+        *,
+        tried: int,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """Choose the samples.
+
+        Args:
+            model: The new network.
+            right: ``[N]`` bool of the old and of the new network.
+            tried: Samples at most, broken ones and others each.
+        """
+        random = torch.Generator().manual_seed(seed)
+        was, now = right
+        chosen = []
+        self._scale = []
+        for rows in ((was & ~now).nonzero().squeeze(1), now.nonzero().squeeze(1)):
+            some = rows[torch.randperm(len(rows), generator=random)[:tried]]
+            chosen.append(some)
+            self._scale.append(len(rows) / max(1, len(some)))
+        self.broken = len(chosen[0])
+        self._samples = samples.take(torch.cat(chosen))
+        self._model, self._objective, self._batch_size = model, objective, batch_size
+        self._random = random
+
+    def take_back(self, name: str, edit: Edit) -> Reversal:
+        """Count who is right again, and who is wrong then."""
+        now = state_of(self._model)
+        rescued, lost = self._counted(edit)
+        nets = [self._net(*self._counted(self._random_like(edit, now))) for _ in range(DRAWS)]
+        return Reversal(
+            name=name, weights=edit.weights, relative_change=size_of(edit, now), rescued=rescued,
+            lost=lost, net=self._net(rescued, lost), random=sum(nets) / len(nets),
+        )  # fmt: skip
+
+    def _net(self, rescued: int, lost: int) -> float:
+        return rescued * self._scale[0] - lost * self._scale[1]
+
+    def _counted(self, edit: Edit) -> tuple[int, int]:
+        with edited(self._model, edit):
+            found: Predictions = predict(
+                self._model, self._samples, self._batch_size, self._objective
+            )
+        right = found.right
+        return int(right[: self.broken].sum()), int((~right[self.broken :]).sum())
+
+    def _random_like(self, edit: Edit, now: Mapping[str, Tensor]) -> Edit:
+        """As far from the new weights, tensor by tensor, in a random direction."""
+        changes = []
+        for change in edit.changes:
+            new = rows_of(now, change).double()
+            far = (change.values.double() - new).norm()
+            noise = torch.randn(new.shape, generator=self._random, dtype=torch.float64)
+            moved = new + far / noise.norm() * noise
+            if change.layer.weight.endswith("running_var"):
+                moved = moved.clamp_min(0.0)
+            changes.append(Change(change.layer, change.channels, moved.to(change.values.dtype)))
+        return Edit(tuple(changes))
