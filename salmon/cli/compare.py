@@ -67,7 +67,11 @@ def run_compare(options: CompareOptions) -> int:
         "remake": f"`{remake('compare', options)}`",
     }
     publish_folder(
-        options.out, lambda folder: write_comparison(folder, found, context), force=options.force
+        options.out,
+        lambda folder: write_comparison(
+            folder, found, context, samples if options.pictures else None
+        ),
+        force=options.force,
     )
     if not options.quiet:
         for rule in found.rules:

@@ -121,6 +121,7 @@ class CompareOptions(ProjectOptions):
         fit: Tails of the old network, such as fit-validation.safetensors of its training.
         batch_size: Samples at a time.
         max_samples: Most samples taken, chosen at random.
+        pictures: Also draw images that turned right and wrong; artifacts may be public.
         seed: Of random choices, where the config has no seed_everything.
         gate: What the new network must keep; without one, only that it predicts something.
     """
@@ -131,6 +132,7 @@ class CompareOptions(ProjectOptions):
     fit: str | None = None
     batch_size: PositiveInt = 64
     max_samples: PositiveInt = 20000
+    pictures: bool = False
     seed: int = 0
     gate: Gates = field(default_factory=Gates)
 

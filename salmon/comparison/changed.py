@@ -1,17 +1,29 @@
 """Which weights differ between two networks, whether they are relatives, and what a reversal does.
 
 A gradient says where the loss pulls. To take a change back, and to count who is right again, says
-what the change did; beside it stands a change of the same size in a random direction.
+what the change did; beside it stands a change of the same size in a random direction. For all
+filters at once, the growth of the loss is shared out along the way from old to new weights.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from salmon.filters import FilterIndex, filter_rows
-from salmon.repairs.edit import Change, Edit, edited, plain_layout, rows_of, state_of
+from salmon.filters import FilterIndex, filter_rows, parameters_by_name
+from salmon.repairs.edit import (
+    PLAIN,
+    Change,
+    Edit,
+    between,
+    edited,
+    plain_layout,
+    rows_of,
+    state_of,
+)
+from salmon.repairs.evidence import mean_gradients
 from salmon.repairs.predictions import Objective, Predictions, predict
 from salmon.repairs.samples import Samples
 
@@ -20,7 +32,9 @@ RELATED = 0.5
 lineage; those of independent trainings have about 0."""
 FEWEST = 64
 """Weights of a layer that is asked."""
-DRAWS = 3
+DRAWS = 2
+NODES = 8
+"""Points on the way from old to new weights, those of Gauss and Legendre."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +124,49 @@ def size_of(edit: Edit, now: Mapping[str, Tensor]) -> float:
     return (moved / norm) ** 0.5 if norm else float("inf")
 
 
+def loss_shares(
+    model: nn.Module,
+    samples: Samples,
+    edit: Edit,
+    index: FilterIndex,
+    objective: Objective,
+    batch_size: int,
+) -> tuple[Tensor, dict[str, float]]:
+    """How much of the growth of the mean loss the change of each filter and layer is behind.
+
+    Integrated gradients (Sundararajan et al. 2017, ICML) along the straight line from old to new
+    parameters: the integral of the gradient times the change. All parameters together have the
+    whole growth. Running statistics, and what else no gradient reaches, are those of the new
+    network all the way.
+
+    Args:
+        model: The new network.
+        edit: Its parameters that differ, with their old values.
+
+    Returns:
+        ``[F]`` of filters and, by name, of layers.
+    """
+    parameters = parameters_by_name(model)
+    own = Edit(tuple(c for c in edit.changes if c.layer.weight in parameters))
+    names = [change.layer.weight for change in own.changes]
+    new = own.values_in(state_of(model))
+    filters, layers = torch.zeros(len(index), dtype=torch.float64), dict[str, float]()
+    starts = {layer.weight: start for layer, start in zip(index.layers, index.starts, strict=False)}
+    for point, weight in zip(*np.polynomial.legendre.leggauss(NODES), strict=True):
+        with edited(model, between(own, new, (float(point) + 1) / 2)):
+            gradients = mean_gradients(model, samples, names, batch_size, objective)
+        for old, now in zip(own.changes, new.changes, strict=True):
+            gradient = gradients[old.layer.weight]
+            plain = gradient.reshape(old.layer.filters, -1)
+            rows = filter_rows(gradient, old.layer) if old.layer.unit != PLAIN else plain
+            moved = now.values.double() - old.values.double()
+            shares = float(weight) / 2 * (rows[old.channels] * moved).sum(1)
+            layers[old.layer.layer] = layers.get(old.layer.layer, 0.0) + float(shares.sum())
+            if old.layer.weight in starts:
+                filters.index_add_(0, old.channels + int(starts[old.layer.weight]), shares)
+    return filters, layers
+
+
 class Reverser:
     """Takes changes back on some of the samples, and counts."""
 
@@ -139,7 +196,8 @@ class Reverser:
             some = rows[torch.randperm(len(rows), generator=random)[:tried]]
             chosen.append(some)
             self._scale.append(len(rows) / max(1, len(some)))
-        self.broken = len(chosen[0])
+        self.broken = samples.take(chosen[0])
+        """Those that turned wrong."""
         self._samples = samples.take(torch.cat(chosen))
         self._model, self._objective, self._batch_size = model, objective, batch_size
         self._random = random
@@ -163,7 +221,7 @@ class Reverser:
                 self._model, self._samples, self._batch_size, self._objective
             )
         right = found.right
-        return int(right[: self.broken].sum()), int((~right[self.broken :]).sum())
+        return int(right[: len(self.broken)].sum()), int((~right[len(self.broken) :]).sum())
 
     def _random_like(self, edit: Edit, now: Mapping[str, Tensor]) -> Edit:
         """As far from the new weights, tensor by tensor, in a random direction."""

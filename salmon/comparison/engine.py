@@ -13,6 +13,7 @@ from salmon.comparison.changed import (
     Reversal,
     Reverser,
     by_module,
+    loss_shares,
     of_filter,
     reversal_edit,
     size_of,
@@ -65,8 +66,10 @@ class ModelComparison:
     changed: dict[str, float]  # relative change of each changed layer
     unlike: str  # why filters and layers are not compared; empty where they are
     blame: Blame | None  # None where no sample turned wrong, or networks are unlike
+    loss_shares: dict[str, float]  # by layer, what its change added to the loss of broken samples
+    filter_loss_shares: dict[str, float]  # of the filters that added most
     reversals: tuple[Reversal, ...]  # of layers, those that rescue most first
-    filter_reversals: tuple[Reversal, ...]  # of blamed filters that changed
+    filter_reversals: tuple[Reversal, ...]  # of these filters
     gates: Gates
     settings: CompareSettings
 
@@ -156,6 +159,8 @@ def compare(
         changed={},
         unlike=strange,
         blame=None,
+        loss_shares={},
+        filter_loss_shares={},
         reversals=(),
         filter_reversals=(),
         gates=gates,
@@ -194,8 +199,13 @@ def compare(
     )  # fmt: skip
     parts = by_module(edit)
     layers = [(name, parts[name]) for name in list(changed)[: settings.layers]]
-    wanted = [(each.name, of_filter(edit, index, each.filter)) for each in blame.filters]
-    filters = [(name, part) for name, part in wanted if part is not None][: settings.filters]
+    shares, by_layer = loss_shares(new, reverser.broken, edit, index, objective, batch_size)
+    first = shares.sort(descending=True, stable=True).indices[: settings.filters].tolist()
+    filters = [
+        (index.label(number), part)
+        for number in first
+        if shares[number] > 0 and (part := of_filter(edit, index, number)) is not None
+    ]
     taken: list[Reversal] = []
     for name, part in (*layers, *filters):
         taken.append(reverser.take_back(name, part))
@@ -203,6 +213,8 @@ def compare(
     return replace(
         found,
         blame=blame,
+        loss_shares=by_layer,
+        filter_loss_shares={index.label(n): float(shares[n]) for n in first if shares[n] > 0},
         reversals=_best_first(taken[: len(layers)]),
         filter_reversals=_best_first(taken[len(layers) :]),
     )

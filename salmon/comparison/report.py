@@ -9,27 +9,39 @@ from salmon.comparison.changed import Reversal
 from salmon.comparison.engine import ModelComparison
 from salmon.files import json_text, versions, write_atomically
 from salmon.markdown import cell, literal, markdown_table
+from salmon.repairs import Samples
 from salmon.repairs.report import junit_of, limited, listed, rules_table
 
 SCHEMA = "salmon.comparison/1"
 _ROWS = 20
+_TINY = 1e-300
 
 
 def write_comparison(
-    folder: Path, found: ModelComparison, context: Mapping[str, Any] | None = None
+    folder: Path,
+    found: ModelComparison,
+    context: Mapping[str, Any] | None = None,
+    pictures: Samples | None = None,
 ) -> None:
     """Write ``report.md``, ``report.json`` and ``junit.xml``; makes the folder.
 
     Args:
         context: Names and values that the reports begin with, such as the checkpoints.
+        pictures: The samples; the first fixed and broken images are drawn to ``samples.png``.
+            Reports may be public, so None draws none.
     """
+    from salmon.repairs.figure import samples_png  # matplotlib takes a second to load
+
     texts = {
         "report.json": json_text(report(found, context), indent=1) + "\n",
         "report.md": markdown(found, context),
         "junit.xml": junit_of("compare", found.rules),
     }
-    for name, text in texts.items():
-        data = text.encode()
+    files = {name: text.encode() for name, text in texts.items()}
+    drawn = None if pictures is None else samples_png(pictures, found.samples)
+    if drawn is not None:
+        files["samples.png"] = drawn
+    for name, data in files.items():
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
 
 
@@ -65,6 +77,8 @@ def report(found: ModelComparison, context: Mapping[str, Any] | None = None) -> 
             "groups_before": blame.groups[0],
             "groups_after": blame.groups[1],
         },
+        "loss_shares": found.loss_shares,
+        "filter_loss_shares": found.filter_loss_shares,
         "reversals": [asdict(each) for each in found.reversals],
         "filter_reversals": [asdict(each) for each in found.filter_reversals],
     }  # fmt: skip
@@ -77,8 +91,8 @@ def headline(found: ModelComparison) -> str:
     text = (
         f"{100 * counts.before:.1f} % to {100 * counts.after:.1f} % of {counts.samples} samples "
         f"right ({100 * counts.gain:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}): "
-        f"{counts.fixed} fixed, {counts.broken} broken (p = {min(1.0, _two_sided(found)):.2g} by "
-        "McNemar's exact test)."
+        f"{counts.fixed} fixed, {counts.broken} broken (p {_two_sided(found)} by McNemar's exact "
+        "test)."
     )
     worse = [each for each in found.groups if each.p <= 0.05]
     if worse:
@@ -93,8 +107,9 @@ def headline(found: ModelComparison) -> str:
     return text
 
 
-def _two_sided(found: ModelComparison) -> float:
-    return 2 * min(found.counts.p, found.regressed)
+def _two_sided(found: ModelComparison) -> str:
+    p = min(1.0, 2 * min(found.counts.p, found.regressed))
+    return f"= {p:.2g}" if p > _TINY else f"< {_TINY:g}"
 
 
 def markdown(found: ModelComparison, context: Mapping[str, Any] | None = None) -> str:
@@ -134,47 +149,56 @@ def _where(found: ModelComparison) -> list[str]:
     if not found.changed:
         return ["No weight differs."]
     parts = []
+    blame = {} if found.blame is None else found.blame.layers
     if found.reversals:
         parts += [
-            "To have the old weights of one layer in the new network (samples that turned wrong "
-            "and are right again, those that become wrong, the net over all samples, and that of "
-            "random changes of equal norm; blame: in how many more of 100 samples that turned "
-            "wrong one of its filters is among the first, than in the old network):",
-            _reversals(found.reversals, {} if found.blame is None else found.blame.layers),
+            "By layer: *loss*, what its change added to the mean loss of the samples that turned "
+            "wrong; with the layer's old weights in the new network, how many of these are "
+            "*rescued*, how many others *lost*, and the *net* over all samples, beside that of "
+            "random changes of equal norm; *blame*, in how many more of 100 samples that turned "
+            "wrong each of its filters is among the first, in mean, than in the old network.",
+            _reversals(found.reversals, found.loss_shares, blame),
         ]
     else:
         rows = [[literal(name), f"{100 * c:.1f} %"] for name, c in found.changed.items()]
         parts.append(_table(["layer", "relative change"], rows))
     if found.blame is not None:
-        blame = found.blame
         parts += [
-            f"What {blame.samples} samples that turned wrong blame in the new network, by the "
-            "tails of the old one, beside the same samples in the old network; p: that they name "
-            "a filter as right samples do, adjusted for all filters:",
+            f"What {found.blame.samples} samples that turned wrong blame in the new network, by "
+            "the tails of the old one, beside the same samples in the old network; p: that they "
+            "name a filter as right samples do, adjusted for all filters:",
             _table(
                 ["filter", "samples, new", "old", "expected", "p"],
                 [
                     [literal(f.name), f.new, f.old, f"{f.expected:.1f}",
                      "" if f.p is None else f"{f.p:.2g}"]
-                    for f in blame.filters
+                    for f in found.blame.filters
                 ],
             ),
         ]  # fmt: skip
     if found.filter_reversals:
-        parts += ["To take back one of these filters:", _reversals(found.filter_reversals, {})]
+        parts += [
+            "The filters whose change added most to the loss, taken back one at a time:",
+            _reversals(found.filter_reversals, found.filter_loss_shares, {}),
+        ]
     return parts
 
 
-def _reversals(found: Sequence[Reversal], blame: Mapping[str, float]) -> str:
+def _reversals(
+    found: Sequence[Reversal], shares: Mapping[str, float], blame: Mapping[str, float]
+) -> str:
     rows = [
-        [literal(each.name), each.weights, f"{100 * each.relative_change:.1f} %", each.rescued,
-         each.lost, f"{each.net:+.0f}", f"{each.random:+.0f}",
-         *([f"{100 * blame[each.name]:+.1f}" if each.name in blame else ""] if blame else [])]
+        [literal(each.name), each.weights, f"{100 * each.relative_change:.1f} %",
+         _known(shares, each.name, 1), each.rescued, each.lost, f"{each.net:+.0f}",
+         f"{each.random:+.0f}", *([_known(blame, each.name, 100)] if blame else [])]
         for each in found
     ]  # fmt: skip
-    names = ["", "weights", "relative change", "rescued", "lost", "net", "net, random"]
-    names += ["blame, points"] if blame else []
-    return _table(names, rows)
+    names = ["", "weights", "relative change", "loss", "rescued", "lost", "net", "net, random"]
+    return _table([*names, "blame"] if blame else names, rows)
+
+
+def _known(values: Mapping[str, float], name: str, unit: int) -> str:
+    return f"{unit * values[name]:+.2g}" if name in values else ""
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -55,7 +55,7 @@ class CompareSettings:
         fitted: Most samples that the tails are fitted to.
         tried: Most samples, broken ones and others each, on which changes are taken back.
         layers: Most changed layers that are taken back, those with the largest change first.
-        filters: Most blamed filters that are taken back one by one.
+        filters: Most filters that are taken back one by one, those behind most of the loss first.
         seed: Of random choices.
 
     Raises:
@@ -65,7 +65,7 @@ class CompareSettings:
     level: float = 0.90
     top_k: int = 25
     fitted: int = 1000
-    tried: int = 300
+    tried: int = 200
     layers: int = 64
     filters: int = 10
     seed: int = 0

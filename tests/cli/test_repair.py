@@ -298,6 +298,21 @@ def test_the_shell_script_for_ci_runs(project: Path) -> None:
     assert done.returncode == 2
 
 
+def test_the_shell_script_for_pull_requests_runs(project: Path) -> None:
+    environment = os.environ | {
+        "PATH": f"{SALMON.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_STEP_SUMMARY": str(project / "summary.md"),
+    }
+    script = [str(ROOT / "examples" / "ci" / "compare.sh"), "config.yaml", "last.ckpt", "last.ckpt"]
+    done = subprocess.run(
+        [*script, "out", "--gate.max_lost", "0"],
+        cwd=project, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (project / "summary.md").read_text().startswith("# Comparison: passed")
+
+
 @pytest.mark.slow
 def test_a_killed_repair_leaves_nothing_or_everything(project: Path) -> None:
     command = [str(SALMON), "repair", *GIVEN, "--quiet", "--out", "out"]
@@ -334,7 +349,9 @@ def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
     monkeypatch.setenv("GITHUB_OUTPUT", str(project / "github"))
     main(["repair", *GIVEN, "--quiet", "--out", "out", "--write_checkpoint"])
     gates = ("--gate.max_lost", "0", "--gate.max-broken", "0.5", "--quiet")
-    by_patch = ["compare", *GIVEN, "--candidate", "out/patch.safetensors", *gates, "--out", "a"]
+    by_patch = ["compare", *GIVEN, "--candidate", "out/patch.safetensors", *gates, "--out", "a",
+        "--pictures",
+    ]  # fmt: skip
     assert main(by_patch) == 0
     whole = ["compare", *GIVEN, "--candidate", "out/repaired.ckpt", *gates, "--out", "b"]
     assert main(whole) == 0
@@ -343,6 +360,8 @@ def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
         del report["context"]
     assert one == other
     assert one["samples"] == 400
+    assert (project / "a" / "samples.png").stat().st_size > 1000
+    assert not (project / "b" / "samples.png").exists()
     assert one["fixed"] > one["broken"]
     back = ["--ckpt_path", "out/repaired.ckpt", "--candidate", "last.ckpt", "--out", "c"]
     capsys.readouterr()

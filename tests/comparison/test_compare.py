@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import salmon
 from salmon import CompareSettings, Gates, InputError, ModelComparison, Samples, compare
 from salmon.comparison import headline, write_comparison
-from salmon.comparison.changed import FEWEST, reversal_edit, unlike
+from salmon.comparison.changed import FEWEST, loss_shares, reversal_edit, unlike
 from salmon.comparison.groups import groups_of
 from salmon.repairs.edit import edited
-from salmon.repairs.predictions import Objective
+from salmon.repairs.predictions import Objective, predict
 from tests.other_tasks import CASES
 from tests.other_tasks import some as some_of
 from tests.other_tasks import trained as trained_for
@@ -108,10 +108,27 @@ def test_a_scrambled_layer_is_traced_by_blame_and_by_reversal(name: str) -> None
     found = compare(trained(), scrambled(name), some(500, 5, shifted=False), settings=FEW)
     assert found.blame is not None
     assert next(iter(found.blame.layers)) == name
+    assert max(found.loss_shares, key=lambda layer: found.loss_shares[layer]) == name
     best = found.reversals[0]
     assert best.name == name
     assert best.net > 0.9 * found.counts.broken > best.random
     assert name in headline(found)
+
+
+@pytest.mark.parametrize("name", ["0", "3"])
+def test_shares_of_the_loss_add_up_to_its_growth_and_name_the_layer(name: str) -> None:
+    old, new, samples = trained().double(), scrambled(name).double(), some(80, 5, shifted=False)
+    samples = Samples(samples.inputs.double(), samples.targets, samples.ids)
+    index = salmon.FilterIndex.from_model(old)
+    edit = reversal_edit(old, new, index)
+    filters, layers = loss_shares(new, samples, edit, index, Objective(), 32)
+    before, after = (predict(each, samples, 64).losses.mean() for each in (old, new))
+    # Of 8 points of a curve with kinks; running statistics are the same in both.
+    assert sum(layers.values()) == pytest.approx(float(after - before), rel=0.05)
+    assert max(layers, key=lambda layer: layers[layer]) == name
+    position = [layer.layer for layer in index.layers].index(name)
+    own = filters[index.layer_of == position]
+    assert float(own.sum()) == pytest.approx(layers[name], rel=0.01)  # its bias changed a little
 
 
 def test_one_of_several_scrambled_filters_is_found_to_be_the_one_that_counts() -> None:
