@@ -42,6 +42,12 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-3)
 
 
+class NetOfMappings(Net):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        right = (self(batch["image"]).argmax(1) == batch["label"]).float().mean()
+        self.log("right", right, batch_size=len(batch["label"]))
+
+
 def loaders() -> dict[str, Any]:
     """What ``--data`` may name instead of a data module."""
     data = Squares()
@@ -57,6 +63,16 @@ def in_pieces() -> dict[str, Any]:
 def noisy() -> dict[str, Any]:
     """Other samples each time."""
     return {"test": DataLoader(dataset(100, time.time_ns() % 2**31, shifted=True), 64)}
+
+
+def cameras() -> dict[str, Any]:
+    """Batches that say more than the label."""
+    images, labels = dataset(100, 2, shifted=True).tensors
+    rows = [
+        {"image": image, "label": label, "camera": "left" if row % 2 else "right"}
+        for row, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    return {"test": DataLoader(rows, 64)}  # type: ignore[arg-type]
 
 
 def broken() -> nn.Module:

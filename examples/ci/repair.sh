@@ -18,5 +18,8 @@ fi
 
 if [ -f "$out/patch.safetensors" ]; then
     salmon apply --patch "$out/patch.safetensors" --ckpt_path "$checkpoint" --out "$out/repaired.ckpt" || exit 2
+    # What it does to the data that the network serves already.
+    salmon compare --config "$config" --ckpt_path "$checkpoint" --candidate "$out/patch.safetensors" \
+        --new val --reference none --out "$out/comparison" --quiet || exit 2
 fi
 exit "$code"

@@ -18,6 +18,8 @@ from salmon.progress import Progress
 from salmon.repairs import Patch, Samples, is_patch
 from salmon.tails import load_fit
 
+_Columns = dict[str, list[object]]
+
 
 def run_compare(options: CompareOptions) -> int:
     """Collect the samples in the project's own loop, compare, write, print.
@@ -29,22 +31,25 @@ def run_compare(options: CompareOptions) -> int:
     path = Path(options.candidate)
     with Progress(quiet=options.quiet) as progress:
 
-        def taken(given: CompareOptions, name: str) -> tuple[Project, Samples]:
-            project = load_project(given, given.seed)
-            samples = collected(
-                project, given, name, most=given.max_samples, seed=given.seed, progress=progress
-            )
-            return project, samples
+        def taken(given: CompareOptions, name: str) -> tuple[Project, Samples, _Columns]:
+            project, columns = load_project(given, given.seed), []
+            if name == given.new:
+                columns = given.slices
+            samples, slices = collected(
+                project, given, name, most=given.max_samples, seed=given.seed, columns=columns,
+                progress=progress,
+            )  # fmt: skip
+            return project, samples, slices
 
         reference = None
         if options.reference != "none":
-            _, reference = taken(options, options.reference)
-        project, samples = taken(options, options.new)
+            _, reference, _ = taken(options, options.reference)
+        project, samples, slices = taken(options, options.new)
         candidate: Patch | nn.Module
         if is_patch(path):
             candidate = Patch.load(path)
         else:
-            other, again = taken(replace(options, ckpt_path=str(path)), options.new)
+            other, again, _ = taken(replace(options, ckpt_path=str(path)), options.new)
             candidate = other.module
             if samples.fingerprint() != again.fingerprint():
                 raise InputError(
@@ -55,7 +60,7 @@ def run_compare(options: CompareOptions) -> int:
         index = FilterIndex.from_model(project.module)
         found = compare(
             project.module, candidate, samples, options.gate,
-            settings=CompareSettings(seed=options.seed), reference=reference,
+            settings=CompareSettings(seed=options.seed), reference=reference, slices=slices,
             task=options.task or project.settings.task, loss=project.settings.loss, index=index,
             fit=None if options.fit is None else load_fit(options.fit, index),
             batch_size=options.batch_size, progress=progress,

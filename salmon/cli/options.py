@@ -118,6 +118,7 @@ class CompareOptions(ProjectOptions):
 
     Attributes:
         candidate: Checkpoint of the new network, or a patch.
+        slices: Entries of the batches, such as camera, by whose values samples are told apart, too.
         fit: Tails of the old network, such as fit-validation.safetensors of its training.
         batch_size: Samples at a time.
         max_samples: Most samples taken, chosen at random.
@@ -129,6 +130,7 @@ class CompareOptions(ProjectOptions):
     candidate: str
     reference: str = "none"
     out: Path = Path("salmon-comparison")
+    slices: list[str] = field(default_factory=list)
     fit: str | None = None
     batch_size: PositiveInt = 64
     max_samples: PositiveInt = 20000

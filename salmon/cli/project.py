@@ -140,8 +140,8 @@ def run_pass(
 
 def collected(
     project: Project, options: ProjectOptions, name: str,
-    *, most: int, seed: int, progress: Progress,
-) -> Samples:  # fmt: skip
+    *, most: int, seed: int, progress: Progress, columns: Sequence[str] = (),
+) -> tuple[Samples, dict[str, list[object]]]:  # fmt: skip
     """The samples of one pass of a project's trainer, as its network gets them.
 
     Args:
@@ -149,11 +149,18 @@ def collected(
         name: Of the data, as of ``ProjectOptions.new``.
         most: Keep at most so many.
         seed: Of their choice.
+        columns: Entries of the batches.
+
+    Returns:
+        N samples, and ``[N]`` values of each column.
     """
-    collector = SampleCollector(project.settings, most=most, seed=seed)
+    collector = SampleCollector(project.settings, most=most, seed=seed, columns=columns)
     run_pass(project, options, name, collector, folder=options.out.parent, progress=progress)
     found = collector.book.gathered
-    return found[chosen(found, name)].samples()
+    scope = chosen(found, name)
+    samples, noted = found[scope].samples(), collector.columns.get(scope, {})
+    rows = [noted[each] for each in samples.ids] if columns else []
+    return samples, {column: [row[i] for row in rows] for i, column in enumerate(columns)}
 
 
 def stage_of(name: str) -> str:

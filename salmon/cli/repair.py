@@ -118,7 +118,7 @@ def _collected(
     project = load_project(options, options.seed or 0)
     own = {**project.repair, **explicit}
     settings = RepairSettings(**own if options.seed is None else own | {"seed": options.seed})
-    samples = collected(
+    samples, _ = collected(
         project, options, name, most=settings.max_samples, seed=settings.seed, progress=progress
     )
     return project, settings, samples

@@ -1,6 +1,6 @@
 """Labelled samples out of a trainer's own loop, as the network gets them there, for a repair."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -86,16 +86,22 @@ class SampleBook:
 class SampleCollector(CallbackBase):
     """Collects what a validation or test feeds to its network, without measuring it."""
 
-    def __init__(self, settings: Settings, *, most: int, seed: int) -> None:
+    def __init__(
+        self, settings: Settings, *, most: int, seed: int, columns: Sequence[str] = ()
+    ) -> None:
         """Start empty.
 
         Args:
             settings: How batches are unpacked, and where ids come from.
             most: Samples kept of each loader.
             seed: Of their choice.
+            columns: Entries of the batches, which are mappings then, to be noted of every sample.
         """
         super().__init__()
         self.book = SampleBook(most=most, seed=seed)
+        self.columns: dict[str, dict[int | str, tuple[object, ...]]] = {}
+        """By scope and id, the values of the columns."""
+        self._names = tuple(columns)
         self._settings = settings
         self._numbering: dict[str, Numbering] = {}
         self._watch: StepWatch | None = None
@@ -137,6 +143,23 @@ class SampleCollector(CallbackBase):
             numbers = self._numbering.setdefault(scope, Numbering()).next(samples)
             ordered = in_dataset_order(trainer, dataloader_idx)
             self.book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
+            if self._names:
+                names = numbers.tolist() if ids is None else ids
+                values = zip(*(_column(batch, n, samples) for n in self._names), strict=True)
+                self.columns.setdefault(scope, {}).update(zip(names, values, strict=True))
             self._watch.close()
 
     on_test_batch_end = on_validation_batch_end
+
+
+def _column(batch: Any, name: str, samples: int) -> list[object]:
+    """``[N]`` plain values of an entry of a batch."""
+    values = batch.get(name) if isinstance(batch, Mapping) else None
+    values = values.tolist() if isinstance(values, Tensor) else values
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != samples:
+        raise InputError(
+            f"the batch has no entry {name!r} with a value for each of its {samples} samples; "
+            "slices need batches that are mappings, such as {'image': ..., 'label': ..., "
+            f"{name!r}: [...]}}."
+        )
+    return list(values)

@@ -291,6 +291,8 @@ def test_the_shell_script_for_ci_runs(project: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (project / "out" / "repaired.ckpt").exists()
+    compared = json.loads((project / "out" / "comparison" / "report.json").read_text())
+    assert compared["status"] == "passed"
     assert (project / "summary.md").read_text().startswith("# Repair: accepted")
     done = subprocess.run(
         [*script, "out"], cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -375,6 +377,27 @@ def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
     assert (project / "github").read_text().split()[1:] == [
         "status=passed", "status=passed", "status=failed",
     ]  # fmt: skip
+
+
+def test_slices_are_entries_of_the_batches(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "tests.project_of_a_user"
+    names = ("--model", f"{own}:NetOfMappings", "--data", f"{own}:cameras")
+    given = ["compare", *names, *GIVEN[2:], "--candidate", "last.ckpt", "--quiet"]
+    assert main([*given, "--slices", "[camera]", "--out", "a"]) == 0
+    report = json.loads((project / "a" / "report.json").read_text())
+    cameras = {g["name"]: g["samples"] for g in report["groups"] if g["kind"] == "camera"}
+    assert cameras == {"left": 50, "right": 50}
+    capsys.readouterr()
+    assert main([*given, "--slices", "[site]", "--out", "b"]) == 2
+    assert "no entry 'site' with a value for each" in capsys.readouterr().err
+
+
+def test_workflows_are_valid() -> None:
+    lint = [str(SALMON.with_name("actionlint")), *map(str, (ROOT / "examples/ci").glob("*.yml"))]
+    done = subprocess.run(lint, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_data_that_come_in_another_order_the_second_time_are_refused(
