@@ -8,7 +8,7 @@ from torch import nn
 from salmon.cli.checkpoints import hashed
 from salmon.cli.options import CompareOptions
 from salmon.cli.project import Project, collected, load_project, remake
-from salmon.cli.repair import tell_github
+from salmon.cli.verdict import print_rules, tell_github
 from salmon.comparison import CompareSettings, compare, headline, write_comparison
 from salmon.comparison.engine import PASSED
 from salmon.errors import InputError
@@ -79,8 +79,7 @@ def run_compare(options: CompareOptions) -> int:
         force=options.force,
     )
     if not options.quiet:
-        for rule in found.rules:
-            print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
+        print_rules(found.rules)
     print(f"Comparison: {found.status}. {headline(found)} Written: {options.out}")
     tell_github(found.status)
     return 0 if found.status == PASSED else 1

@@ -1,21 +1,28 @@
 """``salmon diagnose``: the monitor in a trainer that tests a checkpoint, and a summary."""
 
+import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from salmon.cli.checkpoints import hashed
-from salmon.cli.options import DiagnoseOptions
+from salmon.cli.options import DiagnoseOptions, DiagnosisGates
 from salmon.cli.project import Project, chosen, load_project, remake, run_pass
 from salmon.cli.table import print_table
+from salmon.cli.verdict import print_rules, tell_github
 from salmon.diagnosis import Diagnosis
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.gpd import TailFit
 from salmon.monitor import SaliencyMonitor
 from salmon.monitor.output import LOGS
 from salmon.progress import Progress
-from salmon.ranking import filter_shares, group_shares
+from salmon.ranking import Calibration, filter_shares, group_shares
+from salmon.repairs.judge import ROUNDING, Rule
+from salmon.repairs.report import junit_of
 from salmon.views import (
     FINDING_COLUMNS,
     PAIR_COLUMNS,
@@ -35,6 +42,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     """Measure, rank, write, print."""
     check_new_folder(options.out, force=options.force)
     said: list[str] = []
+    passed: list[bool] = []
 
     def fill(folder: Path) -> None:
         with Progress(quiet=options.quiet) as progress:
@@ -50,7 +58,13 @@ def run_diagnose(options: DiagnoseOptions) -> int:
             own["checkpoint"] = hashed(Path(options.ckpt_path))
         record = replace(record, origin=record.origin | own)
         write_pass(path, record)
+        rules = list(_rules(diagnosis, options.gate))
+        passed.append(all(rule.passed for rule in rules))
         summary = _summary(project.name, diagnosis, record, options)
+        if rules:
+            summary["gates"] = [asdict(rule) for rule in rules]
+            junit = junit_of("diagnose", rules).encode()
+            write_atomically(folder / "junit.xml", lambda file: file.write(junit))
         text = f"{json_text(summary, indent=1)}\n".encode()
         write_atomically(folder / "diagnosis.json", lambda file: file.write(text))
         for doubt in diagnosis.doubts:
@@ -58,6 +72,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
         if not options.quiet:
             print_shares(diagnosis)
             _print_findings(record)
+            print_rules(rules)
         said.append(
             f"{diagnosis.misclassified} of {diagnosis.samples} new samples are "
             f"{'misclassified' if diagnosis.has_classes else 'mistakes'}. Written: {options.out}"
@@ -65,7 +80,45 @@ def run_diagnose(options: DiagnoseOptions) -> int:
 
     publish_folder(options.out, fill, force=options.force)
     print(said[0])
-    return 0
+    if options.gate == DiagnosisGates():
+        return 0
+    tell_github("passed" if passed[0] else "failed")
+    return 0 if passed[0] else 1
+
+
+def _rules(diagnosis: Diagnosis, gates: DiagnosisGates) -> Iterator[Rule]:
+    """The gates that are set, and with them that the numbers can be trusted."""
+    if gates == DiagnosisGates():
+        return
+    doubts = len(diagnosis.doubts)
+    yield Rule("trusted", not doubts, doubts, 0, " ".join(diagnosis.doubts) or "no doubts")
+    if gates.min_accuracy is not None:
+        wrong = diagnosis.misclassified / max(1, diagnosis.samples)
+        most = 1 - gates.min_accuracy
+        text = f"{diagnosis.misclassified} of {diagnosis.samples} samples are mistakes: {wrong:.2%}"
+        yield Rule("accuracy", wrong <= most + ROUNDING, wrong, most, f"{text}, {most:.2%} allowed")
+    if gates.max_findings is not None:
+        found = len(diagnosis.findings.filters)
+        text = f"{found} filters are blamed beyond chance, {gates.max_findings} allowed"
+        yield Rule("findings", found <= gates.max_findings, found, gates.max_findings, text)
+    if gates.max_miscalibration is not None:
+        held = diagnosis.calibration
+        off = math.nan if held is None else _off(held)
+        text = (
+            f"values are exceeded {off:.3g} times as often, or as seldom, as their p says, by the "
+            f"end of the 90 % band that is nearer to 1; {gates.max_miscalibration:g} allowed"
+        )
+        most = gates.max_miscalibration
+        yield Rule("calibration", off <= most, off, most, text)
+
+
+def _off(held: Calibration) -> float:
+    """Largest factor by which a band of observed by predicted exceedance misses 1."""
+    low, high = held.low.double(), held.high.double()
+    known = torch.isfinite(low) & (high > 0)
+    if not bool(known.any()):  # too few samples, or too many to be kept
+        return math.nan
+    return float(torch.maximum(low, 1 / high)[known].clamp_min(1.0).max())
 
 
 def _measured(
@@ -80,6 +133,8 @@ def _measured(
         "estimator": options.estimator,
         "task": options.task,
     }
+    if folder is not None and options.gate.max_miscalibration is not None:
+        own["calibrate"] = True
     settings = replace(
         project.settings,
         reference=fit,

@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from salmon.comparison import Gates
 from salmon.errors import InputError
@@ -65,6 +71,23 @@ class ProjectOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnosisGates:
+    """What a network must keep, so that a diagnosis is a check; a gate that is None is open.
+
+    Attributes:
+        min_accuracy: Least share of the new samples that are no mistakes.
+        max_findings: Most filters that mistakes blame beyond chance.
+        max_miscalibration: Factor, such as 2, by which filters may exceed a value more often, or
+            less often, than their p says, on samples that were held out; beyond it must lie the
+            whole 90 % band at a probability. It needs all samples to be measured.
+    """
+
+    min_accuracy: ClosedUnitInterval | None = None
+    max_findings: NonNegativeInt | None = None
+    max_miscalibration: PositiveFloat | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnoseOptions(ProjectOptions):
     """A project, and what to do with it.
 
@@ -76,6 +99,7 @@ class DiagnoseOptions(ProjectOptions):
         estimator: "shrunk", where the filters of a layer inform each other's tails, or "ml"; by
             default likewise, or "shrunk".
         seed: Of random choices, where the config has no seed_everything.
+        gate: What the network must keep; without one the exit code is 0 whatever is found.
     """
 
     out: Path = Path("salmon-diagnosis")
@@ -84,6 +108,7 @@ class DiagnoseOptions(ProjectOptions):
     top_k: PositiveInt | None = None
     estimator: Estimator | None = None
     seed: int = 0
+    gate: DiagnosisGates = field(default_factory=DiagnosisGates)
 
 
 @dataclass(frozen=True, kw_only=True)

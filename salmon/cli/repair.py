@@ -1,6 +1,5 @@
 """``salmon repair``: from a checkpoint and data to a patch that the rules accept."""
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from salmon.cli.checkpoints import hashed, read_checkpoint, write_checkpoint
 from salmon.cli.options import RepairOptions
 from salmon.cli.project import Project, collected, load_project, remake
 from salmon.cli.table import print_table
+from salmon.cli.verdict import print_rules, tell_github
 from salmon.errors import InputError
 from salmon.files import check_new_folder, publish_folder
 from salmon.filters import FilterIndex
@@ -82,14 +82,6 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
     return codes.get(outcome.status, REJECTED_CODE)
 
 
-def tell_github(status: str) -> None:
-    """Set the output ``status`` of a step of GitHub Actions, if this is one."""
-    place = os.environ.get("GITHUB_OUTPUT")
-    if place:
-        with Path(place).open("a", encoding="utf-8") as file:
-            file.write(f"status={status}\n")
-
-
 def _context(
     options: RepairOptions, explicit: Mapping[str, Any], name: str, *, patched: bool
 ) -> dict[str, str]:
@@ -129,8 +121,7 @@ def print_outcome(outcome: Outcome) -> None:
     if outcome.winner is None:
         return
     print_table("On samples that nothing was chosen by:", COLUMNS, comparison_rows(outcome))
-    for rule in outcome.winner.verdict.rules:
-        print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
+    print_rules(outcome.winner.verdict.rules)
 
 
 def _write(

@@ -83,16 +83,20 @@ def samples_png(samples: Samples, change: SetChange) -> bytes | None:
     if images is None or not (change.fixed or change.broken):
         return None
     row_of = {name: row for row, name in enumerate(samples.ids)}
-    lines = 2 * _IMAGES // _COLUMNS
-    figure = Figure(figsize=(_COLUMNS, 1.3 * lines))
-    for title, found, place in (("fixed", change.fixed, 0), ("broken", change.broken, _IMAGES)):
-        for number, one in enumerate(found[:_IMAGES]):
-            axes = figure.add_subplot(lines, _COLUMNS, place + number + 1)
+    parts = [("fixed", change.fixed[:_IMAGES]), ("broken", change.broken[:_IMAGES])]
+    lines = [-(-len(found) // _COLUMNS) for _, found in parts]
+    figure = Figure(figsize=(_COLUMNS, 1.3 * sum(lines)))
+    for (title, found), above in zip(parts, (0, lines[0]), strict=True):
+        for number, one in enumerate(found):
+            place = above * _COLUMNS + number + 1
+            axes = figure.add_subplot(sum(lines), _COLUMNS, place)
             axes.imshow(_shown(images[row_of[one.id]]), cmap="gray")
-            axes.set_title(f"{title}: {one.what}".replace(" ", "\n", 2), fontsize=6)
+            what = one.what.replace(*((", ", "\n") if ", " in one.what else (" ", "\n")), 1)
+            axes.set_title(f"{title}: {what}", fontsize=6)
             axes.axis("off")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    metadata = {"Software": None}
+    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", metadata=metadata)
     return buffer.getvalue()
 
 

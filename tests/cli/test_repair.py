@@ -379,6 +379,26 @@ def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
     ]  # fmt: skip
 
 
+def test_a_diagnosis_is_a_check_where_it_has_gates(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_OUTPUT", str(project / "github"))
+    given = ["diagnose", *GIVEN, "--reference", "none"]
+    loose = ("--gate.min_accuracy", "0.01", "--gate.max_findings", "9999")
+    assert main([*given, *loose, "--gate.max-miscalibration", "1000", "--out", "a"]) == 0
+    assert "passed  calibration: values are exceeded" in capsys.readouterr().out
+    assert main([*given, "--gate.min_accuracy", "0.999", "--quiet", "--out", "b"]) == 1
+    assert main([*given, "--quiet", "--out", "c"]) == 0
+    assert (project / "github").read_text().split() == ["status=passed", "status=failed"]
+    gates = json.loads((project / "b" / "diagnosis.json").read_text())["gates"]
+    assert [(rule["name"], rule["passed"]) for rule in gates] == [
+        ("trusted", True), ("accuracy", False),
+    ]  # fmt: skip
+    suite = ElementTree.parse(project / "b" / "junit.xml").getroot()
+    assert (suite.get("name"), suite.get("failures")) == ("salmon diagnose", "1")
+    assert not (project / "c" / "junit.xml").exists()
+
+
 def test_slices_are_entries_of_the_batches(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
