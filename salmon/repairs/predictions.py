@@ -41,18 +41,24 @@ class Objective:
             InputError: If labels are no classes of the network.
         """
         answers = self.task.read(output, targets, self.loss)
-        if answers.beyond is not None and bool(answers.beyond.any()):
-            raise InputError(
-                f"{int(answers.beyond.sum())} labels of a batch are higher than the classes of the "
-                "network; class numbers that count from 0 are needed."
+        if answers.target is not None and answers.beyond is not None:
+            ignored = getattr(self.loss, "ignore_index", None)
+            beyond = (
+                answers.beyond if ignored is None else answers.beyond & (answers.target != ignored)
             )
+            if bool(beyond.any()):
+                raise InputError(
+                    f"{int(beyond.sum())} labels of a batch are higher than the classes of the "
+                    "network; class numbers that count from 0 are needed."
+                )
+        told = {name: getattr(answers, name) for name in _OF_ANSWERS}
         columns = {
+            **answers.details,  # first, since what a task describes decides nothing
             "loss": self.losses(output, targets).detach().double(),
-            **{name: getattr(answers, name) for name in _OF_ANSWERS},
-            **answers.details,
+            **{name: values for name, values in told.items() if values is not None},
         }
         return Predictions(
-            {name: values.cpu() for name, values in columns.items() if values is not None},
+            {name: values.cpu() for name, values in columns.items()},
             tuple(answers.details),
             self.bound,
         )

@@ -250,3 +250,30 @@ def test_labels_above_the_classes_are_refused() -> None:
         repair(network, samples, None, FEW)
     with pytest.raises(InputError, match="there is no new sample"):
         repair(network, samples.take(torch.arange(0)), None, FEW)
+
+
+def test_what_a_task_describes_decides_nothing() -> None:
+    samples = some("regression", 20, 2, shifted=True)
+
+    def score(output: Tensor, targets: Tensor) -> Tensor:
+        return (output[:, 0] - targets).abs().masked_fill(targets == 3, torch.nan)
+
+    task = Task(
+        losses=own_losses, score=score, bound=1e9,
+        describe=lambda o, _: {"wrong": torch.ones(len(o)), "labelled": torch.zeros(len(o))},
+    )  # fmt: skip
+    found = predict(trained("regression"), samples, 8, Objective(task=task))
+    assert found.columns["labelled"].all()
+    assert found.right.tolist() == (samples.targets != 3).tolist()  # no score is the worst one
+    free = Objective(task=replace(task, bound=None), bound=1e9)
+    assert predict(trained("regression"), samples, 8, free).right.equal(found.right)
+
+
+def test_ignored_labels_are_no_labels_beyond_the_classes() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 12), nn.Flatten()).eval()
+    images, classes = squares(300, 1, shifted=False)
+    classes[:30] = 255
+    samples = Samples(images, classes, tuple(range(300)))
+    loss = nn.CrossEntropyLoss(ignore_index=255)
+    found = repair(network, samples, None, FEW, loss=loss)
+    assert sum(found.sizes["new"].values()) == 270
