@@ -118,9 +118,11 @@ def of_filter(edit: Edit, index: FilterIndex, number: int) -> Edit | None:
 
 def size_of(edit: Edit, now: Mapping[str, Tensor]) -> float:
     """``|new - old| / |old|`` of all rows of a reversal."""
-    moved = sum(float((rows_of(now, c).double() - c.values.double()).square().sum())
-                for c in edit.changes)  # fmt: skip
-    norm = sum(float(c.values.double().square().sum()) for c in edit.changes)
+    moved = norm = 0.0
+    for change in edit.changes:
+        old = change.values.double()
+        moved += float((rows_of(now, change).double() - old).square().sum())
+        norm += float(old.square().sum())
     return (moved / norm) ** 0.5 if norm else float("inf")
 
 
@@ -152,6 +154,8 @@ def loss_shares(
     new = own.values_in(state_of(model))
     filters, layers = torch.zeros(len(index), dtype=torch.float64), dict[str, float]()
     starts = {layer.weight: start for layer, start in zip(index.layers, index.starts, strict=False)}
+    if not names:
+        return filters, layers
     for point, weight in zip(*np.polynomial.legendre.leggauss(NODES), strict=True):
         with edited(model, between(own, new, (float(point) + 1) / 2)):
             gradients = mean_gradients(model, samples, names, batch_size, objective)

@@ -175,6 +175,18 @@ def test_nothing_is_left_behind_and_twice_is_the_same(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
+def test_statistics_alone_can_be_what_changed() -> None:
+    new = trained()
+    norm = new[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    norm.running_mean += 2
+    found = compare(trained(), new, some(200, 5, shifted=False), settings=FEW)
+    assert list(found.changed) == ["1"]
+    assert (found.loss_shares, found.filter_reversals) == ({}, ())
+    assert found.reversals[0].net == found.counts.broken > 0
+
+
 def test_a_patch_is_compared_with_what_it_is_a_patch_of() -> None:
     new, old = some(600, 2, shifted=True), some(600, 1, shifted=False)
     few = salmon.RepairSettings(remedies=("step", "tune"), shares=(0.1,), epochs=2)
