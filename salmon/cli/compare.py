@@ -81,5 +81,5 @@ def run_compare(options: CompareOptions) -> int:
     if not options.quiet:
         print_rules(found.rules)
     print(f"Comparison: {found.status}. {headline(found)} Written: {options.out}")
-    tell_github(found.status)
+    tell_github(found.status, found.rules)
     return 0 if found.status == PASSED else 1

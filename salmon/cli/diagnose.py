@@ -42,7 +42,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     """Measure, rank, write, print."""
     check_new_folder(options.out, force=options.force)
     said: list[str] = []
-    passed: list[bool] = []
+    rules: list[Rule] = []
 
     def fill(folder: Path) -> None:
         with Progress(quiet=options.quiet) as progress:
@@ -58,8 +58,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
             own["checkpoint"] = hashed(Path(options.ckpt_path))
         record = replace(record, origin=record.origin | own)
         write_pass(path, record)
-        rules = list(_rules(diagnosis, options.gate))
-        passed.append(all(rule.passed for rule in rules))
+        rules.extend(_rules(diagnosis, options.gate))
         summary = _summary(project.name, diagnosis, record, options)
         if rules:
             summary["gates"] = [asdict(rule) for rule in rules]
@@ -82,8 +81,9 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     print(said[0])
     if options.gate == DiagnosisGates():
         return 0
-    tell_github("passed" if passed[0] else "failed")
-    return 0 if passed[0] else 1
+    passed = all(rule.passed for rule in rules)
+    tell_github("passed" if passed else "failed", rules)
+    return 0 if passed else 1
 
 
 def _rules(diagnosis: Diagnosis, gates: DiagnosisGates) -> Iterator[Rule]:

@@ -77,7 +77,8 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
     if not options.quiet:
         print_outcome(outcome)
     print(f"Repair: {outcome.status}. {headline(outcome)} Written: {options.out}")
-    tell_github(outcome.status)
+    rules = () if outcome.winner is None else outcome.winner.verdict.rules
+    tell_github(outcome.status, rules)
     codes: dict[str, int] = {ACCEPTED: 0, NOTHING_TO_REPAIR: options.exit_nothing}
     return codes.get(outcome.status, REJECTED_CODE)
 

@@ -13,8 +13,12 @@ def print_rules(rules: Iterable[Rule]) -> None:
         print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
 
 
-def tell_github(status: str) -> None:
-    """Set the output ``status`` of a step of GitHub Actions, if this is one."""
+def tell_github(status: str, rules: Iterable[Rule]) -> None:
+    """Annotate a step of GitHub Actions, if this is one, and set its output ``status``."""
+    for rule in rules if os.environ.get("GITHUB_ACTIONS") == "true" else ():
+        if not rule.passed:
+            text = rule.text.replace("%", "%25").replace("\n", "%0A")
+            print(f"::error title=salmon%3A {rule.name}::{text}")
     place = os.environ.get("GITHUB_OUTPUT")
     if place:
         with Path(place).open("a", encoding="utf-8") as file:

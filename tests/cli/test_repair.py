@@ -367,9 +367,13 @@ def test_a_checkpoint_is_compared_with_its_repair_and_the_gate_decides(
     assert one["fixed"] > one["broken"]
     back = ["--ckpt_path", "out/repaired.ckpt", "--candidate", "last.ckpt", "--out", "c"]
     capsys.readouterr()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
     assert main(["compare", "--config", "config.yaml", *back, "--gate.max_lost", "0.01"]) == 1
     shown = capsys.readouterr().out
     assert "FAILED  accuracy: accuracy lost" in shown
+    (annotation,) = [line for line in shown.splitlines() if line.startswith("::")]
+    assert annotation.startswith("::error title=salmon%3A accuracy::accuracy lost (observed): ")
+    assert "%25" in annotation
     assert "Comparison: failed." in shown
     worse = json.loads((project / "c" / "report.json").read_text())
     assert worse["broken"] == one["fixed"]
