@@ -100,6 +100,7 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     from tests.benchmarks import (
         calibration,
         choice,
+        comparison,
         findings,
         repairs,
         saliency,
@@ -126,6 +127,7 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
             "Repair": repairs.rows,
             "Orders of filters": repairs.order_rows,
             "Noise": repairs.noise_rows,
+            "Comparison": comparison.rows,
         }
         if torch.cuda.is_available():
             tasks["Saliency on a GPU"] = saliency.gpu_rows

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from salmon import InputError, RepairInTraining, SaliencyMonitor, Task, ViewSettings
+from salmon import SaliencyMonitor, Task, ViewSettings
 from salmon.cli import main
 from salmon.diagnosis import Diagnosis
 from salmon.views import detail_name, guess_normalisation
@@ -144,12 +144,3 @@ def test_a_task_of_one_s_own_holds_functions_that_need_not_be_sent(tmp_path: Pat
     match = re.fullmatch(r"score above (\S+), the highest 10 % of the pass", own.rule)
     assert match is not None
     assert float(match[1]) <= float(own.mistakes.details["score"].amin()) + 1e-2
-
-
-def test_a_repair_says_that_it_is_of_classes(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
-    repair = RepairInTraining(after="validation")
-    found = validated(tmp_path, "multilabel", repair=repair, strict=False)
-    assert found.misclassified > 0
-    assert "a repair needs one class number per sample" in log.text
-    with pytest.raises(InputError, match="one class number per sample"):
-        validated(tmp_path / "strict", "multilabel", repair=repair)
