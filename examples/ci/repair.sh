@@ -18,8 +18,9 @@ fi
 
 if [ -f "$out/patch.safetensors" ]; then
     salmon apply --patch "$out/patch.safetensors" --ckpt_path "$checkpoint" --out "$out/repaired.ckpt" || exit 2
-    # What it does to the data that the network serves already.
-    salmon compare --config "$config" --ckpt_path "$checkpoint" --candidate "$out/patch.safetensors" \
-        --new val --reference none --out "$out/comparison" --quiet || exit 2
+    # What it does to the data that the network serves already; the verdict, and the output "status",
+    # stay those of the repair.
+    GITHUB_OUTPUT="" salmon compare --config "$config" --ckpt_path "$checkpoint" --candidate "$out/patch.safetensors" \
+        --new val --reference none --out "$out/comparison" --quiet || true
 fi
 exit "$code"
