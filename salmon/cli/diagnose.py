@@ -47,9 +47,12 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     def fill(folder: Path) -> None:
         with Progress(quiet=options.quiet) as progress:
             fit: TailFit | str | None = options.fit
+            calibrated: Calibration | None = None
             if fit is None and options.reference != "none":
-                fit = _measured(options, options.reference, None, None, progress)[1].fit
+                reference = _measured(options, options.reference, None, None, progress)[1]
+                fit, calibrated = reference.fit, reference.calibration
             project, diagnosis, scope = _measured(options, options.new, fit, folder, progress)
+            calibrated = calibrated or diagnosis.calibration
         name = scope.replace("/", "-")
         path = folder / LOGS / f"pass-{name}-000000.json"
         record = read_pass(path)
@@ -58,7 +61,7 @@ def run_diagnose(options: DiagnoseOptions) -> int:
             own["checkpoint"] = hashed(Path(options.ckpt_path))
         record = replace(record, origin=record.origin | own)
         write_pass(path, record)
-        rules.extend(_rules(diagnosis, options.gate))
+        rules.extend(_rules(diagnosis, calibrated, options.gate))
         summary = _summary(project.name, diagnosis, record, options)
         if rules:
             summary["gates"] = [asdict(rule) for rule in rules]
@@ -86,7 +89,9 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     return 0 if passed else 1
 
 
-def _rules(diagnosis: Diagnosis, gates: DiagnosisGates) -> Iterator[Rule]:
+def _rules(
+    diagnosis: Diagnosis, calibrated: Calibration | None, gates: DiagnosisGates
+) -> Iterator[Rule]:
     """The gates that are set, and with them that the numbers can be trusted."""
     if gates == DiagnosisGates():
         return
@@ -102,8 +107,7 @@ def _rules(diagnosis: Diagnosis, gates: DiagnosisGates) -> Iterator[Rule]:
         text = f"{found} filters are blamed beyond chance, {gates.max_findings} allowed"
         yield Rule("findings", found <= gates.max_findings, found, gates.max_findings, text)
     if gates.max_miscalibration is not None:
-        held = diagnosis.calibration
-        off = math.nan if held is None else _off(held)
+        off = math.nan if calibrated is None else _off(calibrated)
         text = (
             f"values are exceeded {off:.3g} times as often, or as seldom, as their p says, by the "
             f"end of the 90 % band that is nearer to 1; {gates.max_miscalibration:g} allowed"
@@ -133,7 +137,7 @@ def _measured(
         "estimator": options.estimator,
         "task": options.task,
     }
-    if folder is not None and options.gate.max_miscalibration is not None:
+    if fit is None and options.gate.max_miscalibration is not None:
         own["calibrate"] = True
     settings = replace(
         project.settings,

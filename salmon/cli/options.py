@@ -78,13 +78,21 @@ class DiagnosisGates:
         min_accuracy: Least share of the new samples that are no mistakes.
         max_findings: Most filters that mistakes blame beyond chance.
         max_miscalibration: Factor, such as 2, by which filters may exceed a value more often, or
-            less often, than their p says, on samples that were held out; beyond it must lie the
-            whole 90 % band at a probability. It needs all samples to be measured.
+            less often, than their p says, on held-out samples of the data that the tails are of;
+            beyond it must lie the whole 90 % band at a probability. All of them are measured then.
     """
 
     min_accuracy: ClosedUnitInterval | None = None
     max_findings: NonNegativeInt | None = None
     max_miscalibration: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a factor that nothing can keep."""
+        if self.max_miscalibration is not None and self.max_miscalibration < 1:
+            raise InputError(
+                f"max_miscalibration is {self.max_miscalibration!r}; a factor of at least 1 is "
+                "needed, such as 2."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,15 @@ class DiagnoseOptions(ProjectOptions):
     estimator: Estimator | None = None
     seed: int = 0
     gate: DiagnosisGates = field(default_factory=DiagnosisGates)
+
+    def __post_init__(self) -> None:
+        """Refuse also a gate on tails that are not fitted here."""
+        super().__post_init__()
+        if self.fit is not None and self.gate.max_miscalibration is not None:
+            raise InputError(
+                "--gate.max_miscalibration needs tails that are fitted to a half of the data and "
+                "held against the other; leave out --fit."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

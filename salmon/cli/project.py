@@ -200,6 +200,9 @@ def remake(command: str, options: ProjectOptions, repair: Mapping[str, Any] | No
             for part, (own, default) in parts.items():
                 words += [] if own == default else [f"--{field.name}.{part}", str(own)]
             continue
+        if field.default_factory is list:
+            words += [f"--{field.name}", json.dumps(value)] if value else []
+            continue
         for each in value if isinstance(value, list) else [value]:
             words += [f"--{field.name}", str(each).lower() if isinstance(each, bool) else str(each)]
     for name, value in (repair or {}).items():

@@ -285,6 +285,7 @@ def test_the_shell_script_for_ci_runs(project: Path) -> None:
         "PYTHONPATH": str(ROOT),
         "GITHUB_STEP_SUMMARY": str(project / "summary.md"),
     }
+    environment["GITHUB_OUTPUT"] = str(project / "github")
     script: list[str] = [str(ROOT / "examples" / "ci" / "repair.sh"), "config.yaml", "last.ckpt"]
     done = subprocess.run(
         [*script, "out"], cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -293,6 +294,7 @@ def test_the_shell_script_for_ci_runs(project: Path) -> None:
     assert (project / "out" / "repaired.ckpt").exists()
     compared = json.loads((project / "out" / "comparison" / "report.json").read_text())
     assert compared["status"] == "passed"
+    assert (project / "github").read_text().split() == ["status=accepted"]
     assert (project / "summary.md").read_text().startswith("# Repair: accepted")
     done = subprocess.run(
         [*script, "out"], cwd=project, env=environment, capture_output=True, text=True, check=False
@@ -391,9 +393,16 @@ def test_a_diagnosis_is_a_check_where_it_has_gates(
     loose = ("--gate.min_accuracy", "0.01", "--gate.max_findings", "9999")
     assert main([*given, *loose, "--gate.max-miscalibration", "1000", "--out", "a"]) == 0
     assert "passed  calibration: values are exceeded" in capsys.readouterr().out
+    of_reference = ["diagnose", *GIVEN, "--quiet", "--gate.max-miscalibration", "1000"]
+    assert main([*of_reference, "--out", "d"]) == 0
+    (_, calibrated) = json.loads((project / "d" / "diagnosis.json").read_text())["gates"]
+    assert 1 <= calibrated["value"] < 1000
+    assert main([*of_reference, "--fit", "some.safetensors", "--out", "e"]) == 2
+    assert "leave out --fit" in capsys.readouterr().err
     assert main([*given, "--gate.min_accuracy", "0.999", "--quiet", "--out", "b"]) == 1
     assert main([*given, "--quiet", "--out", "c"]) == 0
-    assert (project / "github").read_text().split() == ["status=passed", "status=failed"]
+    said = (project / "github").read_text().split()
+    assert said == ["status=passed", "status=passed", "status=failed"]
     gates = json.loads((project / "b" / "diagnosis.json").read_text())["gates"]
     assert [(rule["name"], rule["passed"]) for rule in gates] == [
         ("trusted", True), ("accuracy", False),
@@ -411,6 +420,7 @@ def test_slices_are_entries_of_the_batches(
     given = ["compare", *names, *GIVEN[2:], "--candidate", "last.ckpt", "--quiet"]
     assert main([*given, "--slices", "[camera]", "--out", "a"]) == 0
     report = json.loads((project / "a" / "report.json").read_text())
+    assert report["context"]["remake"].endswith("""--slices '["camera"]'`""")
     cameras = {g["name"]: g["samples"] for g in report["groups"] if g["kind"] == "camera"}
     assert cameras == {"left": 50, "right": 50}
     capsys.readouterr()
