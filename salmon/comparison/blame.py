@@ -123,9 +123,11 @@ def blamed(
             p=None if math.isnan(p) else p,
         )  # fmt: skip
         filters.append(own)
+    parts: dict[str, list[Tensor]] = {}  # a layer may have several weights
+    for position, layer in enumerate(index.layers):
+        parts.setdefault(layer.layer, []).append(gained[index.layer_of == position])
     layers = {
-        layer.layer: float(gained[index.layer_of == position].double().mean()) / len(broken)
-        for position, layer in enumerate(index.layers)
+        name: float(torch.cat(each).double().mean()) / len(broken) for name, each in parts.items()
     }
     return Blame(
         samples=len(broken),

@@ -126,6 +126,7 @@ def compare(
     objective = objective_of(old, samples, own, batch_size)
     say("compare", 0, 2)
     before = predict(old, samples, batch_size, objective)
+    before.check_logits()
     say("compare", 1, 2)
     after = predict(new, samples, batch_size, objective)
     say("compare", 2, 2)

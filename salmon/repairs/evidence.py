@@ -57,15 +57,8 @@ def split_set(
 ) -> dict[str, Part]:
     """Run the network on a set, and split what has a label into repair, guard and accept."""
     whole = Part(samples, predict(model, samples, batch_size, objective))
-    columns = whole.before.columns
-    shares, sure = columns.get("probabilities"), columns.get("extreme")
-    if shares is not None and sure is not None and bool(shares.all() & sure.any()):
-        raise InputError(
-            "the network gives probabilities where logits are needed, so that its gradients would "
-            "be those of another loss; let forward return logits, or give loss=, such as "
-            "torch.nn.BCELoss() for yes or no."
-        )
-    labelled = whole.take(columns["labelled"].nonzero().squeeze(1))
+    whole.before.check_logits()
+    labelled = whole.take(whole.before.columns["labelled"].nonzero().squeeze(1))
     rows = labelled.samples.split(settings.split, settings.seed)
     parts = {name: labelled.take(own) for name, own in rows.items()}
     check_sizes({name: part.samples for name, part in parts.items()}, settings.min_split, what)

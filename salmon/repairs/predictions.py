@@ -86,6 +86,20 @@ class Predictions:
         columns = {n: torch.cat([own, other.columns[n]]) for n, own in self.columns.items()}
         return replace(self, columns=columns)
 
+    def check_logits(self) -> None:
+        """Refuse a network that gives probabilities where its loss takes logits.
+
+        Raises:
+            InputError: If all outputs can be such, and one would be sure.
+        """
+        shares, sure = self.columns.get("probabilities"), self.columns.get("extreme")
+        if shares is not None and sure is not None and bool(shares.all() & sure.any()):
+            raise InputError(
+                "the network gives probabilities where logits are needed, so that its gradients "
+                "would be those of another loss; let forward return logits, or give loss=, such "
+                "as torch.nn.BCELoss() for yes or no."
+            )
+
     @property
     def losses(self) -> Tensor:
         """``[N]`` float64."""

@@ -16,7 +16,6 @@ from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.evidence import Evidence, mean_gradients, split_set
 from salmon.repairs.predictions import Objective, predict
 from salmon.repairs.remedies.tune import ALL, KEEP, MOMENTUM, RATES, WHOLE, tune
-from salmon.saliency import Loss
 from salmon.tasks import TASKS, AnyTask, Multilabel, Regression, Segmentation
 from salmon.views.report.repairs import read_repair
 from tests.evidences import driven
@@ -175,11 +174,10 @@ def test_a_tuning_keeps_what_the_network_says_of_the_reference(name: str) -> Non
     copy = trained(name)
     with torch.no_grad():
         said = copy(reference.inputs)
-    losses: Loss = TASKS[name].per_sample  # type: ignore[assignment]  # of another signature
     output = copy(torch.cat([new.inputs, reference.inputs]))
     targets = torch.cat([new.targets, reference.targets])
     moved = (output[len(new) :] - said).square().flatten(1).mean(1).sum()
-    total = losses(output, targets, None).sum() + KEEP * moved  # type: ignore[call-arg]
+    total = TASKS[name].per_sample(output, targets, None).sum() + KEEP * moved
     (total / len(output)).backward()
     first = {change.layer.weight: change.values for change in epochs[0].edit.changes}
     assert MOMENTUM == 0.9
