@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -129,6 +129,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files by name, each in one step; makes the folder."""
+    for name, content in contents.items():
+        data = content.encode() if isinstance(content, str) else content
+        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
 
 
 def versions() -> dict[str, str]:

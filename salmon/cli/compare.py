@@ -7,6 +7,7 @@ from torch import nn
 
 from salmon.cli.checkpoints import hashed
 from salmon.cli.options import CompareOptions
+from salmon.cli.pages import write_page
 from salmon.cli.project import Project, collected, load_project, remake
 from salmon.cli.verdict import print_rules, tell_github
 from salmon.comparison import CompareSettings, compare, headline, write_comparison
@@ -71,13 +72,13 @@ def run_compare(options: CompareOptions) -> int:
         "new": hashed(path),
         "remake": f"`{remake('compare', options)}`",
     }
-    publish_folder(
-        options.out,
-        lambda folder: write_comparison(
-            folder, found, context, samples if options.pictures else None
-        ),
-        force=options.force,
-    )
+
+    def write(folder: Path) -> None:
+        write_comparison(folder, found, context)
+        pictures = {"samples": samples} if options.pictures else None
+        write_page(folder, f"salmon: {project.name}", {"samples": found.samples}, pictures)
+
+    publish_folder(options.out, write, force=options.force)
     if not options.quiet:
         print_rules(found.rules)
     print(f"Comparison: {found.status}. {headline(found)} Written: {options.out}")

@@ -18,6 +18,7 @@ from torchvision.models import resnet18
 from salmon.cli.diagnose import print_shares
 from salmon.cli.digits import CLASSES, mnist_split, optical_digits
 from salmon.cli.options import DemoOptions
+from salmon.cli.pages import write_page
 from salmon.cli.repair import print_outcome
 from salmon.errors import InputError
 from salmon.monitor import SaliencyMonitor
@@ -125,9 +126,11 @@ def _repair(
         print(f"No repair: {error}")
         return
     pictures = {"new": new, "reference": reference}
-    write_outcome(options.out / "repair", outcome, {"model": "DigitNet"}, pictures)
+    folder = options.out / "repair"
+    write_outcome(folder, outcome, {"model": "DigitNet"})
+    write_page(folder, "salmon: DigitNet", outcome.sets, pictures)
     print_outcome(outcome)
-    print(f"Repair: {outcome.status}. {headline(outcome)} Written: {options.out / 'repair'}")
+    print(f"Repair: {outcome.status}. {headline(outcome)} Written: {folder}")
 
 
 def _trainer(options: DemoOptions, name: str, monitor: SaliencyMonitor, epochs: int = 1) -> Trainer:

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
@@ -97,10 +98,13 @@ def _parser() -> ArgumentParser:
     for name, command in _COMMANDS.items():
         own = ArgumentParser(prog=f"salmon {name}", description=command.text)
         switches = {field.name for field in fields(command.options) if field.default is False}
+        second = {"other"} if command.options is ReportOptions else set()
         own.add_class_arguments(
-            command.options, skip=switches, as_positional=name in ("report", "export")
+            command.options, skip=switches | second, as_positional=name in ("report", "export")
         )
         texts = _attributes(command.options)
+        for other in second:
+            own.add_argument(other, nargs="?", type=Path, help=texts[other])
         for switch in sorted(switches):
             own.add_argument(f"--{switch}", action="store_true", help=texts[switch])
         commands.add_subcommand(name, own, help=command.text)

@@ -207,12 +207,16 @@ class ReportOptions:
 
     Attributes:
         run: Folder of a logger or diagnosis, or one above several of them.
+        other: Another such folder; the page then shows the last passes of both beside each other.
+            Each may also be the file of one pass, such as pass-validation-000003.json, so that two
+            epochs of a run are.
         out: The page.
         force: Replace the file --out.
         quiet: One line only.
     """
 
     run: Path
+    other: Path | None = None
     out: Path = Path("report.html")
     force: bool = False
     quiet: bool = False

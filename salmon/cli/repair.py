@@ -7,6 +7,7 @@ from typing import Any
 
 from salmon.cli.checkpoints import hashed, read_checkpoint, write_checkpoint
 from salmon.cli.options import RepairOptions
+from salmon.cli.pages import write_page
 from salmon.cli.project import Project, collected, load_project, remake
 from salmon.cli.table import print_table
 from salmon.cli.verdict import print_rules, tell_github
@@ -133,7 +134,8 @@ def _write(
     options: RepairOptions,
 ) -> None:
     """All files of the output folder."""
-    write_outcome(folder, outcome, context, pictures)
+    write_outcome(folder, outcome, context)
+    write_page(folder, f"salmon: {context['model']}", outcome.sets, pictures)
     if options.write_checkpoint and outcome.patch is not None and options.ckpt_path is not None:
         checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
         outcome.patch.apply(checkpoint.state_dict)

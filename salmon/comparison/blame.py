@@ -1,6 +1,7 @@
 """Where samples turned wrong: what they blame in the new network, by the tails of the old one.
 
-By its own tails a filter that is broken for all samples is an ordinary one.
+By its own tails a filter that is broken for all samples is an ordinary one. Networks that are no
+relatives have only their own, and are compared by groups and depth.
 """
 
 import math
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import hypergeom
 from torch import Tensor, nn
 
 from salmon.diagnosis.diagnosis import Mistakes
@@ -16,7 +18,7 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.forward import eval_mode
 from salmon.gpd import TailFit
-from salmon.ranking import Ranking, group_shares, rank_filters
+from salmon.ranking import ALPHA, Ranking, filter_shares, group_shares, rank_filters
 from salmon.repairs.predictions import Objective, to_device
 from salmon.repairs.samples import Samples
 from salmon.saliency import filter_saliency
@@ -34,6 +36,7 @@ class FilterBlame:
     old: int  # the same samples in the old one, where they were right
     expected: float  # if these samples named filters as right ones do in the old network
     p: float | None  # adjusted, of more than that by chance; None where nothing can be compared
+    changed: float  # |new - old| / |old| of its weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +47,21 @@ class Blame:
     filters: tuple[FilterBlame, ...]  # those that gained most first
     layers: dict[str, float]  # places among the top K that each layer's filters gained, in mean
     groups: tuple[dict[str, float], dict[str, float]]  # shares of the groups, before and after
+    beyond: int  # filters that are blamed beyond chance
+    overlap: int  # of these, how many are among as many filters that changed most
+    overlap_expected: float  # as many by chance
+    overlap_p: float  # of so many or more by chance, hypergeometric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OwnBlame:
+    """What the mistakes of one network blame, by its own tails."""
+
+    samples: int  # mistakes that were measured
+    groups: dict[str, float]  # shares of the groups among the top K
+    filters: dict[str, float]  # shares of the groups among all filters
+    depth: float  # mean place of the top K, from 0 in the first layer to 1 in the last
+    filter_depth: float  # of all filters
 
 
 def profiles(
@@ -85,6 +103,7 @@ def blamed(
     index: FilterIndex,
     objective: Objective,
     *,
+    moved: Tensor,
     top_k: int,
     batch_size: int,
     seed: int,
@@ -95,6 +114,7 @@ def blamed(
         broken: Right in the old network, wrong in the new one.
         right: Some that both have right: what is ordinary in the old network.
         fit: Tails of the old network.
+        moved: ``[F]`` relative change of each filter.
     """
 
     def ranked(model: nn.Module, samples: Samples) -> Ranking:
@@ -120,7 +140,7 @@ def blamed(
         own = FilterBlame(
             filter=number, name=index.label(number), layer=index.locate(number)[0].layer,
             new=int(now[number]), old=int(was[number]), expected=float(findings.expected[number]),
-            p=None if math.isnan(p) else p,
+            p=None if math.isnan(p) else p, changed=float(moved[number]),
         )  # fmt: skip
         filters.append(own)
     parts: dict[str, list[Tensor]] = {}  # a layer may have several weights
@@ -129,11 +149,46 @@ def blamed(
     layers = {
         name: float(torch.cat(each).double().mean()) / len(broken) for name, each in parts.items()
     }
+    beyond = (findings.p <= ALPHA) & (gained > 0)
+    number = int(beyond.sum())
+    overlap = int(beyond[moved.sort(descending=True, stable=True).indices[:number]].sum())
     return Blame(
         samples=len(broken),
         filters=tuple(filters),
         layers=dict(sorted(layers.items(), key=lambda pair: -pair[1])),
         groups=(group_shares(before, index), group_shares(after, index)),
+        beyond=number,
+        overlap=overlap,
+        overlap_expected=number**2 / len(index),
+        overlap_p=float(hypergeom.sf(overlap - 1, len(index), number, number)),
+    )
+
+
+def own_blame(
+    model: nn.Module, pool: Samples, wrong: Samples, index: FilterIndex, objective: Objective, *,
+    level: float, top_k: int, batch_size: int,
+) -> OwnBlame:  # fmt: skip
+    """Rank the filters of a network's mistakes by its own tails.
+
+    Args:
+        pool: What the tails are fitted to.
+        wrong: Mistakes of this network.
+
+    Raises:
+        InputError: If the samples are too few for tails.
+    """
+    fit = tails_of(model, pool, index, objective, level, batch_size)
+    found = list(profiles(model, wrong, index, objective, batch_size))
+    profile = torch.cat(found).double() if found else torch.zeros(0, len(index)).double()
+    ranking = rank_filters(profile, fit, top_k=min(top_k, max(1, len(index) // 10)))
+    place = index.layer_of.double() / max(1, len(index.layers) - 1)
+    counts = _counts(ranking, len(index)).double()
+    return OwnBlame(
+        samples=len(wrong),
+        groups=group_shares(ranking, index),
+        filters=filter_shares(index),
+        depth=float(counts @ place / counts.sum()),
+        filter_depth=float(place.mean()),
     )
 
 

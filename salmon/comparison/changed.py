@@ -126,6 +126,25 @@ def size_of(edit: Edit, now: Mapping[str, Tensor]) -> float:
     return (moved / norm) ** 0.5 if norm else float("inf")
 
 
+def filter_changes(edit: Edit, index: FilterIndex, now: Mapping[str, Tensor]) -> Tensor:
+    """``[F]`` float64 ``|new - old| / |old|`` of filters; infinite where old is zero."""
+    moved = torch.zeros(len(index), dtype=torch.float64)
+    starts = starts_of(index)
+    for change in edit.changes:
+        if change.layer.weight in starts:
+            old = change.values.double()
+            gap = (rows_of(now, change).double() - old).norm(dim=1)
+            moved[change.channels + starts[change.layer.weight]] = gap / old.norm(dim=1)
+    return moved
+
+
+def starts_of(index: FilterIndex) -> dict[str, int]:
+    """The number of the first filter of each weight."""
+    return {
+        layer.weight: int(start) for layer, start in zip(index.layers, index.starts, strict=False)
+    }
+
+
 def loss_shares(
     model: nn.Module,
     samples: Samples,
@@ -153,7 +172,7 @@ def loss_shares(
     names = [change.layer.weight for change in own.changes]
     new = own.values_in(state_of(model))
     filters, layers = torch.zeros(len(index), dtype=torch.float64), dict[str, float]()
-    starts = {layer.weight: start for layer, start in zip(index.layers, index.starts, strict=False)}
+    starts = starts_of(index)
     if not names:
         return filters, layers
     for point, weight in zip(*np.polynomial.legendre.leggauss(NODES), strict=True):
@@ -167,7 +186,7 @@ def loss_shares(
             shares = float(weight) / 2 * (rows[old.channels] * moved).sum(1)
             layers[old.layer.layer] = layers.get(old.layer.layer, 0.0) + float(shares.sum())
             if old.layer.weight in starts:
-                filters.index_add_(0, old.channels + int(starts[old.layer.weight]), shares)
+                filters.index_add_(0, old.channels + starts[old.layer.weight], shares)
     return filters, layers
 
 

@@ -3,16 +3,18 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from salmon.comparison.blame import Blame, blamed, tails_of
+from salmon.comparison.blame import Blame, OwnBlame, blamed, own_blame, tails_of
 from salmon.comparison.changed import (
     Reversal,
     Reverser,
     by_module,
+    filter_changes,
     loss_shares,
     of_filter,
     reversal_edit,
@@ -22,7 +24,7 @@ from salmon.comparison.changed import (
 from salmon.comparison.groups import Group, groups_of
 from salmon.comparison.settings import CompareSettings, Gates
 from salmon.diagnosis import PassSettings
-from salmon.errors import InputError
+from salmon.errors import InputError, SalmonError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.repairs.changes import SetChange, set_change
@@ -31,6 +33,7 @@ from salmon.repairs.judge import ROUNDING, Rule
 from salmon.repairs.patch import Patch
 from salmon.repairs.predictions import (
     Comparison,
+    Objective,
     Predictions,
     bound_of,
     objective_of,
@@ -66,6 +69,7 @@ class ModelComparison:
     changed: dict[str, float]  # relative change of each changed layer
     unlike: str  # why filters and layers are not compared; empty where they are
     blame: Blame | None  # None where no sample turned wrong, or networks are unlike
+    own: tuple[OwnBlame, OwnBlame] | None  # of the old and the new network, where they are unlike
     loss_shares: dict[str, float]  # by layer, what its change added to the loss of broken samples
     filter_loss_shares: dict[str, float]  # of the filters that added most
     reversals: tuple[Reversal, ...]  # of layers, those that rescue most first
@@ -140,9 +144,9 @@ def compare(
         objective = replace(objective, bound=bound_of([before], objective.task.worst))
         before, after = (replace(each, bound=objective.bound) for each in (before, after))
     counts, groups = count(before, after), groups_of(before, after, columns)
-    both = torch.isfinite(before.losses) & torch.isfinite(after.losses)
-    gaps = after.losses[both] - before.losses[both]
-    losses = float(before.losses[both].mean()), float(after.losses[both].mean())
+    finite = torch.isfinite(before.losses) & torch.isfinite(after.losses)
+    gaps = after.losses[finite] - before.losses[finite]
+    losses = float(before.losses[finite].mean()), float(after.losses[finite].mean())
     rules = tuple(_rules(gates, counts, groups, before, after, losses))
     strange = unlike(old, new)
     found = ModelComparison(
@@ -160,6 +164,7 @@ def compare(
         changed={},
         unlike=strange,
         blame=None,
+        own=None,
         loss_shares={},
         filter_loss_shares={},
         reversals=(),
@@ -167,40 +172,73 @@ def compare(
         gates=gates,
         settings=settings,
     )
-    if strange:
-        return found
+    both = _Both(
+        models=(old, new), right=(before.right, after.right), samples=samples,
+        reference=reference or samples, index=index, objective=objective, settings=settings,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return _by_groups(found, both) if strange else _by_filters(found, both, fit, say)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Both:
+    """Two networks, and what they are measured with."""
+
+    models: tuple[nn.Module, nn.Module]  # old and new
+    right: tuple[Tensor, Tensor]  # [N] bool of each
+    samples: Samples
+    reference: Samples
+    index: FilterIndex
+    objective: Objective
+    settings: CompareSettings
+    batch_size: int
+
+    @cached_property
+    def random(self) -> torch.Generator:
+        """The one source of all choices of samples."""
+        return torch.Generator().manual_seed(self.settings.seed)
+
+    def some(self, which: Tensor) -> Samples:
+        """Not too many of the samples in a ``[N]`` mask."""
+        rows = which.nonzero().squeeze(1)
+        order = torch.randperm(len(rows), generator=self.random)[: self.settings.tried]
+        return self.samples.take(rows[order])
+
+    def pool(self) -> Samples:
+        """What tails are fitted to."""
+        order = torch.randperm(len(self.reference), generator=self.random)
+        return self.reference.take(order[: self.settings.fitted])
+
+
+def _by_filters(
+    found: ModelComparison, both: _Both, fit: TailFit | None, say: Callable[[str, int, int], None]
+) -> ModelComparison:
+    """Relatives: which weights changed, what the broken samples blame, which change did it."""
+    (old, new), index, objective, settings = both.models, both.index, both.objective, both.settings
     edit = reversal_edit(old, new, index)
-    now = state_of(new)
-    changed = {name: size_of(part, now) for name, part in by_module(edit).items()}
+    now, parts = state_of(new), by_module(edit)
+    changed = {name: size_of(part, now) for name, part in parts.items()}
     changed = dict(sorted(changed.items(), key=lambda pair: -pair[1]))
     found = replace(found, changed=changed)
-    broken = (before.right & ~after.right).nonzero().squeeze(1)
-    if not len(broken):
+    was, is_now = both.right
+    if not bool((was & ~is_now).any()):
         return found
-    random = torch.Generator().manual_seed(settings.seed)
-
-    def some(rows: Tensor, most: int) -> Samples:
-        return samples.take(rows[torch.randperm(len(rows), generator=random)[:most]])
-
     if fit is None:
         say("tails", 0, 1)
-        pool = reference or samples
-        pool = pool.take(torch.randperm(len(pool), generator=random)[: settings.fitted])
-        fit = tails_of(old, pool, index, objective, settings.level, batch_size)
+        fit = tails_of(old, both.pool(), index, objective, settings.level, both.batch_size)
         say("tails", 1, 1)
-    right = (before.right & after.right).nonzero().squeeze(1)
     blame = blamed(
-        old, new, some(broken, settings.tried), some(right, settings.tried), fit, index, objective,
-        top_k=min(settings.top_k, max(1, len(index) // 10)), batch_size=batch_size,
+        old, new, both.some(was & ~is_now), both.some(was & is_now), fit, index, objective,
+        moved=filter_changes(edit, index, now),
+        top_k=min(settings.top_k, max(1, len(index) // 10)), batch_size=both.batch_size,
         seed=settings.seed,
     )  # fmt: skip
     reverser = Reverser(
-        new, samples, (before.right, after.right), objective,
-        tried=settings.tried, batch_size=batch_size, seed=settings.seed,
+        new, both.samples, both.right, objective,
+        tried=settings.tried, batch_size=both.batch_size, seed=settings.seed,
     )  # fmt: skip
-    parts = by_module(edit)
     layers = [(name, parts[name]) for name in list(changed)[: settings.layers]]
-    shares, by_layer = loss_shares(new, reverser.broken, edit, index, objective, batch_size)
+    shares, by_layer = loss_shares(new, reverser.broken, edit, index, objective, both.batch_size)
     first = shares.sort(descending=True, stable=True).indices[: settings.filters].tolist()
     filters = [
         (index.label(number), part)
@@ -219,6 +257,24 @@ def compare(
         reversals=_best_first(taken[: len(layers)]),
         filter_reversals=_best_first(taken[len(layers) :]),
     )
+
+
+def _by_groups(found: ModelComparison, both: _Both) -> ModelComparison:
+    """Networks that are no relatives, each by its own tails; one that has none ends nothing."""
+    pool = both.pool()
+    try:
+        indices = both.index, FilterIndex.from_model(both.models[1])
+        old, new = (
+            own_blame(
+                model, pool, both.some(~right), index, both.objective, level=both.settings.level,
+                top_k=both.settings.top_k, batch_size=both.batch_size,
+            )
+            for model, right, index in zip(both.models, both.right, indices, strict=True)
+        )  # fmt: skip
+    except SalmonError as error:
+        text = f"{found.unlike}; nor by groups of layers: {str(error).rstrip('.')}"
+        return replace(found, unlike=text)
+    return replace(found, own=(old, new))
 
 
 def _best_first(found: Sequence[Reversal]) -> tuple[Reversal, ...]:

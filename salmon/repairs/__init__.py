@@ -1,5 +1,6 @@
 """Repair: from mistakes to a small patch of weights that other data vouch for."""
 
+from salmon.repairs.changes import SetChange
 from salmon.repairs.edit import Edit, edited
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome, repair
 from salmon.repairs.patch import Patch, is_patch
@@ -26,6 +27,7 @@ __all__ = [
     "Patch",
     "RepairSettings",
     "Samples",
+    "SetChange",
     "comment",
     "comparison_rows",
     "edited",

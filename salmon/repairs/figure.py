@@ -1,24 +1,17 @@
-"""Figures of a repair: gain against loss, and the images that turned right or wrong."""
+"""The figure of a repair: gain against loss."""
 
 import io
 from collections.abc import Sequence
 
 import matplotlib.style
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from salmon.repairs.changes import SetChange
-from salmon.repairs.samples import Samples
 from salmon.repairs.trial import Trial
 
 # Okabe and Ito's colours, told apart by most colour-blind people.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _TITLE = "Gain on new data against loss on reference data, by remedy"
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tradeoff", "text.parse_math": False}
-_IMAGES, _COLUMNS = 24, 12
 
 
 def tradeoff_svg(trials: Sequence[Trial], margin: float) -> str:
@@ -68,46 +61,3 @@ def _front(trials: Sequence[Trial]) -> list[Trial]:
         if not front or trial.gain > front[-1].gain:
             front.append(trial)
     return front
-
-
-def samples_png(samples: Samples, change: SetChange) -> bytes | None:
-    """Draw the first fixed and the first broken images of a set, with their classes.
-
-    Args:
-        samples: Among which those of the set are found by their ids.
-
-    Returns:
-        None where the inputs are no images (``[N, 1 or 3, H, W]``) or nothing changed.
-    """
-    images = next((leaf for leaf in pytree.tree_leaves(samples.inputs) if _are_images(leaf)), None)
-    if images is None or not (change.fixed or change.broken):
-        return None
-    row_of = {name: row for row, name in enumerate(samples.ids)}
-    parts = [("fixed", change.fixed[:_IMAGES]), ("broken", change.broken[:_IMAGES])]
-    lines = [-(-len(found) // _COLUMNS) for _, found in parts]
-    figure = Figure(figsize=(_COLUMNS, 1.3 * sum(lines)))
-    for (title, found), above in zip(parts, (0, lines[0]), strict=True):
-        for number, one in enumerate(found):
-            place = above * _COLUMNS + number + 1
-            axes = figure.add_subplot(sum(lines), _COLUMNS, place)
-            axes.imshow(_shown(images[row_of[one.id]]), cmap="gray")
-            what = one.what.replace(*((", ", "\n") if ", " in one.what else (" ", "\n")), 1)
-            axes.set_title(f"{title}: {what}", fontsize=6)
-            axes.axis("off")
-    buffer = io.BytesIO()
-    metadata = {"Software": None}
-    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", metadata=metadata)
-    return buffer.getvalue()
-
-
-def _are_images(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.shape[1] in (1, 3)
-
-
-def _shown(image: Tensor) -> NDArray[np.float32]:
-    """``[H, W]`` or ``[H, W, 3]`` in [0, 1], whatever the image was normalised with."""
-    wide = image.detach().float()
-    low, high = wide.min(), wide.max()
-    scaled = (wide - low) / (high - low).clamp(min=1e-12)
-    shown: NDArray[np.float32] = scaled.permute(1, 2, 0).squeeze(2).numpy()
-    return shown

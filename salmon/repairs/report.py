@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from salmon.files import json_text, versions, write_atomically
+from salmon.files import json_text, versions, write_all
 from salmon.markdown import cell, literal, markdown_table
 from salmon.repairs.changes import LayerChange, SampleChange, SetChange
 from salmon.repairs.engine import NOTHING_TO_REPAIR, Judged, Outcome
 from salmon.repairs.judge import Rule
-from salmon.repairs.samples import Samples
 from salmon.repairs.trial import Trial
 
 SCHEMA = "salmon.repair/2"
@@ -24,37 +23,23 @@ MAX_MARKDOWN = 60_000  # bytes; GitHub's comments hold 65,536 characters
 _TRIAL_ROWS, _LAYER_ROWS, _NAMED = 60, 40, 20
 
 
-def write_outcome(
-    folder: Path,
-    outcome: Outcome,
-    context: Mapping[str, Any] | None = None,
-    pictures: Mapping[str, Samples] | None = None,
-) -> None:
+def write_outcome(folder: Path, outcome: Outcome, context: Mapping[str, Any] | None = None) -> None:
     """Write the reports, and the patch where the repair was accepted; makes the folder.
 
     Args:
         context: Names and values that the reports begin with, such as the model and the commands.
-        pictures: By name, "new" and "reference", the samples that the repair was given; their fixed
-            and broken images are drawn. Reports may be public, so None draws none.
     """
-    from salmon.repairs.figure import samples_png, tradeoff_svg  # matplotlib takes a second to load
+    from salmon.repairs.figure import tradeoff_svg  # matplotlib takes a second to load
 
-    texts = {
+    if outcome.patch is not None:
+        outcome.patch.save(folder / PATCH_NAME)
+    write_all(folder, {
         "report.json": json_text(report(outcome, context), indent=1) + "\n",
         "report.md": markdown(outcome, context),
         "comment.md": comment(outcome, context),
         "junit.xml": junit(outcome),
         "tradeoff.svg": tradeoff_svg(outcome.trials, outcome.settings.margin),
-    }
-    if outcome.patch is not None:
-        outcome.patch.save(folder / PATCH_NAME)
-    files = {name: text.encode() for name, text in texts.items()}
-    for name, samples in (pictures or {}).items():
-        drawn = samples_png(samples, outcome.sets[name]) if name in outcome.sets else None
-        if drawn is not None:
-            files[f"{name}.png"] = drawn
-    for name, data in files.items():
-        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    })  # fmt: skip
 
 
 def report(outcome: Outcome, context: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,7 +6,15 @@ from salmon.views.history import History
 from salmon.views.pictures import Kind, Normalisation, Picture, Pixels, guess_normalisation
 from salmon.views.publish import publish
 from salmon.views.record import MOST_ROWS, PassRecord, record_pass
-from salmon.views.report import flagged_rows, gather, gather_repairs, write_report
+from salmon.views.report import (
+    MOST_CHANGED,
+    comparison_tables,
+    flagged_rows,
+    gather,
+    gather_beside,
+    gather_outcomes,
+    write_report,
+)
 from salmon.views.scalars import DETAILS, pass_metrics
 from salmon.views.settings import ViewSettings
 from salmon.views.summary import standing_out
@@ -25,6 +33,7 @@ __all__ = [
     "DETAILS",
     "FINDING_COLUMNS",
     "METHOD_NAMES",
+    "MOST_CHANGED",
     "MOST_ROWS",
     "PAIR_COLUMNS",
     "Blamed",
@@ -38,11 +47,13 @@ __all__ = [
     "ViewSettings",
     "blamed",
     "clipped",
+    "comparison_tables",
     "detail_name",
     "finding_rows",
     "flagged_rows",
     "gather",
-    "gather_repairs",
+    "gather_beside",
+    "gather_outcomes",
     "guess_normalisation",
     "p_text",
     "pair_rows",

@@ -179,12 +179,27 @@ def share_bars(record: PassRecord) -> Chart:
     columns = {name: history.group_shares(m)[0].tolist() for m, name in METHOD_NAMES.items()}
     columns["all filters"] = history.filter_shares()
     title = f"Share of each group among the top {record.top_k} filters, in %"
-    spoken = "; ".join(
-        f"{group}: "
-        + ", ".join(f"{name} {_number(100 * values[i])}" for name, values in columns.items())
-        for i, group in enumerate(history.groups)
-    )
-    return Chart(title, spoken, _bars(title, history.groups, columns, record.group_intervals))
+    figure = _bars(title, history.groups, columns, record.group_intervals)
+    return Chart(title, _spoken(history.groups, columns), figure)
+
+
+@styled()
+def bars_beside(a: PassRecord, b: PassRecord) -> Chart:
+    """Share of every group among the top filters by POT of two passes of the same groups.
+
+    Returns:
+        Bars with 95 % intervals, beside those of all filters of the first.
+    """
+    histories = [History.start(record) for record in (a, b)]
+    columns = {
+        name: history.group_shares("pot")[0].tolist()
+        for name, history in zip("AB", histories, strict=True)
+    }
+    columns["all filters"] = histories[0].filter_shares()
+    title = "Share of each group among the top filters by POT, in %"
+    groups = histories[0].groups
+    figure = _bars(title, groups, columns, a.group_intervals, b.group_intervals)
+    return Chart(title, _spoken(groups, columns), figure)
 
 
 @styled()
@@ -311,18 +326,27 @@ def layer_names(layers: Sequence[LayerRow]) -> tuple[list[str], str]:
     return [".".join(path[shared:]) for path in paths], ".".join(paths[0][:shared])
 
 
+def _spoken(groups: Sequence[str], columns: dict[str, list[float]]) -> str:
+    return "; ".join(
+        f"{group}: "
+        + ", ".join(f"{name} {_number(100 * values[i])}" for name, values in columns.items())
+        for i, group in enumerate(groups)
+    )
+
+
 def _bars(
     title: str, names: Sequence[str], columns: dict[str, list[float]],
-    intervals: Sequence[Sequence[float]],
+    *intervals: Sequence[Sequence[float]],
 ) -> Figure:  # fmt: skip
     """Horizontal bars, several per name, with their numbers where there is room.
 
     Args:
-        intervals: Ends of those of the first column.
+        intervals: Ends of those of the first columns.
     """
     values = {name: 100 * np.asarray(column) for name, column in columns.items()}
-    ends = 100 * np.nan_to_num(np.asarray(intervals, dtype=float))
-    top = max(np.nan_to_num(np.concatenate([*values.values(), ends[:, 1]])).max(), 1e-9)
+    ends = [100 * np.nan_to_num(np.asarray(each, dtype=float)) for each in intervals]
+    highs = [each[:, 1] for each in ends]
+    top = max(np.nan_to_num(np.concatenate([*values.values(), *highs])).max(), 1e-9)
     thin = len(names) > 12
     bar = 5.0 if thin else 14.0
     row = bar * len(columns) + (3 if thin else 9)
@@ -336,9 +360,10 @@ def _bars(
         at = np.arange(len(names)) + (number - (len(columns) - 1) / 2) * bar / row
         axes.barh(at, np.nan_to_num(column), (bar - 1) / row, color=colours[number], clip_on=False)
         reach = np.nan_to_num(column)
-        if number == 0:
-            axes.hlines(at, ends[:, 0], ends[:, 1], color=LIGHT["ink"], lw=1, clip_on=False)
-            reach = np.maximum(reach, ends[:, 1])
+        if number < len(ends):
+            low, high = ends[number].T
+            axes.hlines(at, low, high, color=LIGHT["ink"], lw=1, clip_on=False)
+            reach = np.maximum(reach, high)
         for x, y, value in zip(reach, at, column.tolist(), strict=True):
             if not thin:
                 axes.annotate(

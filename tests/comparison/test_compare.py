@@ -252,10 +252,68 @@ def test_independent_trainings_are_not_compared_filter_by_filter(tmp_path: Path)
     assert "independent trainings" in found.unlike
     assert (found.blame, found.reversals) == (None, ())
     write_comparison(tmp_path, found)
-    assert "not compared" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "not compared one by one" in text
+    assert "Where each network's mistakes lie" in text
     wider = nn.Sequential(nn.Conv2d(1, 4, 12), nn.Flatten())
     assert "different architectures" in unlike(trained(), wider)
     assert trained()[0].weight.numel() >= FEWEST  # type: ignore[operator]
+
+
+def test_independent_trainings_are_compared_by_groups_each_by_its_own_tails() -> None:
+    torch.manual_seed(5)
+    stranger = nn.Sequential(
+        nn.Conv2d(1, 12, 5), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    samples, few = some(300, 5, shifted=True), replace(FEW, fitted=300, tried=1000)
+    found = compare(trained(), stranger, samples, settings=few)
+    assert "different architectures" in found.unlike
+    assert found.own is not None
+    for network, own in zip((trained(), stranger.eval()), found.own, strict=True):
+        index = salmon.FilterIndex.from_model(network)
+        profile = salmon.filter_saliency(network, samples.inputs, samples.targets, index)
+        tails = salmon.Tails(len(index))
+        tails.update(profile)
+        fit = salmon.fit_tails(tails, few.level, index=index)
+        wrong = profile[~right_of(network, samples)]
+        top = max(1, len(index) // 10)
+        ranking = salmon.rank_filters(wrong.double(), fit, top_k=top)
+        assert own.samples == len(wrong)
+        shares = salmon.group_shares(ranking, index)
+        assert own.groups == pytest.approx(shares, abs=0.02, nan_ok=True)  # sums in another order
+        assert own.filters == salmon.filter_shares(index)
+        places = index.layer_of.double() / (len(index.layers) - 1)
+        named = ranking.filters[ranking.filters >= 0]
+        assert own.depth == pytest.approx(float(places[named].mean()), abs=0.02)
+
+
+def test_a_network_without_filters_is_compared_all_the_same() -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    found = compare(trained(), flat, some(100, 5, shifted=False), Gates(max_lost=1), settings=FEW)
+    assert (found.status, found.own) == ("passed", None)
+    assert "nor by groups of layers" in found.unlike
+
+
+def test_blamed_filters_are_held_against_those_that_changed_most() -> None:
+    old, new, few = trained(), scrambled("0"), replace(FEW, tried=500, top_k=3)
+    blame = compare(old, new, some(500, 5, shifted=False), settings=few).blame
+    assert blame is not None
+    index = salmon.FilterIndex.from_model(old)
+    moved = []
+    for layer in index.layers:
+        was, now = (net.get_parameter(layer.weight).detach().double() for net in (old, new))
+        gap = (now - was).flatten(1).norm(dim=1)
+        moved += (gap / was.flatten(1).norm(dim=1)).tolist()
+    for each in blame.filters:
+        assert each.changed == pytest.approx(moved[each.filter], rel=1e-6)
+    beyond = {f.filter for f in blame.filters if f.p is not None and f.p <= 0.05}
+    assert blame.beyond == len(beyond) > 0
+    most = set(sorted(range(len(moved)), key=lambda f: -moved[f])[: blame.beyond])
+    assert blame.overlap == len(beyond & most)
+    assert blame.overlap_expected == blame.beyond**2 / len(moved)
+    chance = stats.hypergeom(len(moved), blame.beyond, blame.beyond)
+    assert blame.overlap_p == pytest.approx(chance.sf(blame.overlap - 1), rel=1e-9)
 
 
 def test_reports_say_what_was_found(found: ModelComparison, tmp_path: Path) -> None:

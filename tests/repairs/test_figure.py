@@ -5,11 +5,8 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
-import torch
 
-from salmon import Samples
-from salmon.repairs.changes import SampleChange, SetChange
-from salmon.repairs.figure import samples_png, tradeoff, tradeoff_svg
+from salmon.repairs.figure import tradeoff, tradeoff_svg
 from salmon.repairs.trial import Trial
 
 
@@ -48,25 +45,3 @@ def test_the_vector_graphic_is_the_same_each_time_and_shows_names_as_text() -> N
 
 def test_a_search_without_trials_has_a_figure() -> None:
     assert "<svg" in tradeoff_svg([], 0.0)
-
-
-def changed(numbers: list[int]) -> tuple[SampleChange, ...]:
-    return tuple(
-        SampleChange(
-            id=f"s{n}", row=n, target=1, before=2, after=1, details={}, what="class 1, 2 to 1"
-        )
-        for n in numbers
-    )
-
-
-def test_fixed_and_broken_images_are_drawn_and_anything_else_is_not() -> None:
-    ids = tuple(f"s{n}" for n in range(40))
-    images = Samples(torch.rand(40, 3, 8, 8), torch.zeros(40, dtype=torch.int64), ids)
-    change = SetChange(classes=(), fixed=changed(list(range(30))), broken=changed([31]))
-    drawn = samples_png(images, change)
-    assert drawn is not None
-    assert drawn.startswith(b"\x89PNG")
-    assert drawn == samples_png(images, change)
-    assert samples_png(images, SetChange(classes=(), fixed=(), broken=())) is None
-    tables = Samples(torch.rand(40, 3), images.targets, ids)
-    assert samples_png(tables, change) is None

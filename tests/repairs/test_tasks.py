@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from salmon import FilterIndex, InputError, RepairSettings, Samples, Task, filter_saliency, repair
+from salmon.cli.pages import write_page
 from salmon.repairs import write_outcome
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, Outcome
 from salmon.repairs.evidence import Evidence, mean_gradients, split_set
 from salmon.repairs.predictions import Objective, predict
 from salmon.repairs.remedies.tune import ALL, KEEP, MOMENTUM, RATES, WHOLE, tune
 from salmon.tasks import TASKS, AnyTask, Multilabel, Regression, Segmentation
-from salmon.views.report.repairs import read_repair
+from salmon.views.report.outcomes import read_outcome
 from tests.evidences import driven
 from tests.other_tasks import CASES, own_losses, some, task_of, trained
 from tests.shifts import squares
@@ -101,8 +102,8 @@ def test_without_a_bound_it_is_that_of_the_reference_before_the_repair(name: str
 @pytest.mark.parametrize("name", CASES)
 def test_reports_speak_of_the_task(name: str, tmp_path: Path) -> None:
     found = outcome(name)
-    data = {"new": some(name, 600, 2, shifted=True)}
-    write_outcome(tmp_path, found, {}, data)
+    write_outcome(tmp_path, found, {})
+    write_page(tmp_path, "repair", found.sets, {"new": some(name, 600, 2, shifted=True)})
     text = (tmp_path / "report.md").read_text()
     report = json.loads((tmp_path / "report.json").read_text())
     assert f"A mistake is: {found.mistake}." in text
@@ -120,10 +121,11 @@ def test_reports_speak_of_the_task(name: str, tmp_path: Path) -> None:
     for each in fixed:
         before, after = each["details"][details[name]]
         assert before != after
-    assert (tmp_path / "new.png").stat().st_size > 1000
-    section = read_repair(tmp_path / "report.json", "repair")
-    assert section.repair is not None
-    assert [each.what for each in section.repair.accept["new"].fixed] == [e["what"] for e in fixed]
+    section = read_outcome(tmp_path / "report.json", "")
+    (table,) = [table for table in section.tables if table.name == "samples-new"]
+    assert table.columns[0] == "image"
+    told = [row[-1] for row in table.rows if row[1] == "fixed"]
+    assert told == [each["what"] for each in fixed]
 
 
 @pytest.mark.parametrize("name", CASES)

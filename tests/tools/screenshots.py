@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from salmon.views import gather, gather_repairs, write_report
+from salmon.views import gather, gather_outcomes, write_report
 from tests.browser import Server, browser, deep_text, tensorboard
 
 PANELS = {  # page, filter of tags, text to wait for, height
@@ -34,7 +34,7 @@ def main(demo: Path, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "profile"
         report = Path(folder) / "report.html"
-        write_report(report, gather(demo), "salmon: demo", gather_repairs(demo))
+        write_report(report, gather(demo), "salmon: demo", gather_outcomes(demo))
         with tensorboard(demo) as server, browser(profile) as page:
             _wait_until_read(server)
             for name, (panel, tags, text, height) in PANELS.items():

@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from salmon import SaliencyMonitor, ViewSettings
 from salmon.cli.demo import run_demo
 from salmon.cli.options import DemoOptions
-from salmon.views import History, PassRecord, gather, gather_repairs, write_report
+from salmon.views import History, PassRecord, gather, gather_outcomes, write_report
 from salmon.views.charts import fit_page, heat_map, share_bars, share_lines
 from salmon.views.figures import Chart, pixels
 from tests.browser import Server, browser, deep_text, drawn, shot, tensorboard
@@ -203,7 +203,7 @@ def test_the_panels_of_tensorboard_show_what_was_written(
 @pytest.fixture(scope="module")
 def report(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(path, gather(demo), "salmon: demo", gather_repairs(demo))
+    write_report(path, gather(demo), "salmon: demo", gather_outcomes(demo))
     assert path.stat().st_size < 1_600_000  # of two runs and a repair
     return path.as_uri()
 
@@ -367,11 +367,12 @@ def test_a_repair_is_on_the_page_with_its_rules_and_samples(
     for words in ("Rules, on samples", "What was changed", "Classes of the new data",
                   "Beside other remedies"):  # fmt: skip
         assert words in text
-    (found,) = gather_repairs(demo)
-    repair = found.repair
-    assert repair is not None
-    for name, changed in repair.accept.items():  # which ones depends on the machine
-        assert (f"Samples of the {name} data" in text) == bool(changed.fixed or changed.broken)
+    (found,) = gather_outcomes(demo)
+    for table in found.tables:  # which samples depends on the machine
+        assert (table.heading in text) == bool(table.rows)
+    (table,) = [table for table in found.tables if table.name == "samples-new"]
+    images = section.find_elements(By.CSS_SELECTOR, "[id$=table-samples-new] td img")
+    assert len(images) == len(table.rows) > 0
 
 
 def background(page: Chrome) -> str:

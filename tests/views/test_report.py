@@ -25,10 +25,11 @@ from salmon.cli import main
 from salmon.diagnosis import Confusion
 from salmon.repairs import Outcome, write_outcome
 from salmon.repairs.judge import Rule
-from salmon.views import gather, gather_repairs, write_report
+from salmon.views import gather, gather_beside, gather_outcomes, write_report
 from salmon.views.files import write_pass
 from salmon.views.record import LayerRow
 from salmon.views.report.page import render
+from salmon.views.report.plain import PlainSection, Table
 from tests.records import hand_record, run_files
 from tests.shifts import some, trained
 from tests.trainers import Module, digits, loader, trainer
@@ -443,11 +444,10 @@ def test_a_repair_alone_has_a_page_and_another_report_json_is_passed_over(tmp_pa
         trained(), some(300, 2, shifted=True), some(300, 1, shifted=False),
         RepairSettings(remedies=("step",), shares=(0.1,)),
     )  # fmt: skip
-    pictures = {"new": some(300, 2, shifted=True)}
-    write_outcome(tmp_path / "fix", found, {"model": "<b>"}, pictures)
+    write_outcome(tmp_path / "fix", found, {"model": "<b>"})
     assert gather(tmp_path) == []
-    (section,) = gather_repairs(tmp_path)
-    assert section.name == "fix"
+    (section,) = gather_outcomes(tmp_path)
+    assert section.name == "Repair: fix"
     page = Page(render([], "run", [section]))
     assert f"{found.status}. " in page.text
     assert found.reason[1:] in page.text  # with a capital
@@ -478,6 +478,96 @@ def test_runs_with_other_columns_are_exported_together(tmp_path: Path) -> None:
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.csv")]) == 0
     with (tmp_path / "x.csv").open(newline="") as file:
         assert {row["more"] for row in csv.DictReader(file)} == {"", "7"}
+
+
+def beside(one: Path, other: Path) -> tuple[PlainSection, dict[str, Table]]:
+    (section,) = gather_beside(one, other)
+    return section, {table.name: table for table in section.tables}
+
+
+def test_two_epochs_are_beside_each_other_with_who_turned_wrong_and_right(tmp_path: Path) -> None:
+    logs = tmp_path / "salmon_logs"
+    run_files(logs)
+    passes = [logs / f"pass-validation-{number:06d}.json" for number in (0, 1)]
+    lines = (logs / "flagged-validation-000000.jsonl").read_text().splitlines()
+    flags = [json.loads(line) for line in lines]
+    samples = [flag for flag in flags if flag["kind"] == "sample"]
+    gone, come = samples[:3], [samples[0] | {"id": f"<i>{n}", "sample": 500 + n} for n in range(2)]
+    later = [flag for flag in flags if flag not in gone] + come
+    (logs / "flagged-validation-000001.jsonl").write_text("\n".join(map(json.dumps, later)))
+    record = json.loads(passes[1].read_text())
+    record["misclassified"] -= 1
+    record["class_mistakes"][samples[0]["target"]] -= 1
+    passes[1].write_text(json.dumps(record))
+    section, tables = beside(*passes)
+    assert "3 mistakes of A are right in B, and 2 of B are right in A (p 1 by" in section.headline
+    assert section.notes == []
+    rows = [[str(cell) for cell in row] for row in tables["samples"].rows]
+    assert [row[2] for row in rows] == [*(one["id"] for one in come), *(str(s["id"]) for s in gone)]
+    assert [row[1] for row in rows] == ["wrong in B"] * 2 + ["wrong in A"] * 3
+    glance = {row[0]: row[1:] for row in tables["glance"].rows}
+    wrong = len(samples)
+    assert glance["mistakes"] == [str(wrong), str(wrong - 1)]
+    assert tables["findings"].rows[0][2] == tables["findings"].rows[0][5] == "9"
+    page = Page(render([], "epochs", [section]))
+    assert "<i>0" in page.text
+    assert len(page.all("svg")) == 1
+    one, other = tmp_path / "one", tmp_path / "other"
+    shutil.copytree(logs, one / "salmon_logs")
+    shutil.copytree(logs, other / "x" / "salmon_logs")
+    same, _ = beside(one, other)  # folders of single runs, whatever they are called
+    assert "0 mistakes of A are right in B, and 0 of B" in same.headline
+
+
+def test_passes_of_other_data_are_beside_each_other_without_their_samples(tmp_path: Path) -> None:
+    pairs = [
+        Confusion(target=0, predicted=1, mistakes=15),
+        Confusion(target=1, predicted=0, mistakes=5),
+    ]
+    few = [Confusion(target=0, predicted=1, mistakes=3)]
+    for name, changes in (
+        ("a", {"pairs": pairs}),
+        ("b", {"samples": 300, "misclassified": 10, "class_samples": [200, 100],
+               "class_mistakes": [3, 7], "pairs": few}),
+    ):  # fmt: skip
+        folder = tmp_path / name / "salmon_logs"
+        folder.mkdir(parents=True)
+        write_pass(folder / "pass-validation-000000.json", hand_record(**changes))
+    section, tables = beside(tmp_path / "a", tmp_path / "b")
+    assert "samples" not in tables
+    assert "saw different samples" in section.notes[0]
+    assert section.headline == "Right: 90.0 % in A, 96.7 % in B."
+    assert list(tables["classes"].rows) == [
+        ["1", "80", "93.8", "100", "93.0", "-0.8"], ["0", "120", "87.5", "200", "98.5", "+11.0"],
+    ]  # fmt: skip
+    assert list(tables["pairs"].rows) == [["1", "0", "5", "0", "-5"], ["0", "1", "15", "3", "-12"]]
+    assert tables["groups"].rows[1][:3] == ["late", "50.0", "60.0"]
+
+
+def test_runs_that_have_nothing_in_common_are_refused(tmp_path: Path) -> None:
+    for name in ("a/x", "a/y", "b/z", "b/w"):
+        run_files(tmp_path / name / "salmon_logs")
+    with pytest.raises(InputError, match=r"has x: validation, y: validation and .*nothing stands"):
+        gather_beside(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    with pytest.raises(InputError, match="c holds no passes"):
+        gather_beside(tmp_path / "a", tmp_path / "c")
+    shutil.copytree(tmp_path / "a" / "x", tmp_path / "b" / "x")
+    (section,) = gather_beside(tmp_path / "a", tmp_path / "b")
+    assert section.name == "x: validation: A beside B"
+
+
+def test_the_command_puts_two_runs_beside_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        run_files(tmp_path / name / "salmon_logs")
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    assert main(["report", *runs, "--out", str(tmp_path / "r.html")]) == 0
+    assert "1 sections (validation: A beside B)." in capsys.readouterr().out
+    page = Page((tmp_path / "r.html").read_text())
+    assert "salmon: a beside b" in page.text
+    assert f"A {tmp_path / 'a'}" in page.text
 
 
 def test_links_to_samples_stand_only_where_the_samples_do(tmp_path: Path) -> None:

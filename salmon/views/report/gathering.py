@@ -13,17 +13,15 @@ from salmon.diagnosis import SCHEMA as FLAG_SCHEMA
 from salmon.diagnosis import Confusion, flat_rows
 from salmon.errors import InputError, StateError
 from salmon.records import Number, record_of
-from salmon.views.files import StoredPicture, read_flags, read_pass, read_pictures
+from salmon.views.files import StoredImage, StoredPicture, read_flags, read_pass, read_pictures
 from salmon.views.history import History
 from salmon.views.record import FindingRow, PassRecord
-from salmon.views.report.repairs import RepairSection, is_repair, read_repair
+from salmon.views.report.outcomes import is_outcome, read_outcome
+from salmon.views.report.plain import LETTERS, PlainSection
 
 _PASS = re.compile(r"pass-(?P<scope>.+)-(?P<number>\d{6,})\.json")
 _DEEP = 5  # folders below the one that is named
 _FOLDERS = ("salmon_logs", "salmon")  # as the monitor names them, and as version 0.1 did
-
-LETTERS = 200
-"""Of a name in a table."""
 
 MOST_FLAGS = 200
 """Flagged samples in the table, as many as have a thumbnail; the page stays light for a phone."""
@@ -102,7 +100,7 @@ def gather(
         progress: Gets the name of a stage and the numbers of finished and of all its steps.
 
     Returns:
-        A section per run, stage and loader, by name; none where there are only repairs.
+        A section per run, stage and loader, by name; none where there are other reports only.
     """
     sections = []
     try:
@@ -113,22 +111,65 @@ def gather(
             progress("reading runs", number, len(found))
     except OSError as error:
         raise StateError(f"{folder} cannot be read ({error}).") from error
-    if not sections and not any(is_repair(place / "report.json") for place in places):
+    if not sections and not any(is_outcome(place / "report.json") for place in places):
         raise InputError(
             f"{folder} holds no passes of the monitor (pass-*.json in a folder 'salmon_logs') and "
-            "no repair (report.json); name the folder of a logger whose run had a SaliencyMonitor "
-            "with write_files=True, or one that salmon diagnose or salmon repair wrote."
+            "no repair or comparison (report.json); name the folder of a logger whose run had a "
+            "SaliencyMonitor with write_files=True, or one that salmon diagnose, salmon repair or "
+            "salmon compare wrote."
         )
     return sections
 
 
-def gather_repairs(folder: Path) -> list[RepairSection]:
-    """Read the repairs in a folder and those below, by name."""
+def gather_outcomes(folder: Path) -> list[PlainSection]:
+    """Read the repairs and comparisons in a folder and those below, by name."""
     return [
-        read_repair(place / "report.json", _text(place.relative_to(folder), "repair"))
+        read_outcome(place / "report.json", _text(place.relative_to(folder), ""))
         for place in _folders(folder, _DEEP)
-        if is_repair(place / "report.json")
+        if is_outcome(place / "report.json")
     ]
+
+
+def last_passes(path: Path) -> dict[str, Path]:
+    """Find the last pass of every run, stage and loader.
+
+    Args:
+        path: A folder as for :func:`gather`, or the file of one pass, which is alone then.
+
+    Returns:
+        Files by name: the stage and loader, after that of the run where there are several.
+    """
+    match = _PASS.fullmatch(path.name)
+    if path.is_file() and match is not None:
+        return {match["scope"]: path}
+    found = [(place, *each) for place in _folders(path, _DEEP) for each in _passes(place)]
+    if not found:
+        raise InputError(
+            f"{path} holds no passes of the monitor (pass-*.json in a folder 'salmon_logs'); name "
+            "the folder of a run, or the file of one of its passes."
+        )
+    single = len({place for place, _, _ in found}) == 1
+    return {
+        scope if single else _name(path, place, scope): _last(paths)[0]
+        for place, scope, paths in found
+    }
+
+
+def flags_of(path: Path) -> Path:
+    """The file of the flags that belong to a pass."""
+    return path.with_name(f"flagged-{path.stem.removeprefix('pass-')}.jsonl")
+
+
+def pictures_of(path: Path) -> dict[int, StoredImage]:
+    """Small images of the flagged samples of a pass by their position, where there are some."""
+    match = _PASS.fullmatch(path.name)
+    assert match is not None
+    stored = path.with_name(f"pictures-{match['scope']}.jsonl")
+    return {
+        one.sample: one.image
+        for one in (read_pictures(stored) if stored.is_file() else ())
+        if one.number == int(match["number"]) and one.kind in ("flagged", "thumbnail")
+    }
 
 
 def flagged_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -139,18 +180,23 @@ def flagged_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """
     for place in _folders(folder, _DEEP):
         for scope, paths in _passes(place):
-            record = _last([read_pass(path) for path in paths])
-            path = place / f"flagged-{scope}-{record.number:06d}.jsonl"
+            last, record = _last(paths)
+            path = flags_of(last)
             for flag in read_flags(path, FLAG_SCHEMA) if path.is_file() else ():
                 if flag.get("kind") == "sample":
-                    _stored(flag, record.details, path.name)
+                    stored_flag(flag, record.details, path.name)
                     for row in flat_rows(flag):
                         yield {"run": _name(folder, place, scope)} | row
 
 
-def _last(records: Sequence[PassRecord]) -> PassRecord:
+def _last(paths: Sequence[Path]) -> tuple[Path, PassRecord]:
     """The pass that was written last."""
-    return max(records, key=lambda one: (one.time, one.number))
+    read = ((path, read_pass(path)) for path in paths)
+    return max(read, key=lambda pair: _order(pair[1]))
+
+
+def _order(record: PassRecord) -> tuple[float, int]:
+    return record.time, record.number
 
 
 def _passes(place: Path) -> Iterator[tuple[str, list[Path]]]:
@@ -178,7 +224,7 @@ def _folders(folder: Path, deep: int) -> Iterator[Path]:
 def _section(folder: Path, place: Path, scope: str, paths: list[Path]) -> Section:
     """One stage and loader: the pass that was written last, and those of its run before it."""
     every = [read_pass(path) for path in paths]
-    record = _last(every)
+    record = max(every, key=_order)
     # Later numbers of the same run are of a branch that was given up for an earlier checkpoint.
     records = [one for one in every if one.run == record.run and one.number <= record.number]
     history = History.of(records)
@@ -267,7 +313,7 @@ def _read_flags(path: Path, names: Sequence[str], details: Sequence[str]) -> Fla
         for flag in read_flags(path, FLAG_SCHEMA):
             if flag.get("kind") == "sample":
                 number += 1
-                stored = _stored(flag, details, path.name)
+                stored = stored_flag(flag, details, path.name)
                 blamed = {each.label for each in stored.top} if "target" in flag else set()
                 for name in wanted & blamed:
                     counts[name][stored.target, stored.predicted] += 1
@@ -290,7 +336,7 @@ def _read_flags(path: Path, names: Sequence[str], details: Sequence[str]) -> Fla
     )
 
 
-def _stored(flag: dict[str, Any], details: Sequence[str], where: str) -> StoredFlag:
+def stored_flag(flag: dict[str, Any], details: Sequence[str], where: str) -> StoredFlag:
     """What the page shows of a flag; names of any length are cut."""
     own = {"id": str(flag.get("id"))[:LETTERS], "details": [flag.get(name) for name in details]}
     stored = record_of(StoredFlag, flag | own, where)

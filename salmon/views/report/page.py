@@ -12,20 +12,20 @@ from markupsafe import Markup
 from salmon.files import write_atomically
 from salmon.views.figures import DARK, LIGHT
 from salmon.views.report.gathering import Section
-from salmon.views.report.repairs import RepairSection
-from salmon.views.report.sections import repair_values, section_values
+from salmon.views.report.plain import PlainSection
+from salmon.views.report.sections import plain_values, section_values
 from salmon.views.tables import p_text
 
 
 def write_report(
-    path: Path, sections: Sequence[Section], title: str, repairs: Sequence[RepairSection] = ()
+    path: Path, sections: Sequence[Section], title: str, plain: Sequence[PlainSection] = ()
 ) -> None:
     """Write the page."""
-    data = render(sections, title, repairs).encode()
+    data = render(sections, title, plain).encode()
     write_atomically(path, lambda file: file.write(data))
 
 
-def render(sections: Sequence[Section], title: str, repairs: Sequence[RepairSection] = ()) -> str:
+def render(sections: Sequence[Section], title: str, plain: Sequence[PlainSection] = ()) -> str:
     """Make the page.
 
     Returns:
@@ -49,7 +49,7 @@ def render(sections: Sequence[Section], title: str, repairs: Sequence[RepairSect
         script_hash=digest,
         sections=[
             *(section_values(number, each) for number, each in enumerate(sections)),
-            *(repair_values(number, each) for number, each in enumerate(repairs, len(sections))),
+            *(plain_values(number, each) for number, each in enumerate(plain, len(sections))),
         ],
     )
     return page.encode(errors="replace").decode()  # JSON may hold halves of characters

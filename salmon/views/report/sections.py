@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 
 from markupsafe import Markup
 from scipy.stats import binomtest
@@ -22,8 +23,8 @@ from salmon.views.figures import Chart, svg
 from salmon.views.files import StoredImage
 from salmon.views.history import History
 from salmon.views.record import PassRecord
-from salmon.views.report.gathering import LETTERS, FilterCard, Section, StoredFlag
-from salmon.views.report.repairs import RepairSection, repair_tables
+from salmon.views.report.gathering import FilterCard, Section, StoredFlag
+from salmon.views.report.plain import LETTERS, Cell, Link, PlainSection, Table
 from salmon.views.summary import measured_text, overview, whose
 from salmon.views.tables import (
     FILTER_COLUMNS,
@@ -57,21 +58,6 @@ MOST_CLASSES = 20
 """Of a matrix of confusions."""
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A cell that leads to a table of its section, filtered by a text."""
-
-    text: str
-    table: str
-    query: str
-    weight: float = 0.0  # in [0, 1], how dark it is
-
-
-Cell = str | Link
-Table = tuple[str, str, Sequence[str], Sequence[Sequence[Cell]]]
-"""Name in addresses, heading, columns and rows."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A flagged sample as the table shows it."""
@@ -83,26 +69,17 @@ class Row:
     facts: str  # JSON: what links to it ask for, beside its filters
 
 
-def repair_values(number: int, section: RepairSection) -> dict[str, object]:
-    """What the template shows of a repair."""
-    repair = section.repair
-    own = "" if section.name == "repair" else f": {section.name}"
-    name, notes = f"Repair{own}", section.notes
-    if repair is None:
-        return {"id": f"section-{number}", "name": name, "status": "", "notes": notes}
-    versions = ", ".join(map(" ".join, repair.versions.items()))
+def plain_values(number: int, section: PlainSection) -> dict[str, object]:
+    """What the template shows of a section of sentences, tables and pictures."""
     return {
         "id": f"section-{number}",
-        "name": name,
-        "notes": notes,
-        "status": repair.status,
-        "headline": repair.headline.replace("**", ""),
-        "origin": {name: text.strip("`") for name, text in repair.context.items()}
-        | {"versions": versions},
-        "tables": [
-            (f"table-{i}", heading, columns, rows)
-            for i, (heading, columns, rows) in enumerate(repair_tables(repair))
-        ],
+        "name": section.name,
+        "notes": section.notes,
+        "status": section.status,
+        "headline": section.headline,
+        "origin": section.origin,
+        "tables": section.tables,
+        "charts": _drawn(number, section.charts),
         "images": section.pictures,
     }
 
@@ -129,13 +106,6 @@ def section_values(number: int, section: Section) -> dict[str, object]:
             ],
         ),
     ]
-    drawn, place = [], 0
-    for heading, group in charts:
-        graphics = []
-        for chart in group:
-            graphics.append(Markup(svg(chart, f"chart-{number}-{place}")))
-            place += 1
-        drawn.append((heading, graphics))
     images = {
         picture.sample: picture.image
         for picture in section.pictures
@@ -183,13 +153,24 @@ def section_values(number: int, section: Section) -> dict[str, object]:
                 for layer, group, *rest in _layer_rows(section.history)
             ],
         ),
-        "charts": drawn,
+        "charts": _drawn(number, charts),
         "pictures": [picture for picture in section.pictures if picture.kind == "flagged"],
         "rows": rows,
         "flags": section.flagged,
         "details": [detail_name(name) for name in record.details],
         "named": NAMED,
     }  # fmt: skip
+
+
+def _drawn(
+    number: int, charts: Sequence[tuple[str, Sequence[Chart]]]
+) -> list[tuple[str, list[Markup]]]:
+    """Charts by heading, each under a name of its own."""
+    places = count()
+    return [
+        (heading, [Markup(svg(chart, f"chart-{number}-{next(places)}")) for chart in group])
+        for heading, group in charts
+    ]
 
 
 def _row(record: PassRecord, flag: StoredFlag, image: StoredImage | None) -> Row:
@@ -266,7 +247,7 @@ def _matrix(section: Section) -> Table | None:
             link = _to_flags(section, str(number), whole, number / most) if number else ""
             cells.append(str(right) if true == taken else link)
         rows.append(cells)
-    return "matrix", "True classes (rows) and what they are taken for", ["", *names], rows
+    return Table("matrix", "True classes (rows) and what they are taken for", ["", *names], rows)
 
 
 def _class_rows(section: Section) -> list[list[Cell]]:
