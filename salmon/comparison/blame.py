@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor, nn
 
 from salmon.diagnosis.diagnosis import Mistakes
@@ -116,6 +115,7 @@ def blamed(
         fit: Tails of the old network.
         moved: ``[F]`` relative change of each filter.
     """
+    from scipy.stats import hypergeom  # takes a second to load
 
     def ranked(model: nn.Module, samples: Samples) -> Ranking:
         found = list(profiles(model, samples, index, objective, batch_size))

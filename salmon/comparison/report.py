@@ -9,7 +9,6 @@ from salmon.comparison.engine import ModelComparison
 from salmon.files import json_text, versions, write_all
 from salmon.markdown import cell, literal, markdown_table
 from salmon.repairs.report import junit_of, limited, listed, rules_table
-from salmon.views import comparison_tables
 
 SCHEMA = "salmon.comparison/1"
 _ROWS = 20
@@ -94,6 +93,8 @@ def _two_sided(found: ModelComparison) -> str:
 
 def markdown(found: ModelComparison, context: Mapping[str, Any] | None = None) -> str:
     """The report for people, fit for a comment: less than 60 kB."""
+    from salmon.views import comparison_tables  # takes a second to load
+
     parts = [f"# Comparison: {found.status}", headline(found)]
     if context:
         parts.append("\n".join(f"- {cell(name)}: {cell(value)}" for name, value in context.items()))

@@ -64,7 +64,7 @@ def test_a_repair_from_config_to_patched_checkpoint(
     names = {path.name for path in (project / "out").iterdir()}
     assert names == {
         "report.json", "report.md", "comment.md", "junit.xml", "tradeoff.svg",
-        "patch.safetensors", "repaired.ckpt",
+        "patch.safetensors", "repaired.ckpt", "report.html",
     }  # fmt: skip
     report = json.loads((project / "out" / "report.json").read_text())
     assert report["settings"]["shares"] == [0.1]  # of the config's own section
