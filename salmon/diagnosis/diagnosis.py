@@ -131,7 +131,7 @@ class Diagnosis:
     rankings: dict[str, Ranking]  # by method, of the kept mistakes
     findings: Findings  # by POT
     right: Ranking
-    """By POT, of right samples chosen at random: what is ordinary."""
+    """What is ordinary, by POT of right samples chosen at random."""
     excesses: Mapping[int, Tensor] = field(default_factory=dict)
     """Sorted excesses of a few filters, those with the best, median and worst fit; none where the
     fit is a given one."""

@@ -57,7 +57,7 @@ class TailFit:
 
     @property
     def effective_level(self) -> float:
-        """Level that the thresholds really stand for: ``1 - k/n``; NaN without samples."""
+        """Level ``1 - k/n`` that the thresholds really stand for; NaN without samples."""
         return 1 - self.top / self.samples if self.samples else float("nan")
 
     @property
@@ -71,12 +71,12 @@ class TailFit:
 
     @property
     def usable(self) -> Tensor:
-        """``[F]`` bool: filters with a fitted tail."""
+        """``[F]`` bool of filters with a fitted tail."""
         return self.status <= FitStatus.BOUNDARY
 
     @property
     def scale(self) -> Tensor:
-        """``[F]`` std, 1 where a filter is constant: the unit of the z-score."""
+        """``[F]`` unit of the z-score, the std, or 1 where a filter is constant."""
         return torch.where(self.std <= CONSTANT_BELOW * self.mean.abs(), 1.0, self.std)
 
     def counts(self) -> dict[FitStatus, int]:

@@ -152,7 +152,7 @@ class SaliencyMonitor(CallbackBase):
                 "salmon.RepairInTraining(after='fit'), or None."
             )
         self.results: dict[str, Diagnosis] = {}
-        """What the last measured pass of each kind found: ``"validation"``, ``"test"``; with
+        """What the last measured pass of each kind found, by ``"validation"``, ``"test"``; with
         several loaders ``"validation/loader1"`` and so on, or their names in a mapping, such as
         ``"validation/loader_photo"``."""
         self.outcome: Outcome | None = None
