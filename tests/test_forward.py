@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
 from torch.nn.utils import prune, spectral_norm, weight_norm
@@ -22,7 +21,7 @@ import salmon
 from salmon import SaliencyMonitor
 from tests.networks import PlainNet, batch
 from tests.traces import assert_identical, network_state, random_states
-from tests.trainers import Module, digits, loader, trainer
+from tests.trainers import Module, averaging, digits, loader, trainer
 
 
 class Counter:
@@ -223,7 +222,7 @@ class KeepsBest(Callback):
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*use_buffers.*:UserWarning")
-@pytest.mark.parametrize("other", [KeepsBest, lambda: EMAWeightAveraging(decay=0.5)])
+@pytest.mark.parametrize("other", [KeepsBest, lambda: averaging(0.5)])
 @pytest.mark.parametrize("kind", ["collector", "weight norm"])
 def test_callbacks_that_copy_the_network_work_beside_the_monitor(
     tmp_path: Path, kind: str, other: Callable[[], Callback]

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer, callbacks
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -53,7 +54,14 @@ def loader(
     return DataLoader(data or digits(), batch_size, shuffle=shuffle)
 
 
-def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
+def averaging(decay: float) -> callbacks.Callback:
+    """Lightning's average of the weights; the test is skipped where it has none."""
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("Lightning averages weights since 2.6")
+    return callbacks.EMAWeightAveraging(decay=decay)
+
+
+def trainer(folder: Path, *others: Any, **options: Any) -> Trainer:
     """A quiet trainer on the CPU that writes into a folder."""
     quiet: dict[str, Any] = {
         "accelerator": "cpu",
@@ -65,4 +73,4 @@ def trainer(folder: Path, *callbacks: Any, **options: Any) -> Trainer:
         "enable_checkpointing": False,
         "default_root_dir": folder,
     }
-    return Trainer(callbacks=list(callbacks), **(quiet | options))
+    return Trainer(callbacks=list(others), **(quiet | options))

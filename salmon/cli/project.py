@@ -116,8 +116,6 @@ def run_pass(
         callbacks.insert(0, _Weights(checkpoint, str(options.ckpt_path)))
     elif checkpoint is not None:
         given["ckpt_path"] = options.ckpt_path
-        if not options.weights_only:
-            given["weights_only"] = False
     accelerator = {} if options.device == "auto" else {"accelerator": options.device}
     with _quiet_lightning():
         trainer = project.trainer(
@@ -128,6 +126,8 @@ def run_pass(
         stage, data = _data_of(project, name)
         _give_step(project.module, stage)
         run = trainer.test if stage == "test" else trainer.validate
+        if not options.weights_only and "weights_only" in inspect.signature(run).parameters:
+            given["weights_only"] = False  # Lightning before 2.6 takes objects anyway
         try:
             run(project.module, **data, **given, verbose=False)
         except Exception as error:

@@ -89,5 +89,6 @@ def share_intervals(
         times = random.multinomial(number, np.full(number, 1 / number), size)
         totals.append(times.astype(float) @ counts)
     drawn = np.concatenate(totals)
+    drawn = drawn[drawn.any(1)]  # of few samples some draws have none with a ranked filter
     shares = drawn / drawn.sum(1, keepdims=True)
-    return torch.from_numpy(np.nanquantile(shares, (0.025, 0.975), axis=0).T.copy())
+    return torch.from_numpy(np.quantile(shares, (0.025, 0.975), axis=0).T.copy())

@@ -246,10 +246,7 @@ def record_pass(
             LayerRow(layer=each.layer, group=each.group, filters=each.filters)
             for each in index.layers
         ],
-        counts={
-            method: layer_counts(each, index).tolist()
-            for method, each in diagnosis.rankings.items()
-        },
+        counts={m: layer_counts(diagnosis.rankings[m], index).tolist() for m in METHODS},
         fits={status.label: count for status, count in fit.counts().items()},
         doubtful=float(doubtful) if bool(tested.any()) else None,
         xi=_xi_histograms(fit, index),

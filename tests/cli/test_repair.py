@@ -428,12 +428,6 @@ def test_slices_are_entries_of_the_batches(
     assert "no entry 'site' with a value for each" in capsys.readouterr().err
 
 
-def test_workflows_are_valid() -> None:
-    lint = [str(SALMON.with_name("actionlint")), *map(str, (ROOT / "examples/ci").glob("*.yml"))]
-    done = subprocess.run(lint, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
 def test_data_that_come_in_another_order_the_second_time_are_refused(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from salmon import Diagnosis, SaliencyMonitor, ViewSettings

@@ -64,7 +64,7 @@ def test_fits_and_rankings_equal_those_computed_offline(tmp_path: Path) -> None:
     profile = filter_saliency(module, images, labels, index)
     tails = Tails(len(index))
     tails.update(profile)
-    offline = fit_tails(tails, 0.7)
+    offline = fit_tails(tails, 0.7, index=index)
     found = monitor.results["validation"]
     for name in ("threshold", "rate", "xi", "sigma", "mean", "std"):
         torch.testing.assert_close(
@@ -74,7 +74,7 @@ def test_fits_and_rankings_equal_those_computed_offline(tmp_path: Path) -> None:
     assert found.mistakes.sample.tolist() == wrong.tolist()
     assert found.misclassified == len(wrong) > 0
     for method in ("pot", "zscore"):
-        ranking = rank_filters(profile[wrong], offline, method, top_k=7)
+        ranking = rank_filters(profile[wrong], offline, method, top_k=7, own=True)
         assert torch.equal(found.rankings[method].filters, ranking.filters)
     confidence = module(images).softmax(1)[wrong].double()
     torch.testing.assert_close(

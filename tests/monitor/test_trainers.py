@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import seed_everything
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from salmon import FilterIndex, SaliencyMonitor, UnsupportedError, filter_saliency
 from tests.monitor.test_monitor import DictModule, as_mappings, flagged
 from tests.traces import assert_identical, network_state, random_states
-from tests.trainers import Module, digits, loader, trainer
+from tests.trainers import Module, averaging, digits, loader, trainer
 
 
 class Manual(Module):
@@ -112,7 +112,7 @@ KINDS = {
     "sanity check": Kind({"num_sanity_val_steps": 2}),
     "fast_dev_run": Kind({"fast_dev_run": 2}, samples=16),
     "overfit_batches": Kind({"overfit_batches": 2}, samples=16),
-    "averaged weights": Kind(callbacks=lambda: [EMAWeightAveraging(decay=0.5)]),
+    "averaged weights": Kind(callbacks=lambda: [averaging(0.5)]),
     "frozen backbone": Kind(module=FrozenBackbone),
     "no inference mode": Kind({"inference_mode": False}),
     "csv logger": Kind({"logger": "csv"}),
@@ -193,7 +193,7 @@ def test_averaged_weights_are_the_ones_measured(tmp_path: Path) -> None:
             self.mean = filter_saliency(pl_module, images, labels).double().mean(0)
 
     keep, monitor = Keep(), SaliencyMonitor(level=0.5, strict=True)
-    kind = Kind(callbacks=lambda: [EMAWeightAveraging(decay=0.9), keep])
+    kind = Kind(callbacks=lambda: [averaging(0.9), keep])
     fit(tmp_path, kind, monitor)
     torch.testing.assert_close(
         monitor.results["validation"].fit.mean, keep.mean, rtol=1e-4, atol=1e-8

@@ -235,5 +235,7 @@ def test_intervals_of_one_sample_are_its_shares_and_of_none_are_nan() -> None:
     part_of = torch.tensor([0, 0, 0, 1, 1, 2])
     one = share_intervals(places(torch.tensor([[0, 1, 3, -1]])), part_of, 3)
     torch.testing.assert_close(one, doubles(2, 2, 1, 1, 0, 0).view(3, 2) / 3)
+    rows = torch.tensor([[0, 1, 3, -1]] + 3 * [4 * [-1]])  # a draw may hold the empty ones alone
+    assert torch.equal(share_intervals(places(rows), part_of, 3), one)
     nothing = share_intervals(places(torch.tensor([[-1, -1]])), part_of, 3)
     assert bool(torch.isnan(nothing).all())

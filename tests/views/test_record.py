@@ -44,6 +44,13 @@ def test_a_record_holds_what_the_diagnosis_says() -> None:
     assert [record.class_name(i) for i in (0, 1, 2)] == ["a", "b", "2"]
 
 
+def test_views_are_of_the_two_rankings_they_compare_whatever_else_there_is() -> None:
+    diagnosis = real_diagnosis()
+    more = diagnosis.rankings | {"magnitude": diagnosis.rankings["pot"]}
+    record = record_pass(replace(diagnosis, rankings=more), run="a", stage="validation")
+    assert list(record.counts) == ["pot", "zscore"]
+
+
 def test_xi_is_counted_in_bins_of_a_tenth_whose_ends_take_the_rest() -> None:
     diagnosis = real_diagnosis()
     xi = diagnosis.fit.xi.clone()

@@ -1,7 +1,7 @@
 """Remedies, from the least to the most intrusive: each proposes edits, and hears how they fared.
 
-A new one is a generator of :data:`~salmon.repairs.trial.Proposals` in a file of its own, and a line
-in :mod:`salmon.repairs.engine`.
+A new one is a generator of :data:`~salmon.repairs.trial.Proposals` in a file of its own, a line in
+:mod:`salmon.repairs.engine`, and a name in :mod:`salmon.repairs.settings`.
 """
 
 from salmon.repairs.remedies.batchnorm import batchnorm
