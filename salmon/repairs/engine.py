@@ -21,7 +21,7 @@ from salmon.repairs.evidence import Evidence, Part, split_set
 from salmon.repairs.judge import Verdict, judge
 from salmon.repairs.patch import Patch
 from salmon.repairs.predictions import Predictions, bound_of, objective_of
-from salmon.repairs.remedies import ALL, batchnorm, combine, curvature, head, step, tune
+from salmon.repairs.remedies import ALL, ON_FIRST_FILTERS, ON_MORE, combine, step, tune
 from salmon.repairs.samples import Samples
 from salmon.repairs.search import Candidate, Search
 from salmon.repairs.settings import RepairSettings
@@ -34,9 +34,6 @@ REJECTED = "rejected"
 NOTHING_TO_REPAIR = "nothing"
 
 RANDOM_DRAWS = 5
-
-_ORDERED = {"step": step, "curvature": curvature, "tune": tune}
-"""Remedies that change only what an order puts first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,12 +242,11 @@ def _plan(evidence: Evidence) -> Iterator[tuple[str, Proposals]]:
         yield "step", step(evidence, settings.order, evidence.shares)
         return
     for name in dict.fromkeys(settings.remedies):
-        if name in _ORDERED:
-            yield name, _ORDERED[name](evidence, settings.order, evidence.shares)
-    if "batchnorm" in settings.remedies:
-        yield "batchnorm", batchnorm(evidence, settings.order)
-    if "head" in settings.remedies:
-        yield "head", head(evidence)
+        if name in ON_FIRST_FILTERS:
+            yield name, ON_FIRST_FILTERS[name](evidence, settings.order, evidence.shares)
+    for name, remedy in ON_MORE.items():
+        if name in settings.remedies:
+            yield name, remedy(evidence)
     if "tune" in settings.remedies:
         yield "tune all", tune(evidence, ALL, (1.0,))
 
@@ -258,7 +254,7 @@ def _plan(evidence: Evidence) -> Iterator[tuple[str, Proposals]]:
 def _under_other_orders(evidence: Evidence, guard: Guard, winner: Candidate) -> list[Candidate]:
     """The best of the winner's remedy on as many filters that other orders put first."""
     settings, trial = evidence.settings, winner.trial
-    remedy = _ORDERED.get(trial.remedy.split(" + ")[0])
+    remedy = ON_FIRST_FILTERS.get(trial.remedy.split(" + ")[0])
     if remedy is None or trial.order == ALL:
         return []
     names = ["pot", "spread:pot", "pot-ml", "zscore", "magnitude", "gradient", "group"]

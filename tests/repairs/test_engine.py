@@ -23,7 +23,9 @@ from salmon import (
 from salmon.repairs import write_outcome
 from salmon.repairs.engine import ACCEPTED, NOTHING_TO_REPAIR, REJECTED, Outcome
 from salmon.repairs.predictions import predict
+from salmon.repairs.remedies import ON_FIRST_FILTERS, ON_MORE
 from salmon.repairs.report import MAX_MARKDOWN, headline
+from salmon.repairs.settings import REMEDIES, TARGETED
 from tests.shifts import some, trained
 from tests.traces import assert_identical, network_state, random_states
 
@@ -339,3 +341,8 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         write_outcome(tmp_path / name, found)
     for path in sorted((tmp_path / "one").iterdir()):
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
+
+
+def test_every_remedy_can_be_asked_for_and_the_targeted_ones_are_known() -> None:
+    assert {*ON_FIRST_FILTERS, *ON_MORE} == set(REMEDIES)
+    assert set(TARGETED) == set(ON_FIRST_FILTERS)
