@@ -28,14 +28,14 @@ def small_network(num_classes: int) -> nn.Module:
 
 def image_folder(
     root: Path, classes: Sequence[str], each: int, *, kind: str = "JPEG", seed: int = 0,
-    bright: int = 80,
+    bright: int = 80, shape: tuple[int, int] = (36, 40),
 ) -> None:  # fmt: skip
     """``<root>/<class>/<number>.<kind>``: classes differ in colour, images in noise."""
     draws = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for image in range(each):
-            pixels = draws.integers(0, 160, (36, 40, 3), dtype=np.uint8)
+            pixels = draws.integers(0, 160, (*shape, 3), dtype=np.uint8)
             pixels[..., number % 3] += np.uint8(bright)
             Image.fromarray(pixels).save(root / name / f"{image}.{kind}")
 

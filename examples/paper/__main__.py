@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from torch import nn
@@ -52,7 +51,7 @@ def on_digits(options: Options, folder: Path) -> tuple[Subject, Images]:
 
 
 def on_imagenet(options: Options) -> tuple[Subject, Images]:
-    """A network of torchvision, and ImageNet's validation set."""
+    """A network trained on ImageNet, and its validation set."""
     images = data.image_folder(options.data / "val")
     classes = len(images.classes)
     model, images.transform = data.load_network(options.network, options.weights, classes)
@@ -68,7 +67,7 @@ def domain_shift(options: Options) -> None:
         subject, statistics = on_digits(replace(options, seed=seed), folder)
         studies[f"seed {seed}"] = run_study(subject, statistics, target)
     name = f"{options.source}-to-{options.target}"
-    pictures = {name: [study.curves for study in studies.values()]}
+    pictures = {name: [[seed] for seed in studies]}
     write_results(f"ResNet-18, {name}", options, studies, pictures)
 
 
@@ -82,16 +81,19 @@ def imagenet(options: Options) -> None:
 def corruptions(options: Options) -> None:
     """Figure 10: tails of clean images, mistakes on corrupted ones; a picture per corruption."""
     subject, images = on_imagenet(options)
-    studies, pictures = {}, {}
+    studies: dict[str, Study] = {}
+    pictures = {}
     for name in options.corruptions:
         for severity in options.severities:
-            folder = options.corrupted / name / str(severity)
-            target = data.image_folder(folder, images.transform, images)
             case = f"{name} {severity}"
+            if options.corrupted is None:
+                target = data.Corrupted(images, name, severity, options.seed)
+            else:
+                folder = options.corrupted / name / str(severity)
+                target = data.image_folder(folder, data.without_cut(images.transform), images)
             studies[case] = run_study(subject, images, target, case)
-        every = [studies[f"{name} {severity}"].curves for severity in options.severities]
-        pictures[name] = [np.concatenate(every)]
-    write_results(f"{options.network} on ImageNet-C", options, studies, pictures)
+        pictures[name] = [[f"{name} {severity}" for severity in options.severities]]
+    write_results(f"{options.network} on corrupted ImageNet", options, studies, pictures)
 
 
 def pacs(options: Options) -> None:

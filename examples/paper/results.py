@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,20 @@ RESAMPLES = 2000
 
 def write_results(
     title: str, options: Options, studies: Mapping[str, Study],
-    pictures: Mapping[str, Sequence[Values]] | None = None,
+    pictures: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> None:  # fmt: skip
     """Write all of an experiment, whose studies have the names of their seeds, splits, ...
 
-    ``pictures`` are curves that are drawn together, an array per seed; else every study by itself.
+    ``pictures`` are the studies that are shown together, a list per seed; else every study by
+    itself.
     """
     folder, last = options.folder, options.counts[-1]
+    pictures = pictures or {case: [[case]] for case in studies}
     cases = {case: [study.curves] for case, study in studies.items()}
-    pictures = pictures or cases
+    together = {
+        name: [np.concatenate([studies[case].curves for case in seed]) for seed in seeds]
+        for name, seeds in pictures.items()
+    }
     shares = [
         {"case": case, "ranking": ranking, **groups}
         for case, study in studies.items()
@@ -38,31 +43,28 @@ def write_results(
     page = [
         f"# {title}",
         table([{"": case, **study.facts} for case, study in studies.items()]),
-        "Share of each group among the 25 first filters:",
-        table(shares),
+        "Share of each group among the 25 first filters, in percent:",
+        table(_mean_shares(studies, pictures)),
     ]
     if options.edits:
-        panels = {**cases, **pictures}
+        panels = {**cases, **together}
         rows = {panel: curve_rows(panel, own, options) for panel, own in panels.items()}
         write_csv(folder / "curves.csv", [row for own in rows.values() for row in own])
         shown = [row for name in pictures for row in rows[name] if row["filters"] == last]
+        rivals = []
+        if "pot" in options.rankings and len(options.rankings) > 1:
+            rivals = [row for name in pictures for row in rival_rows(name, together[name], options)]
+            write_csv(folder / "rivals.csv", rivals)
         page += [
             f"{last} filters; change of the confidence of the class predicted at first and of the "
-            "true class, and share corrected, with 95 % intervals:",
-            _pivot(shown, "ranking", "mean"),
+            "true class, and share corrected, with 95 % intervals. *pot* wins or loses against a "
+            "ranking where the 95 % interval of the difference, image by image, leaves out 0:",
+            _pivot(shown, rivals),
         ]
         for name in pictures:
             stem = folder / f"curves-{name}"
             draw_curves(stem, rows[name], name)
             files.append(stem.with_suffix(".png"))
-    if options.edits and "pot" in options.rankings and len(options.rankings) > 1:
-        rivals = [row for name, own in pictures.items() for row in rival_rows(name, own, options)]
-        write_csv(folder / "rivals.csv", rivals)
-        page += [
-            f"POT against each rival at {last} filters: POT's mean minus the rival's, images and "
-            "seeds paired. *Wins* and *loses* where the 95 % interval leaves out 0.",
-            _pivot(rivals, "rival", "difference"),
-        ]
     write_page(options, page, files)
 
 
@@ -160,12 +162,29 @@ def rival_rows(panel: str, cases: Sequence[Values], options: Options) -> list[Ro
     return [row for row in rows if row["rival"] != "pot"]
 
 
-def _pivot(rows: Sequence[Row], who: str, value: str) -> str:
+def _mean_shares(
+    studies: Mapping[str, Study], pictures: Mapping[str, Sequence[Sequence[str]]]
+) -> list[Row]:
+    """Shares of the groups in percent, means over the studies of a picture."""
+    rows = []
+    for name, seeds in pictures.items():
+        shown = [studies[case].shares for case in chain(*seeds)]
+        for ranking, groups in shown[0].items():
+            means = {g: np.mean([shares[ranking][g] for shares in shown]) for g in groups}
+            percent = {group: f"{100 * mean:.1f}" for group, mean in means.items()}
+            rows.append({"": name, "ranking": ranking, **percent})
+    return rows
+
+
+def _pivot(rows: Sequence[Row], rivals: Sequence[Row]) -> str:
     """A line per panel, edit and ranking, with a column per metric, in points."""
+    verdicts = {(r["panel"], r["edit"], r["rival"], r["metric"]): r["POT"] for r in rivals}
     lines: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        middle, low, high = (100 * row[name] for name in (value, "low", "high"))
-        cell = f"{middle:+.2f} [{low:+.2f}, {high:+.2f}] {row.get('POT', '')}".rstrip()
-        named = {"": row["panel"], "edit": row["edit"], who: row[who]}
-        lines.setdefault(tuple(named.values()), named)[METRICS[row["metric"]]] = cell
+        key = (row["panel"], row["edit"], row["ranking"])
+        named = dict(zip(("", "edit", "ranking"), key, strict=True))
+        middle, low, high = (100 * row[name] for name in ("mean", "low", "high"))
+        verdict = verdicts.get((*key, row["metric"]), "")
+        cell = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}] {verdict and f'pot {verdict}'}".rstrip()
+        lines.setdefault(key, named)[METRICS[row["metric"]]] = cell
     return table(list(lines.values()))

@@ -28,7 +28,7 @@ from salmon import filter_shares, load_fit, save_fit
 LEVEL = 0.90
 BATCH = 64
 TOP = 25  # filters of a ranking
-SHARED = {"pot", "pot_ml", "zscore"}  # rankings whose shares of the groups are reported
+SHARED = {"pot", "pot_ml", "zscore", "magnitude"}  # whose shares of the groups are reported
 METRICS = {
     "predicted": "wrong class, points",
     "target": "true class, points",
@@ -157,9 +157,12 @@ def run_study(subject: Subject, statistics: Images, images: Images, part: str = 
             f"none of {len(images)} images is misclassified; nothing can be ranked."
         )
     rows = draw(wrong, options.limit, options.seed)
+    # An image is left out of its own tails, where it is among those of all.
+    own = statistics is images and (options.statistics or len(images)) >= len(images)
     parts = []
     for start in tqdm(range(0, len(rows), BATCH), desc="editing", disable=None, leave=False):
-        make = partial(_edit, subject, fit, images, rows[start : start + BATCH].tolist(), start)
+        chosen = rows[start : start + BATCH].tolist()
+        make = partial(_edit, subject, fit, images, chosen, start, own=own)
         parts.append(cached(folder / "images" / f"{start:06}.safetensors", make))
     found = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
     facts = {"images": len(images), "misclassified": len(wrong), "of these edited": len(rows)}
@@ -195,8 +198,9 @@ def _wrong(subject: Subject, images: Images) -> dict[str, Tensor]:
 
 
 def _edit(
-    subject: Subject, fit: salmon.TailFit, images: Images, rows: list[int], start: int
-) -> dict[str, Tensor]:
+    subject: Subject, fit: salmon.TailFit, images: Images, rows: list[int], start: int, *,
+    own: bool,
+) -> dict[str, Tensor]:  # fmt: skip
     """Rankings and curves of some mistakes, before which ``start`` others came."""
     index, options = subject.index, subject.options
     inputs, targets = default_collate([images[row] for row in rows])
@@ -207,7 +211,9 @@ def _edit(
     rankings: dict[str, salmon.Ranking] = {}
     for name in [name for name in options.rankings if name != "effect"]:
         of, method = kinds.get(name, (fit, name))
-        rankings[name] = salmon.rank_filters(profile, of, method, top_k=TOP, index=index, seed=seed)
+        rankings[name] = salmon.rank_filters(
+            profile, of, method, top_k=TOP, index=index, seed=seed, own=own
+        )
     found = {f"{n}.{field}": getattr(r, field) for n, r in rankings.items() for field in _FIELDS}
     shape = (len(rows), len(options.rankings), 0, len(METRICS), 1 + len(options.counts))
     parts = [torch.zeros(shape)]

@@ -8,6 +8,7 @@ residual networks follow He et al. (2016), table 1.
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from salmon.errors import InputError, StateError
@@ -45,7 +47,7 @@ class FilterIndex:
     """
 
     layers: tuple[FilterLayer, ...]
-    scheme: str  # how groups were named: "resnet", "vgg", "depth" or "custom"
+    scheme: str  # how groups were named: "resnet", "vgg", "strides", "depth" or "custom"
 
     @classmethod
     def from_model(
@@ -66,7 +68,8 @@ class FilterIndex:
             exclude: Shell patterns to leave out, applied after ``include``. ``SHORTCUTS`` leaves
                 out the 1x1 convolutions of residual shortcuts, as the counts of the paper do.
             groups: Names the group of a module path; None names residual stages, blocks between
-                poolings, or depth fifths, whichever fits the network.
+                poolings, stages between the strides of a list of blocks, or depth fifths, whichever
+                fits the network.
             units: What counts as a filter: ``"conv"``, output channels of convolutions, 1d to 3d;
                 ``"heads"``, the query, key and value rows of each attention head; ``"linear"``,
                 rows of other linear layers.
@@ -105,8 +108,9 @@ class FilterIndex:
             names, scheme = [groups(f.layer) for f in chosen], "custom"
         if scheme == "depth":
             logger.info(
-                "%s has neither residual stages nor blocks between poolings; its layers are "
-                "grouped by depth into %s. Pass groups= to name them yourself.",
+                "%s has neither residual stages, blocks between poolings nor one list of blocks "
+                "with strides; its layers are grouped by depth into %s. Pass groups= to name them "
+                "yourself.",
                 type(model).__name__,
                 ", ".join(dict.fromkeys(names)),
             )
@@ -205,8 +209,8 @@ def _group_layers(model: nn.Module, layers: Sequence[str]) -> tuple[list[str], s
 
     Returns:
         ``[L]`` group names, and the scheme: ``"resnet"`` (stages ``layerN``), ``"vgg"`` (blocks
-        between the poolings of nested ``nn.Sequential``), or ``"depth"`` (fifths of the layers, for
-        networks of unknown shape).
+        between the poolings of nested ``nn.Sequential``), ``"strides"`` (stages of one flat list of
+        blocks), or ``"depth"`` (fifths of the layers, for networks of unknown shape).
     """
     stages = _residual_stages(layers)
     if stages is not None:
@@ -214,6 +218,9 @@ def _group_layers(model: nn.Module, layers: Sequence[str]) -> tuple[list[str], s
     blocks = _pooling_blocks(model, layers)
     if blocks is not None:
         return blocks, "vgg"
+    strides = _strided_stages(model, layers)
+    if strides is not None:
+        return strides, "strides"
     parts = min(_DEPTH_PARTS, len(layers))
     names = [f"depth{i * parts // len(layers) + 1}of{parts}" for i in range(len(layers))]
     return names, "depth"
@@ -254,6 +261,59 @@ def _pooling_blocks(model: nn.Module, layers: Sequence[str]) -> list[str] | None
         elif path in wanted:
             names[path], filled = f"conv{block}_x", True
     return [names[layer] for layer in layers] if len(set(names.values())) > 1 else None
+
+
+def _strided_stages(model: nn.Module, layers: Sequence[str]) -> list[str] | None:
+    """Stages of the same resolution of the blocks in a list, which run in its order.
+
+    A block that strides begins the next stage as a whole, as in a residual network; the layers
+    before the list are blocks of their own, and those behind it are ``head``. None where fewer than
+    two stages exist, where the network has no such list or several (or nested ones), and where the
+    resolution rises again.
+    """
+    modules = {clean_name(path): module for path, module in model.named_modules()}
+    if any(isinstance(module, _ConvTransposeNd | nn.Upsample) for module in modules.values()):
+        return None
+    lists = []
+    for path, module in modules.items():
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            sizes = Counter(_element(layer, path) for layer in layers)
+            sizes.pop("", None)
+            if sum(size > 1 for size in sizes.values()) > 1:
+                lists.append(path)
+    if len(lists) != 1:
+        return None
+    inside = [_element(layer, lists[0]) for layer in layers]
+    first = next(number for number, block in enumerate(inside) if block)
+    prefix = f"{lists[0]}." if lists[0] else ""
+    elements = [prefix + name for name, _ in modules[lists[0]].named_children()]
+    names: dict[str, str] = {}
+    stage, filled = 1, False
+    for block in (*layers[:first], *elements):
+        if _strides(modules.get(block)):
+            stage, filled = stage + filled, False
+        names[block] = f"conv{stage}_x" if stage > 1 else "conv1"
+        filled |= block not in elements or block in inside
+    chosen = zip(inside, layers, strict=True)
+    found = [names.get(block or layer, "head") for block, layer in chosen]
+    return found if len(set(found) - {"head"}) > 1 else None
+
+
+def _element(layer: str, path: str) -> str:
+    """The element of the list at ``path`` that holds the layer, "" where none does."""
+    prefix = f"{path}." if path else ""
+    inside = layer.startswith(prefix)
+    return prefix + layer.removeprefix(prefix).partition(".")[0] if inside else ""
+
+
+def _strides(module: nn.Module | None) -> bool:
+    """Tell whether a convolution or pooling inside lowers the resolution."""
+    for each in () if module is None else module.modules():
+        if isinstance(each, _ConvNd | _MaxPoolNd | _AvgPoolNd):
+            stride: Any = each.stride  # an int or several
+            if max(stride if isinstance(stride, list | tuple) else (stride,)) > 1:
+                return True
+    return False
 
 
 def _selected(layer: str, include: Sequence[str] | None, exclude: Sequence[str]) -> bool:

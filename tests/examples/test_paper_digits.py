@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     rivals = rows_of(out / "rivals.csv")
     assert {row["rival"] for row in rivals} == set(get_args(Ranking)) - {"pot"}
     ranked = {row["ranking"] for row in rows_of(out / "shares.csv")}
-    assert ranked == {"all filters", "pot", "pot_ml", "zscore"}
+    assert ranked == {"all filters", "pot", "pot_ml", "zscore", "magnitude"}
     assert {row["POT"] for row in rivals} <= {"wins", "ties", "loses"}
 
 
@@ -147,7 +147,8 @@ def test_normality_writes_tests_rates_figures_and_docs(tmp_path: Path) -> None:
     assert len(tests) == 10  # two sets, five tests each
     assert all(0 <= float(row["rejected"]) <= 1 for row in tests)
     rates = rows_of(out / "calibration.csv")
-    assert len(rates) == 2 * 2 * 4
+    assert len(rates) == 2 * 3 * 4
+    assert [row["images"] for row in rows_of(out / "rarest.csv")] == ["mistakes", "right"] * 4
     for row in rates:
         ratio = float(row["observed"]) / float(row["predicted"])
         assert float(row["ratio"]) == pytest.approx(ratio, rel=1e-3, abs=1e-6)

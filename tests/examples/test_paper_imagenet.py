@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -37,7 +39,13 @@ def slim(name: str, *, num_classes: int) -> nn.Module:
     """A network of the same layers under the same names, but narrow."""
     torch.manual_seed(0)
     network: nn.Module
-    if name == "resnet50":
+    if name == "efficientnet_lite0":
+        network = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None
+        network(torch.rand(32, 3, 32, 32))  # statistics, without which nothing comes through
+    elif name == "resnet50":
         network = resnet50(num_classes=num_classes, width_per_group=4)
     elif name == "vgg19":
         layers = [size if size == "M" else int(size) // 16 for size in vgg.cfgs["E"]]
@@ -71,7 +79,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "filters"), [("resnet50", 19_480), ("vgg19", 344), ("vit_b_16", 432)]
+    ("network", "filters"),
+    [("resnet50", 19_480), ("vgg19", 344), ("vit_b_16", 432), ("efficientnet_lite0", 21_008)],
 )
 def test_networks(imagenet: Path, tmp_path: Path, weights: Any, network: str, filters: int) -> None:
     places = ["--data", str(imagenet), "--out", str(tmp_path / "out")]
@@ -93,7 +102,7 @@ def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path, weight
     choice = weights("resnet50", lambda _, num_classes: small_network(num_classes))
     root = tmp_path / "c"
     for number, folder in enumerate(("snow/1", "snow/2", "contrast/1", "contrast/2")):
-        image_folder(root / folder, WNIDS, 6, seed=number, bright=0)
+        image_folder(root / folder, WNIDS, 6, seed=number, bright=0, shape=(32, 32))
     command = [
         "corruptions", "--data", str(imagenet), "--corrupted", str(root), "--out", str(tmp_path),
         "--corruptions", "[contrast, snow]", *SMALL, *choice, "--shortcuts", "false",
@@ -101,13 +110,66 @@ def test_corruptions_share_the_statistics(imagenet: Path, tmp_path: Path, weight
     with pytest.raises(InputError, match="holds no images by class"):
         paper.main([*command, "--data", str(tmp_path)])  # still nothing that other settings harm
     paper.main([*command, "--severities", "[1, 2]"])
-    out = tmp_path / "corruptions"
+    out = tmp_path / "corruptions-resnet50"
     panels = ["snow", "snow 1", "snow 2", "contrast", "contrast 1", "contrast 2"]
     rows = check_results(out, panels, edits=1)
     assert {row["images"] for row in rows if row["panel"] == "snow"} == {"4"}
     assert len(list(out.rglob("fit.safetensors"))) == 1
     with pytest.raises(InputError, match=r"holds no images by class.*docs/experiments.md"):
         paper.main([*command, "--severities", "[1, 3]"])
+
+
+def test_images_are_corrupted_when_they_are_read(
+    imagenet: Path, tmp_path: Path, weights: Any
+) -> None:
+    choice = weights("resnet50", lambda _, num_classes: small_network(num_classes))
+    command = [
+        "corruptions", "--data", str(imagenet), "--out", str(tmp_path), "--severities", "[1, 5]",
+        *SMALL, *choice,
+    ]  # fmt: skip
+    paper.main([*command, "--corruptions", "[gaussian_noise, snow]"])
+    out = tmp_path / "corruptions-resnet50"
+    panels = ["snow", "snow 1", "snow 5", *(f"gaussian_noise{n}" for n in ("", " 1", " 5"))]
+    rows = check_results(out, panels, edits=1)
+    assert {row["images"] for row in rows if row["panel"] == "snow"} == {"4"}
+    with pytest.raises(InputError, match=r"'rain' of severity 1 came.*gaussian_noise, shot_noise"):
+        paper.main([*command, "--corruptions", "[rain]", "--out", str(tmp_path / "rain")])
+
+
+def test_a_corrupted_image_is_the_clean_one_but_for_the_corruption(imagenet: Path) -> None:
+    transform = ImageClassification(crop_size=32, resize_size=36)
+    images = data.image_folder(imagenet / "val", transform)
+
+    def corrupted(name: str, severity: int, seed: int = 0) -> torch.Tensor:
+        found = data.Corrupted(images, name, severity, seed)
+        assert len(found) == len(images)
+        assert found[60][1] == images[60][1] == 1
+        return found[60][0]
+
+    clean, state = images[60][0], repr(np.random.get_state())  # noqa: NPY002
+    # Contrast only moves colours towards their mean, and the cut is the same.
+    faded = corrupted("contrast", 3)
+    assert faded.shape == clean.shape
+    assert float(torch.corrcoef(torch.stack([faded[0].flatten(), clean[0].flatten()]))[0, 1]) > 0.99
+    assert float(faded.std()) < 0.5 * float(clean.std())
+    noise = [float((corrupted("gaussian_noise", level) - clean).std()) for level in (1, 3, 5)]
+    assert noise == sorted(noise)
+    assert torch.equal(corrupted("snow", 2), corrupted("snow", 2))  # whenever it is read
+    assert not torch.equal(corrupted("snow", 2), corrupted("snow", 2, seed=1))
+    assert repr(np.random.get_state()) == state  # noqa: NPY002
+
+
+def test_efficientnet_lite0_brings_its_weights_and_its_transform() -> None:
+    network, transform = data.load_network("efficientnet_lite0", "IMAGENET1K_V1", 1000)
+    index = FilterIndex.from_model(network)
+    assert len(index) == 21_008
+    assert index.groups == ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "head")
+    assert float(network.get_parameter("_conv_stem.weight").detach().abs().mean()) > 0.1
+    seen = transform(Image.new("RGB", (300, 400), (127, 255, 0)))
+    assert seen.shape == (3, 224, 224)
+    assert seen[:, 0, 0].tolist() == pytest.approx([0, 1, -127 / 128])
+    with pytest.raises(InputError, match=r"2 class folders.*IMAGENET1K_V1 and all 1000 classes"):
+        data.load_network("efficientnet_lite0", "IMAGENET1K_V1", 2)
 
 
 def test_pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,5 +201,5 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
     assert transform(Image.new("RGB", (300, 400))).shape == (3, 224, 224)
     with pytest.raises(InputError, match=r"IMAGENET.*2 class folders.*IMAGENET1K_V1"):
         data.load_network("resnet18", "IMAGENET", 2)
-    with pytest.raises(InputError, match=r"2 class folders.*all classes are needed"):
+    with pytest.raises(InputError, match=r"2 class folders.*all 1000 classes are needed"):
         data.load_network("resnet18", "IMAGENET1K_V1", 2)

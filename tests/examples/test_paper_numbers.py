@@ -1,5 +1,6 @@
 """Statistics of the experiments against other mechanisms: scipy, known distributions, by hand."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from examples.paper import normality
@@ -89,16 +91,37 @@ def test_rates_are_right_where_the_distribution_is() -> None:
     draws = torch.Generator().manual_seed(0)
     gaussian = 5 + torch.randn(3000, 60, generator=draws, dtype=torch.float64)
     heavy = torch.rand(3000, 60, generator=draws, dtype=torch.float64).pow(-0.4)  # Pareto, xi 0.4
-    for profile, right in ((gaussian, ("normal", "pot")), (heavy, ("pot",))):
-        found = normality.exceeded(profile, 0)
+    index = FilterIndex.from_model(nn.Conv2d(1, 60, 1))
+    tails = ("pot_ml", "pot")
+    for profile, right in ((gaussian, ("normal", *tails)), (heavy, tails)):
+        found = normality.exceeded(profile, index, 0)
         for method in right:
             # Few excesses lie as far out as 0.001, and shapes fitted to 150 are not exact.
             for probability, tolerance in ((0.05, 0.05), (0.01, 0.1), (0.001, 0.4)):
                 ratio = found[method, probability].mean() / probability
                 assert ratio == pytest.approx(1, abs=tolerance), (method, probability)
-    assert normality.exceeded(heavy, 0)["normal", 0.001].mean() > 0.005
+    assert found["normal", 0.001].mean() > 0.005
     # Every image counts once, in the half that the fit did not see.
-    assert len(normality.exceeded(heavy, 0)["pot", 0.05]) == 3000
+    assert len(found["pot", 0.05]) == 3000
+
+
+def test_the_rarest_filter_of_an_image_is_as_rare_as_chance_has_it_but_for_odd_images() -> None:
+    draws = torch.Generator().manual_seed(0)
+    profile = torch.rand(2000, 50, generator=draws, dtype=torch.float64).log().neg()
+    odd = torch.arange(2000) < 10
+    profile[:10, 7] += 14  # of exponentials
+    index = FilterIndex.from_model(nn.Conv2d(1, 60, 1))
+    some = normality._some_of(index, torch.arange(3, 53))
+    rows = normality.rarest_rows("x", profile, odd, some, 0)
+    assert [(row["tails"], row["images"], row["number"]) for row in rows] == [
+        ("of the other half", "mistakes", 10), ("of the other half", "right", 1990),
+        ("of all", "mistakes", 10), ("of all", "right", 1990),
+    ]  # fmt: skip
+    for mistakes, right in (rows[:2], rows[2:]):
+        # The smallest of 50 uniform p times 50 is exponential, nearly.
+        assert right["median E"] == pytest.approx(math.log(2), rel=0.1)
+        assert right["E < 0.1, %"] == pytest.approx(10, abs=3)
+        assert mistakes["median E"] < 0.2 * right["median E"]
 
 
 def test_parts_are_drawn_and_made_once(tmp_path: Path) -> None:

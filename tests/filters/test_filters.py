@@ -45,10 +45,74 @@ def test_unknown_networks_are_grouped_by_depth_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="salmon"):
-        index = FilterIndex.from_model(zoo.mobilenet_v3_small())
+        index = FilterIndex.from_model(zoo.shufflenet_v2_x0_5())
     assert index.scheme == "depth"
     assert index.groups == ("depth1of5", "depth2of5", "depth3of5", "depth4of5", "depth5of5")
     assert "grouped by depth" in caplog.text
+
+
+class Block(nn.Module):
+    """Two layers, of which the second strides."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(4, 8, 1)
+        self.depthwise = nn.Conv2d(8, 4, 3, stride=stride, groups=4)
+
+
+class Listed(nn.Module):
+    """A stem, one list of blocks, and a convolution behind it."""
+
+    def __init__(self, *blocks: nn.Module, stem: int = 2) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=stem)
+        self.blocks = nn.ModuleList(blocks)
+        self.last = nn.Conv2d(4, 9, 1)
+
+
+def test_blocks_in_one_list_are_grouped_by_resolution() -> None:
+    network = Listed(*map(Block, (1, 2, 1, 2)))
+    index = FilterIndex.from_model(network)
+    assert index.scheme == "strides"
+    # A block that strides belongs to its new stage as a whole.
+    assert {layer.layer: layer.group for layer in index.layers} == {
+        "stem": "conv1", "blocks.0.expand": "conv1", "blocks.0.depthwise": "conv1",
+        "blocks.1.expand": "conv2_x", "blocks.1.depthwise": "conv2_x",
+        "blocks.2.expand": "conv2_x", "blocks.2.depthwise": "conv2_x",
+        "blocks.3.expand": "conv3_x", "blocks.3.depthwise": "conv3_x",
+        "last": "head",
+    }  # fmt: skip
+    alone = FilterIndex.from_model(nn.Sequential(*map(Block, (1, 2, 2))))
+    assert sizes(alone) == {"conv1": 12, "conv2_x": 12, "conv3_x": 12}
+
+
+def test_poolings_between_blocks_begin_a_stage_as_strides_do() -> None:
+    network = Listed(Block(1), nn.MaxPool2d(2), Block(2), Block(1), nn.AvgPool2d(1), Block(1))
+    assert sizes(FilterIndex.from_model(network)) == {"conv1": 16, "conv2_x": 36, "head": 9}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Listed(*map(Block, (1, 1, 1)), stem=1),  # no stride
+        Listed(nn.Sequential(Block(1), Block(2)), nn.Sequential(Block(2), Block(1))),  # nested
+        Listed(*map(Block, (2, 2)), nn.Upsample(scale_factor=2), Block(1)),
+        Listed(*map(Block, (2, 2)), nn.ConvTranspose2d(4, 4, 2, stride=2)),
+        Listed(Block(2), nn.Conv2d(4, 4, 3, stride=2)),  # one block
+    ],
+)
+def test_other_lists_are_grouped_by_depth(network: nn.Module) -> None:
+    assert FilterIndex.from_model(network).scheme == "depth"
+
+
+def test_mobilenet_and_densenet_have_the_stages_of_their_papers() -> None:
+    mobile = FilterIndex.from_model(zoo.mobilenet_v2())
+    assert mobile.groups == ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
+    dense = FilterIndex.from_model(zoo.densenet121())
+    first = {layer.group: layer.layer for layer in reversed(dense.layers)}
+    assert first["conv1"] == "features.conv0"
+    assert first["conv2_x"] == "features.denseblock1.denselayer1.conv1"
+    assert first["conv3_x"] == "features.transition1.conv"
 
 
 def test_a_network_inside_a_module_is_recognised_too() -> None:
