@@ -512,6 +512,12 @@ def test_two_epochs_are_beside_each_other_with_who_turned_wrong_and_right(tmp_pa
     page = Page(render([], "epochs", [section]))
     assert "<i>0" in page.text
     assert len(page.all("svg")) == 1
+    path = logs / "flagged-validation-000000.jsonl"
+    path.write_text(path.read_text().replace('"sampler"', '"position"'))
+    section, tables = beside(*passes)  # 0 is another sample in a shuffled pass
+    assert "samples" not in tables
+    assert "not every mistake of both passes has a flag with an id" in section.notes[0]
+    path.write_text(path.read_text().replace('"position"', '"sampler"'))
     one, other = tmp_path / "one", tmp_path / "other"
     shutil.copytree(logs, one / "salmon_logs")
     shutil.copytree(logs, other / "x" / "salmon_logs")
@@ -555,6 +561,7 @@ def test_runs_that_have_nothing_in_common_are_refused(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a" / "x", tmp_path / "b" / "x")
     (section,) = gather_beside(tmp_path / "a", tmp_path / "b")
     assert section.name == "x: validation: A beside B"
+    assert section.notes[0].startswith("Only in one of the two: y: validation, ")
 
 
 def test_the_command_puts_two_runs_beside_each_other(

@@ -35,7 +35,7 @@ class _Pass:
 
     path: Path
     record: PassRecord
-    flags: dict[str, StoredFlag] | None  # of all mistakes, by id; None where some have none
+    flags: dict[str, StoredFlag] | None  # of all mistakes, by id; None where ids tell too little
 
     @property
     def told(self) -> str:
@@ -60,15 +60,14 @@ def gather_beside(first: Path, second: Path) -> list[PlainSection]:
     """
     a, b = last_passes(first), last_passes(second)
     if len(a) == len(b) == 1:  # whatever they are called
-        pairs = {next(iter(b)): (*a.values(), *b.values())}
-    else:
-        pairs = {name: (a[name], b[name]) for name in a if name in b}
+        a = dict(zip(b, a.values(), strict=True))
+    pairs = {name: (a[name], b[name]) for name in a if name in b}
     if not pairs:
         raise InputError(
             f"{first} has {', '.join(a)} and {second} has {', '.join(b)}; nothing stands in both. "
             "Name folders of single runs, or files of single passes (pass-*.json)."
         )
-    alone = [name for name in (*a, *b) if name not in pairs] if len(pairs) > 1 else []
+    alone = [name for name in (*a, *b) if name not in pairs]
     sections = [_section(name, *map(_read, paths)) for name, paths in pairs.items()]
     if alone:
         sections[0].notes.append(f"Only in one of the two: {', '.join(alone)}.")
@@ -78,12 +77,15 @@ def gather_beside(first: Path, second: Path) -> list[PlainSection]:
 def _read(path: Path) -> _Pass:
     record = read_pass(path)
     flags: dict[str, StoredFlag] = {}
-    file = flags_of(path)
+    named, file = True, flags_of(path)
     for flag in read_flags(file, FLAG_SCHEMA) if file.is_file() else ():
         if flag.get("kind") == "sample":
             stored = stored_flag(flag, record.details, file.name)
             flags[stored.id] = stored
-    complete = len(flags) == record.misclassified
+            named &= (
+                flag.get("id_source") != "position"
+            )  # which is another sample's in another pass
+    complete = named and len(flags) == record.misclassified
     return _Pass(path=path, record=record, flags=flags if complete else None)
 
 
@@ -99,7 +101,7 @@ def _section(name: str, a: _Pass, b: _Pass) -> PlainSection:
     elif a.flags is None or b.flags is None:
         notes.append(
             "Samples are not compared one by one, since not every mistake of both passes has a "
-            "flag with an id of its own."
+            "flag with an id of its own (not the position in a shuffled pass)."
         )
     tables = [_glance(one, other), _findings(one, other), _groups(one, other)]
     if one.has_classes and other.has_classes:
