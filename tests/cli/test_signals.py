@@ -38,7 +38,10 @@ def stopped(command: list[str], out: Path, after: float, number: signal.Signals)
     )  # fmt: skip
     time.sleep(after)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()  # if it is there still
     return process.returncode, errors
 
 

@@ -222,7 +222,7 @@ def read_outcome(path: Path, name: str) -> PlainSection:
 
 
 def _titled(kind: str, name: str) -> str:
-    return f"{kind.capitalize()}: {name}" if name else kind.capitalize()
+    return kind.capitalize() if name in ("", kind) else f"{kind.capitalize()}: {name}"
 
 
 def _vector_graphic(path: Path) -> StoredImage:
