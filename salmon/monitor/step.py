@@ -52,7 +52,9 @@ class StepWatch:
     def __init__(self, model: LightningModule) -> None:
         """Look at nothing yet."""
         self._model = model
-        self._paths = dict(_in_sight(model))
+        # By identity: the hash of a metric of torchmetrics changes with what it has seen.
+        self._modules = list(_in_sight(model))
+        self._paths = {id(module): path for module, path in self._modules}
         # Without a forward of its own, a part of the module is the network.
         home = str(getattr(model.forward, "__module__", ""))
         self._forwards = not home.startswith(_LIGHTNING)
@@ -77,7 +79,7 @@ class StepWatch:
                 for leaf in _tensors(batch)
             }
         # Only during a step: somebody may copy or store the network at any other time.
-        for module in self._paths:
+        for module, _ in self._modules:
             enters = module.register_forward_pre_hook(self._enters, with_kwargs=True)
             leaves = module.register_forward_hook(self._leaves, always_call=True)
             self._hooks += [enters, leaves]
@@ -140,7 +142,7 @@ class StepWatch:
         try:
             with torch.inference_mode(mode=False), torch.no_grad():
                 call = pytree.tree_map_only(Tensor, Tensor.clone, Call(args, kwargs))
-            call, raw = call._replace(path=self._paths[module]), not self.overwritten
+            call, raw = call._replace(path=self._paths[id(module)]), not self.overwritten
             self._running.append((call, _tensors((args, kwargs)), raw))
         except Exception as error:  # noqa: BLE001 - short memory, say; told when the step is over
             self._trouble = error
@@ -176,13 +178,13 @@ def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def _in_sight(model: LightningModule) -> Iterator[tuple[nn.Module, str]]:
     """Modules that may have hooks, with their paths: compiled code takes them in, or passes by."""
     stack: list[tuple[nn.Module, str]] = [(model, "")]
-    seen: set[nn.Module] = set()
+    seen: set[int] = set()
     while stack:
         module, path = stack.pop()
         compiled = getattr(module, "_compiled_call_impl", None) is not None
-        if module in seen or compiled or isinstance(module, torch.jit.ScriptModule):
+        if id(module) in seen or compiled or isinstance(module, torch.jit.ScriptModule):
             continue
-        seen.add(module)
+        seen.add(id(module))
         yield module, path
         opaque = type(module).__name__ == "OptimizedModule"
         if not opaque and (module is not model or "forward" not in vars(module)):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchmetrics
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -194,7 +195,36 @@ class InPieces(WithoutForward):
         self.net.head(self.net.features(batch[0]).flatten(1))
 
 
-@pytest.mark.parametrize("make", [CallsParts, WithoutForward])
+class Metered(Module):
+    """Calls metrics, whose hash changes with what they have seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = torchmetrics.Accuracy("multiclass", num_classes=4)
+        self.mean = torchmetrics.MeanMetric()
+        self.more = torchmetrics.MetricCollection(
+            [torchmetrics.Precision("multiclass", num_classes=4)]
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        logits = self.logits(batch[0])
+        self.accuracy(logits, batch[1])
+        self.more(logits, batch[1])
+        self.log("accuracy", self.accuracy)
+        self.log("mean", self.mean(nn.functional.cross_entropy(logits, batch[1])))
+
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self(images))
+
+    test_step = validation_step
+
+
+class MeteredParts(Metered):
+    def logits(self, images: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(images))
+
+
+@pytest.mark.parametrize("make", [CallsParts, WithoutForward, Metered, MeteredParts])
 def test_a_step_that_calls_parts_of_the_module_is_measured_like_one_that_calls_it(
     tmp_path: Path, make: Callable[[], LightningModule]
 ) -> None:
@@ -202,6 +232,15 @@ def test_a_step_that_calls_parts_of_the_module_is_measured_like_one_that_calls_i
     got = found(tmp_path, seeded(make), strict=True)
     assert torch.equal(got.profile, expected.profile)
     assert got.trusted
+
+
+def test_metrics_that_a_step_calls_are_no_trouble_in_any_epoch(tmp_path: Path) -> None:
+    module, monitor = seeded(Metered), SaliencyMonitor(level=0.7, strict=True)
+    work = trainer(tmp_path, monitor, max_epochs=2)
+    work.fit(module, loader(digits(64)), loader())
+    work.test(module, loader(), verbose=False)
+    assert set(monitor.results) == {"validation", "test"}
+    assert all(found.trusted for found in monitor.results.values())
 
 
 def test_a_module_without_forward_whose_step_runs_several_parts_is_told_to_define_it(
