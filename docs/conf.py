@@ -11,6 +11,7 @@ html_theme = "furo"
 
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the tests run the notebook; its outputs are in it
+autodoc_mock_imports = ["transformers"]  # which the extra docs does not bring
 autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

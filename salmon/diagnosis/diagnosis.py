@@ -186,7 +186,7 @@ class Diagnosis:
             f"{self.samples} samples, {mistakes_text(self)}, {self.dropped} without "
             f"a finite profile, {self.unlabelled} unlabelled, {self.measured} measured",
             f"{len(self.index)} filters in {len(self.index.layers)} layers, the first "
-            f"{ranking.filters.shape[1]} of {len(self.mistakes.ids)} mistakes ranked",
+            f"{ranking.filters.shape[1]} of each of {len(self.mistakes.ids)} mistakes ranked",
             f"tails of {'these' if self.own else 'other'} samples, {fit.estimator}, level "
             f"{fit.effective_level:.3g}: "
             + ", ".join(f"{n} {status.label}" for status, n in fit.counts().items() if n),
