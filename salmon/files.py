@@ -131,10 +131,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
-def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files by name, each in one step; makes the folder."""
-    for name, content in contents.items():
-        data = content.encode() if isinstance(content, str) else content
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write texts by the names of their files, each in one step; makes the folder."""
+    for name, text in texts.items():
+        data = text.encode()
         write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
 
 
