@@ -6,7 +6,7 @@ samples are mistakes, and nothing else of what the network is for.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeGuard
@@ -27,6 +27,14 @@ from salmon.saliency import (
 
 NO_CLASS = -1
 """Predicted where the probabilities are no numbers, as those of NaN logits are."""
+
+
+def class_name(number: int, names: Sequence[str] | None) -> str:
+    """Name a class, by its number where it has no name."""
+    if number == NO_CLASS:
+        return "none"
+    return names[number] if names and 0 <= number < len(names) else str(number)
+
 
 _SURE = 0.9  # few logits lie between it and 1, and none below 0
 

@@ -106,7 +106,9 @@ def run_demo(options: DemoOptions) -> int:
     print_shares(diagnosis)
     _repair(model, digits, held_out, options)
     seconds = time.perf_counter() - began
-    print(f"\nDone in {seconds:.0f} s. To look closer: tensorboard --logdir {folder}")
+    print(f"\nDone in {seconds:.0f} s. To look closer:")
+    print(f"  salmon report {folder}")
+    print(f"  tensorboard --logdir {folder}")
     return 0
 
 

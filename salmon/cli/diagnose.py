@@ -160,6 +160,8 @@ def _measured(
 def print_shares(diagnosis: Diagnosis) -> None:
     """Print the shares of the groups among the top filters, as in the paper's table 1."""
     index, rankings = diagnosis.index, diagnosis.rankings
+    if not int(rankings["pot"].ranked.sum()):
+        return
     everyone = filter_shares(index)
     by_method = {method: group_shares(ranking, index) for method, ranking in rankings.items()}
     columns = [by_method["zscore"], by_method["pot"], everyone]
@@ -167,7 +169,7 @@ def print_shares(diagnosis: Diagnosis) -> None:
     top_k = rankings["pot"].filters.shape[1]
     print_table(
         f"Share of each group among the top-{top_k} filters of {len(diagnosis.mistakes.sample)} "
-        f"{'misclassified images' if diagnosis.has_classes else 'mistakes'}, in %",
+        f"{'misclassified samples' if diagnosis.has_classes else 'mistakes'}, in %",
         ["group", "z-score", "POT", "of all filters"],
         rows,
     )

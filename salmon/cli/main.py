@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from salmon import __version__
 from salmon.cli.options import (
@@ -22,7 +22,9 @@ from salmon.cli.options import (
     PatchOptions,
     RepairOptions,
     ReportOptions,
+    reason_of,
 )
+from salmon.errors import InputError
 
 
 class _Command(NamedTuple):
@@ -74,7 +76,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(map(_spelled, sys.argv[1:] if arguments is None else arguments))
     parser = _parser()
-    options = parser.parse_args(given)
+    try:
+        options = parser.parse_args(given)
+    except ArgumentError as error:
+        known = [name for name in given[:1] if name in _COMMANDS]
+        about = " ".join(["salmon", *known, "--help"])
+        raise InputError(f"{reason_of(error)} (See {about}.)") from error
     name = options.subcommand
     command = _COMMANDS[name]
     record = parser.instantiate(options)[name]
@@ -83,8 +90,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     runner = getattr(importlib.import_module(module), function)
     if command.options is RepairOptions:  # what the config says counts where this does not
         explicit = parser.parse_args(given, defaults=False)[name].get("repair")
-        return int(runner(RepairOptions(**values), {} if explicit is None else vars(explicit)))
-    return int(runner(command.options(**values)))
+        code = runner(RepairOptions(**values), {} if explicit is None else vars(explicit))
+    else:
+        code = runner(command.options(**values))
+    if values.get("ckpt_path", "") is None:
+        print("No --ckpt_path was given: this is the network as it is built.", file=sys.stderr)
+    return int(code)
 
 
 def _parser() -> ArgumentParser:
@@ -93,10 +104,11 @@ def _parser() -> ArgumentParser:
         prog="salmon",
         description="Find the filters behind a network's mistakes, and repair them.",
         version=__version__,
+        exit_on_error=False,
     )
     commands = parser.add_subcommands(metavar="COMMAND")
     for name, command in _COMMANDS.items():
-        own = ArgumentParser(prog=f"salmon {name}", description=command.text)
+        own = ArgumentParser(prog=f"salmon {name}", description=command.text, exit_on_error=False)
         switches = {field.name for field in fields(command.options) if field.default is False}
         second = {"other"} if command.options is ReportOptions else set()
         own.add_class_arguments(

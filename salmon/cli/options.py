@@ -18,6 +18,14 @@ from salmon.repairs import RepairSettings
 from salmon.tails import Estimator
 
 
+def reason_of(error: BaseException) -> str:
+    """What jsonargparse says of an argument that does not fit, without the types that it tried."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type", "- Expected a <class")
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    return " ".join(told)[:400]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProjectOptions:
     """The project, and which of its data are looked at.
@@ -40,7 +48,7 @@ class ProjectOptions:
         task: What a mistake is; by default that of the config's SaliencyMonitor, or as the first
             batch tells.
         device: "auto", "cpu" or "cuda"; "auto" leaves it to the config.
-        out: New folder for what is written.
+        out: New folder for what is written; -o is short for it.
         force: Replace what --out holds.
         quiet: No progress, no tables.
     """
@@ -242,7 +250,7 @@ class DemoOptions:
     """Of the demo.
 
     Attributes:
-        out: New folder for logs.
+        out: New folder for logs; -o is short for it.
         epochs: Of the training.
         seed: Of weights, split and order.
         images: Use only so many of each set.

@@ -46,7 +46,7 @@ def run_report(options: ReportOptions) -> int:
             print(f"{name}: {note}", file=sys.stderr)
     if not options.quiet:
         names = [name for name, _ in noted]
-        print(f"{len(names)} sections ({', '.join(names)}).")
+        print(f"Sections: {', '.join(names)}.")
     print(f"Written: {options.out} ({options.out.stat().st_size / 1024:.0f} KiB)")
     return 0
 

@@ -26,7 +26,7 @@ import yaml
 from torch import nn
 
 from salmon.cli.checkpoints import Checkpoint, load_weights, read_checkpoint
-from salmon.cli.options import ProjectOptions
+from salmon.cli.options import ProjectOptions, reason_of
 from salmon.errors import InputError, StateError
 from salmon.files import read_text
 from salmon.monitor import SaliencyMonitor
@@ -280,7 +280,10 @@ def _from_config(options: ProjectOptions, checkpoint: Checkpoint | None, seed: i
                     parser_kwargs={"exit_on_error": False}, args=arguments, run=False,
                 )  # fmt: skip
         except (jsonargparse.ArgumentError, SystemExit) as error:
-            raise InputError(f"config {', '.join(paths)} does not fit: {_reason(error)}") from error
+            names = ", ".join(paths)
+            unnamed = classes == [None, None] and not any(map(_names_class, configs))
+            advice = " It names no class: give --model and --data, too." if unnamed else ""
+            raise InputError(f"config {names} does not fit: {reason_of(error)}{advice}") from error
     trainer = cli.config_init.get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -296,12 +299,16 @@ def _cli_of(options: ProjectOptions, model: Any, configs: Sequence[Mapping[str, 
     if options.cli is not None:
         return _imported("cli", options.cli)
     for config in configs:
-        section = config.get("model")
-        if model is None and isinstance(section, Mapping) and "class_path" in section:
-            module, _, name = str(section["class_path"]).rpartition(".")
+        if model is None and _names_class(config):
+            module, _, name = str(config["model"]["class_path"]).rpartition(".")
             with suppress(ImportError, ValueError):  # LightningCLI says what is wrong
                 model = getattr(importlib.import_module(module), name, None)
     return _lightning_of(model).cli.LightningCLI
+
+
+def _names_class(config: Mapping[str, Any]) -> bool:
+    section = config.get("model")
+    return isinstance(section, Mapping) and "class_path" in section
 
 
 def _with_repair(base: type) -> Any:
@@ -315,13 +322,6 @@ def _with_repair(base: type) -> Any:
             parser.add_class_arguments(RepairSettings, "repair")
 
     return ProjectCLI
-
-
-def _reason(error: BaseException) -> str:
-    """What LightningCLI says of an error, in a line, without the types that it tried."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value", "- Expected a <class")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(line for line in lines if not line.startswith(noise))[:400]
 
 
 def read_config(path: str) -> tuple[dict[str, Any], bool]:
@@ -449,6 +449,9 @@ def _quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)
             warnings.filterwarnings("ignore", _OLD_WAYS, DeprecationWarning)
             warnings.filterwarnings("ignore", ".*sampler has shuffling enabled", UserWarning)
+            # A pass of the project's own callbacks is no training to be gone on with.
+            warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint")
+            warnings.filterwarnings("ignore", ".*dirpath has changed")
             warnings.filterwarnings("ignore", ".*treespec, LeafSpec", FutureWarning)
             yield
     finally:

@@ -64,6 +64,7 @@ class ModelComparison:
     loss_change: tuple[float, float]  # 95 % interval
     groups: tuple[Group, ...]  # classes, confusions and slices
     samples: SetChange  # who was fixed and broken
+    flattered: bool  # whether the new network is a patch that was made with these very samples
     rules: tuple[Rule, ...]  # the gates that were set
     filters: int  # of the network
     changed: dict[str, float]  # relative change of each changed layer
@@ -122,7 +123,9 @@ def compare(
     samples = data if isinstance(data, Samples) else Samples.collect(data)
     if len(samples) == 0:
         raise InputError("there is no sample to compare on; at least a few hundred are needed.")
+    flattered = False
     if isinstance(new, Patch):
+        flattered = samples.fingerprint() in new.info.get("data", {}).values()
         patch, new = new, copy.deepcopy(old)
         patch.apply(new)
     index = index or FilterIndex.from_model(old)
@@ -159,6 +162,7 @@ def compare(
         loss_change=_interval(gaps, settings.seed),
         groups=groups,
         samples=set_change(before, after, samples.ids),
+        flattered=flattered,
         rules=rules,
         filters=len(index),
         changed={},
@@ -329,7 +333,12 @@ def _rules(
         kind = "observed"
         if gates.confidence > 0.5:
             kind = f"upper bound at {gates.confidence:.0%} confidence"
-        yield _rule("accuracy", lost, gates.max_lost, f"accuracy lost ({kind}): {lost:.2%}")
+        yield _rule(
+            "accuracy",
+            lost,
+            gates.max_lost,
+            f"accuracy lost ({kind}): {lost:.2%}",
+        )
     if gates.max_broken is not None:
         right = round(counts.before * counts.samples)
         share = counts.broken / right if right else 0.0
@@ -345,11 +354,13 @@ def _rules(
         ]  # fmt: skip
         worst = max(judged, key=lambda each: each.lost, default=None)
         lost = 0.0 if worst is None else worst.lost
-        name = "none" if worst is None else f"{worst.kind} {worst.name}"
-        text = f"largest loss of {len(judged)} classes and slices: {lost:.2%} ({name})"
+        name = "" if worst is None else f" ({worst.kind} {worst.name})"
+        text = f"largest loss of {len(judged)} classes and slices: {lost:.2%}{name}"
+        text += ""
         yield _rule("every group", lost, gates.max_group_lost, text)
 
 
 def _rule(name: str, value: float, bound: float, text: str) -> Rule:
     passed = value <= bound + ROUNDING  # which NaN is not
-    return Rule(name, passed, float(value), bound, f"{text}, at most {bound:g} allowed")
+    allowed = f"at most {100 * bound:g} %" if bound else "none"
+    return Rule(name, passed, float(value), bound, f"{text}, {allowed} allowed")

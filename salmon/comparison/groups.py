@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from salmon.repairs.predictions import Predictions, mcnemar
+from salmon.tasks import class_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +53,15 @@ def _groups(
     targets = before.columns.get("target")
     if targets is not None:
         for label in targets.unique().tolist():
-            yield _group("class", str(label), was, now, targets == label)
+            name = class_name(label, before.classes)
+            yield _group("class", name, was, now, targets == label)
         said, says = before.columns["predicted"], after.columns["predicted"]
         pairs = torch.cat([torch.stack([targets, each], 1) for each in (said, says)])
         for target, other in pairs.unique(dim=0).tolist():
             if target != other:
                 own = targets == target
-                yield _group("confusion", f"{target} as {other}", said != other, says != other, own)
+                true, taken = (class_name(number, before.classes) for number in (target, other))
+                yield _group("confusion", f"{true} as {taken}", said != other, says != other, own)
     for name, values in slices.items():
         for value in sorted(set(values), key=str):
             own = torch.tensor([each == value for each in values])

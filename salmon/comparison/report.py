@@ -73,6 +73,8 @@ def headline(found: ModelComparison) -> str:
         f"{counts.fixed} fixed, {counts.broken} broken (p {_two_sided(found)} by McNemar's exact "
         "test)."
     )
+    if found.flattered:
+        text += " The patch was made with these samples, so that others would say more."
     worse = [each for each in found.groups if each.p <= 0.05]
     if worse:
         names = "; ".join(f"{each.kind} {each.name}" for each in worse[:3])
@@ -95,7 +97,7 @@ def markdown(found: ModelComparison, context: Mapping[str, Any] | None = None) -
     """The report for people, fit for a comment: less than 60 kB."""
     from salmon.views import comparison_tables  # takes a second to load
 
-    parts = [f"# Comparison: {found.status}", headline(found)]
+    parts = [f"# Comparison: {found.status}", literal(headline(found))]
     if context:
         parts.append("\n".join(f"- {cell(name)}: {cell(value)}" for name, value in context.items()))
     old, new = found.losses

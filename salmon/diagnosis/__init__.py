@@ -10,12 +10,13 @@ from salmon.diagnosis.diagnosis import (
     mistakes_text,
 )
 from salmon.diagnosis.evidence import Evidence, Step
-from salmon.diagnosis.findings import among, find
+from salmon.diagnosis.findings import FEWEST, among, find
 from salmon.diagnosis.flags import SCHEMA, batch_flags, flat_rows, sample_flags
 from salmon.diagnosis.passes import Pass, PassSettings, check_whole
 from salmon.diagnosis.worst import ShownSample, WorstSamples, find_images, image_position
 
 __all__ = [
+    "FEWEST",
     "SCHEMA",
     "Blame",
     "Confusion",

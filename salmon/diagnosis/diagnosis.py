@@ -180,8 +180,12 @@ class Diagnosis:
     def __repr__(self) -> str:
         """What was found, in a few lines."""
         ranking, fit, found = self.rankings["pot"], self.fit, self.findings
-        shares = group_shares(ranking, self.index).items()
         sizes = filter_shares(self.index)
+        shares = [
+            f"{group} {100 * share:.1f} ({100 * sizes[group]:.1f})"
+            for group, share in group_shares(ranking, self.index).items()
+            if share == share  # not NaN
+        ]
         lines = [
             f"{self.samples} samples, {mistakes_text(self)}, {self.dropped} without "
             f"a finite profile, {self.unlabelled} unlabelled, {self.measured} measured",
@@ -190,8 +194,7 @@ class Diagnosis:
             f"tails of {'these' if self.own else 'other'} samples, {fit.estimator}, level "
             f"{fit.effective_level:.3g}: "
             + ", ".join(f"{n} {status.label}" for status, n in fit.counts().items() if n),
-            "blamed by POT (of all filters), %: "
-            + ", ".join(f"{g} {100 * share:.1f} ({100 * sizes[g]:.1f})" for g, share in shares),
+            "blamed by POT (of all filters), %: " + (", ".join(shares) or "none ranked"),
             f"filters beyond chance, against {len(self.right.filters)} right samples: "
             + (str(len(found.filters)) if found.compared else "not compared"),
             *(

@@ -75,8 +75,11 @@ class Evidence:
         for name, count in other.counts().items():
             setattr(self, name, getattr(self, name) + count)
 
-    def doubts(self) -> tuple[str, ...]:
+    def doubts(self, class_samples: Tensor | None = None) -> tuple[str, ...]:
         """Say why the numbers may be about something else than the user validates.
+
+        Args:
+            class_samples: ``[K]`` samples by true class, where they have some.
 
         Returns:
             Sentences with what to do; none where nothing speaks against them.
@@ -104,6 +107,12 @@ class Evidence:
                 "network, so they may be something else, such as the second entry of batches "
                 "(image, index, label). Give unpack=, such as lambda batch: (batch[0], batch[2]). "
                 "(Masks of one class hold 0 and 1, not 255.)"
+            )
+        elif n["beyond"] and class_samples is not None and not int(class_samples[0]):
+            found.append(
+                f"No label is 0, and {n['beyond']} of {n['samples']} are higher than the "
+                f"{len(class_samples)} classes of the network, 0 to {len(class_samples) - 1}, so "
+                "they may begin at 1. Give unpack=, such as lambda batch: (batch[0], batch[1] - 1)."
             )
         if n["misfits"]:
             found.append(

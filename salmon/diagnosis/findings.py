@@ -15,7 +15,7 @@ from salmon.diagnosis.diagnosis import Finding, Findings, Mistakes
 from salmon.ranking import ALPHA, Ranking
 
 FEWEST = 5
-"""Mistakes, and right samples, of a class that is looked at by itself."""
+"""Mistakes, and right samples, without which nothing is found: of all, of a class, of a pair."""
 
 MOST = 40
 """Classes and confusions that are, those with most mistakes."""
@@ -46,7 +46,8 @@ def find(
         filters: F.
         seed: Of the permutations.
     """
-    if len(ranking.filters) == 0 or not bool((right.filters >= 0).any()):
+    enough = min(len(ranking.filters), len(right.filters)) >= FEWEST
+    if not enough or not bool((right.filters >= 0).any()):
         nothing = torch.full((filters,), torch.nan, dtype=torch.float64)
         return Findings(expected=nothing, p=nothing, found=())
     kinds, parts = list[_Kind](), list[tuple[Tensor, Tensor]]()

@@ -473,7 +473,7 @@ class Pass:
             confusions=confusions(pairs),
             dropped=int(self._dropped),
             unlabelled=int(self._unlabelled),
-            doubts=self._evidence.doubts(),
+            doubts=self._evidence.doubts(counts[0] if with_classes else None),
             mistakes=mistakes,
             id_source=self._id_source,
             profile=profile,

@@ -331,7 +331,7 @@ def _nothing_found(model: nn.Module, units: tuple[str, ...], *, looked_at_use: b
         "Weights that modules of your own hand to torch.nn.functional are found if inputs= gives a "
         "batch. "
     )  # fmt: skip
-    advice += f"It has units {elsewhere}, which units= selects." if elsewhere else ""
+    advice += f"To measure what it has, give units={elsewhere!r}." if elsewhere else ""
     return (
         f"{type(model).__name__} has no layers of the units {units}, of which at least one is "
         f"needed; looked at were {len(weights)} weights ({_some(weights)}) of the modules "

@@ -33,6 +33,21 @@ from salmon.tasks import AnyTask
 from salmon.views import ViewSettings
 
 
+class _Results(dict[str, Diagnosis]):
+    """What was found, by scope."""
+
+    def __missing__(self, scope: str) -> Diagnosis:
+        """Say why there is none.
+
+        Raises:
+            KeyError: Always.
+        """
+        raise KeyError(
+            f"no pass {scope!r} was measured; there are {sorted(self)}. Where one was to be, the "
+            "log says what kept it from being measured."
+        )
+
+
 class SaliencyMonitor(CallbackBase):
     """Find the filters behind the mistakes of a network, in every validation and test.
 
@@ -151,7 +166,7 @@ class SaliencyMonitor(CallbackBase):
                 f"repair is {repair!r}; RepairInTraining is needed, such as "
                 "salmon.RepairInTraining(after='fit'), or None."
             )
-        self.results: dict[str, Diagnosis] = {}
+        self.results: dict[str, Diagnosis] = _Results()
         """What the last measured pass of each kind found, by ``"validation"``, ``"test"``; with
         several loaders ``"validation/loader1"`` and so on, or their names in a mapping, such as
         ``"validation/loader_photo"``."""
@@ -177,18 +192,31 @@ class SaliencyMonitor(CallbackBase):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse trainers with sharded parameters, or several processes by something else than DDP.
+        """Refuse what could never be measured, before a training begins.
 
         Raises:
-            UnsupportedError: If the trainer is one of these.
+            UnsupportedError: If the trainer shards parameters, or has several processes by
+                something else than DDP.
+            InputError: If the file ``reference`` is missing.
         """
         check_trainer(trainer)
+        reference = self.settings.reference
+        if isinstance(reference, str | Path) and not Path(reference).is_file():
+            raise InputError(
+                f"reference is {str(reference)!r}, which is no file; that of a training is "
+                "salmon_logs/fit-validation.safetensors in its folder of logs."
+            )
         all_of_them = [one for one in trainer.callbacks if isinstance(one, SaliencyMonitor)]  # type: ignore[attr-defined]
         if len(all_of_them) > 1 and all_of_them[0] is self:
             logger.warning(
                 "the trainer has %d SaliencyMonitors, whose metrics, charts and files go under the "
                 "same names and replace each other; give it one at a time.", len(all_of_them),
             )  # fmt: skip
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what the first validation would stumble over, an epoch earlier."""
+        with tolerated("cannot measure", strict=self.settings.strict):
+            self.settings.check_patterns(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a pass."""

@@ -16,6 +16,7 @@ from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.context import PassContext
 from salmon.monitor.distributed import Numbering, PeerError
+from salmon.monitor.facts import class_names
 from salmon.monitor.output import (
     MEASURING,
     announce_coverage,
@@ -29,6 +30,7 @@ from salmon.monitor.trainers import (
     forward_context,
     in_dataset_order,
     is_last_batch,
+    loader_of,
     muted,
     numbering_of,
     ordinary_tensors,
@@ -159,7 +161,10 @@ class Collector:
             scope = scope_of(trainer, self._context.stage, loader)
             ordered = in_dataset_order(trainer, loader)
             try:
-                book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
+                book.add(
+                    scope, inputs, targets, ids, numbers, ordered=ordered,
+                    classes=class_names(loader_of(trainer, loader), self._settings.views),
+                )  # fmt: skip
             except InputError as error:  # said when the repair is looked for
                 book.trouble = book.trouble or error
 

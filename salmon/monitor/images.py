@@ -24,7 +24,7 @@ from salmon.monitor.trainers import forward_context, loader_of, muted
 from salmon.ranking import Strength
 from salmon.repairs import to_device
 from salmon.saliency import filter_responses, input_saliency, map_of_image
-from salmon.tasks import NO_CLASS, AnyTask, Segmentation
+from salmon.tasks import AnyTask, Segmentation, class_name
 from salmon.views import (
     METHOD_NAMES,
     Kind,
@@ -240,9 +240,8 @@ def _titles(diagnosis: Diagnosis, row: int, classes: Sequence[str] | None) -> tu
         return ", ".join(f"{detail_name(name)} {float(each[row]):.3g}" for name, each in said), ""
     names = []
     for number in (int(diagnosis.mistakes.target[row]), int(diagnosis.mistakes.predicted[row])):
-        known = classes is not None and 0 <= number < len(classes)
-        name = "no class" if number == NO_CLASS else f"class {number}"
-        name = classes[number] if classes is not None and known else name
+        name = class_name(number, classes)
+        name = f"class {name}" if name == str(number) else name
         names.append(clipped(" ".join(name.split()), _LETTERS))
     return names[0], names[1]
 

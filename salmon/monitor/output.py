@@ -264,21 +264,30 @@ def log_summary(
         )
     logger.info(
         "SaliencyMonitor, %s pass %d: %d samples, %s%s. Filters that stand out: %s. "
-        "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s, %.0f %% of the pass.%s",
+        "Top %d of %d filters by POT: %s. Fits: %s.%s It took %.1f s (%.1f s of it for drawing), "
+        "%.0f %% of the pass.%s",
         scope, number, diagnosis.samples, mistakes_text(diagnosis),
         "" if kept == diagnosis.misclassified else part,
         "not tested, since there is nothing to compare" if stands_out is None else stands_out,
         top_k, len(diagnosis.index), spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
         f" Threshold: {diagnosis.level_reason}" if diagnosis.level_reason else "",
-        clock.busy, 100 * clock.busy / clock.total, measured,
+        clock.busy, clock.seconds("pictures") + clock.seconds("views"),
+        100 * clock.busy / clock.total, measured,
     )  # fmt: skip
-    if diagnosis.dropped or diagnosis.unlabelled or skipped:
+    unlabelled = "samples without a label"
+    if diagnosis.has_classes:
+        most = len(diagnosis.class_samples) - 1
+        unlabelled += f" that counts and is a class of the network (0 to {most})"
+    left_out = {
+        "samples without a finite saliency": diagnosis.dropped,
+        unlabelled: diagnosis.unlabelled,
+        "batches": skipped,
+    }
+    if any(left_out.values()):
         logger.warning(
-            "SaliencyMonitor, %s pass %d: %d samples had no finite saliency, %d more no label%s; "
-            "none of these counts. %d batches were left out.",
-            scope, number, diagnosis.dropped, diagnosis.unlabelled,
-            " that is a class of the network" if diagnosis.has_classes else "", skipped,
+            "SaliencyMonitor, %s pass %d, left out %s.", scope, number,
+            "; ".join(f"{count} {what}" for what, count in left_out.items() if count),
         )  # fmt: skip
 
 

@@ -12,11 +12,13 @@ from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import CallbackBase
 from salmon.monitor.batches import ids_of_batch
 from salmon.monitor.distributed import Numbering
+from salmon.monitor.facts import class_names
 from salmon.monitor.settings import Settings
 from salmon.monitor.step import StepWatch
 from salmon.monitor.trainers import (
     forward_context,
     in_dataset_order,
+    loader_of,
     muted,
     ordinary_tensors,
     scope_of,
@@ -43,7 +45,7 @@ class SampleBook:
 
     def add(
         self, scope: str, inputs: Any, targets: Tensor, ids: Sequence[int | str] | None,
-        numbers: Tensor, *, ordered: bool,
+        numbers: Tensor, *, ordered: bool, classes: Sequence[str] | None,
     ) -> None:  # fmt: skip
         """Take a batch of N samples up.
 
@@ -54,6 +56,7 @@ class SampleBook:
             ids: ``[N]`` of the samples; None takes their positions.
             numbers: ``[N]`` positions; those below 0 are repeats and left out.
             ordered: Whether positions are the same in every pass.
+            classes: Their names, if they are known.
 
         Raises:
             InputError: If the samples cannot be told apart.
@@ -70,8 +73,11 @@ class SampleBook:
         names = [int(numbers[row]) if ids is None else ids[row] for row in rows.tolist()]
         if len(rows) < len(numbers):
             inputs, targets = take_rows((inputs, targets), rows, len(numbers))
-        own = self.gathered.setdefault(scope, Gathering(most=self._most, seed=self._seed))
-        own.add(inputs, targets, names)
+        if scope not in self.gathered:
+            self.gathered[scope] = Gathering(
+                most=self._most, seed=self._seed, classes=classes or ()
+            )
+        self.gathered[scope].add(inputs, targets, names)
 
     def merge(self, other: "SampleBook") -> None:
         """Take over what another process collected."""
@@ -142,7 +148,8 @@ class SampleCollector(CallbackBase):
                     raise InputError(evidence.doubts()[0])
             numbers = self._numbering.setdefault(scope, Numbering()).next(samples)
             ordered = in_dataset_order(trainer, dataloader_idx)
-            self.book.add(scope, inputs, targets, ids, numbers, ordered=ordered)
+            classes = class_names(loader_of(trainer, dataloader_idx), self._settings.views)
+            self.book.add(scope, inputs, targets, ids, numbers, ordered=ordered, classes=classes)
             if self._names:
                 names = numbers.tolist() if ids is None else ids
                 values = zip(*(_column(batch, n, samples) for n in self._names), strict=True)

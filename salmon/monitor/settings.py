@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from salmon.diagnosis import PassSettings, check_whole
 from salmon.errors import InputError
-from salmon.filters import FilterIndex
+from salmon.filters import FilterIndex, clean_name
 from salmon.gpd import TailFit
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.views import ViewSettings
@@ -67,6 +68,20 @@ class Settings(PassSettings):
                     f"{name} is the string {getattr(self, name)!r}; a list of strings is needed, "
                     f"such as [{getattr(self, name)!r}]."
                 )
+
+    def check_patterns(self, model: nn.Module) -> None:
+        """Refuse to include what no module of a network is called.
+
+        Raises:
+            InputError: If no pattern fits one.
+        """
+        paths = [clean_name(path) for path, _ in model.named_modules()]
+        patterns = self.include or ()
+        if patterns and not any(fnmatchcase(path, one) for path in paths for one in patterns):
+            raise InputError(
+                f"include={patterns!r} names no module of {type(model).__name__}; there are "
+                f"{', '.join(paths[1:9])} and {max(0, len(paths) - 9)} more."
+            )
 
     def build_index(self, model: nn.Module, inputs: Any = None) -> FilterIndex:
         """Index the filters that the arguments select, by what a batch of inputs goes through.

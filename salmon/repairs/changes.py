@@ -7,6 +7,7 @@ from torch import Tensor
 
 from salmon.repairs.edit import Edit, rows_of
 from salmon.repairs.predictions import Predictions
+from salmon.tasks import class_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class ClassChange:
     """One class of a set."""
 
     label: int
+    name: str  # the label again where it has none
     samples: int
     before: float  # accuracy
     after: float
@@ -79,6 +81,7 @@ def set_change(before: Predictions, after: Predictions, ids: tuple[int | str, ..
         classes.append(
             ClassChange(
                 label=label,
+                name=class_name(label, before.classes),
                 samples=int(own.sum()),
                 before=float(was[own].double().mean()),
                 after=float(now[own].double().mean()),
@@ -106,8 +109,9 @@ def _sample_change(
         for side, key in ((before, "target"), (before, "predicted"), (after, "predicted"))
     )
     what = [f"{key} {old:.3g} to {new:.3g}" for key, (old, new) in details.items()]
-    if target is not None:
-        what = [f"class {target}, {said} to {says}"]
+    if target is not None and said is not None and says is not None:
+        true, old, new = (class_name(number, before.classes) for number in (target, said, says))
+        what = [f"class {true}, {old} to {new}"]
     return SampleChange(
         id=name, row=row, target=target, before=said, after=says, details=details,
         what=what[0] if what else "by the rule of the task",

@@ -9,6 +9,7 @@ import torch
 from salmon.repairs.edit import Edit
 from salmon.repairs.predictions import Comparison, Predictions, compare
 from salmon.repairs.settings import RepairSettings
+from salmon.tasks import class_name
 
 ROUNDING = 1e-12  # 3 of 300 is 1 %, in floats too
 
@@ -122,7 +123,7 @@ def _loss_rule(found: Comparison, settings: RepairSettings) -> Rule:
 
 def _class_rule(before: Predictions, after: Predictions, settings: RepairSettings) -> Rule:
     """No class of the reference data loses much."""
-    worst, worst_class, judged = 0.0, "none", 0
+    worst, which, judged = 0.0, "", 0
     targets = before.columns["target"]
     for label in targets.unique().tolist():
         of_class = targets == label
@@ -131,12 +132,12 @@ def _class_rule(before: Predictions, after: Predictions, settings: RepairSetting
         judged += 1
         lost = float((before.right[of_class].double() - after.right[of_class].double()).mean())
         if lost > worst:
-            worst, worst_class = lost, str(label)
+            worst, which = lost, f"class {class_name(label, before.classes)}"
     margin = settings.class_margin
     text = (
-        f"largest loss of a class of the reference data: {100 * worst:.1f} points (class "
-        f"{worst_class}; {judged} classes with {settings.min_class} samples or more judged), at "
-        f"most {100 * margin:g} allowed"
+        f"largest loss of a class of the reference data: {100 * worst:.1f} points "
+        f"({which or 'no class lost'}; {judged} classes with {settings.min_class} samples or more "
+        f"judged), at most {100 * margin:g} allowed"
     )
     return Rule("every class", worst <= margin + ROUNDING, worst, margin, text)
 

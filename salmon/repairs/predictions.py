@@ -75,6 +75,7 @@ class Predictions:
     """``[N]`` each: losses, answers (:class:`~salmon.tasks.Answers`), and their details."""
     details: tuple[str, ...]  # names of these
     bound: float | None = None  # of the score
+    classes: tuple[str, ...] = ()  # names, by class number, where they are known
 
     def take(self, rows: Tensor) -> "Predictions":
         """Those of ``[M]`` row numbers."""
@@ -201,7 +202,7 @@ def predict(
         for batch in samples.batches(batch_size):
             inputs, targets = to_device(batch, model)
             found.append(objective.read(call_network(model, inputs), targets))
-    return reduce(Predictions.joined, found)
+    return replace(reduce(Predictions.joined, found), classes=samples.classes)
 
 
 def objective_of(

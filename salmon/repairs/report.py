@@ -137,7 +137,8 @@ def _summary(outcome: Outcome, context: Mapping[str, Any] | None) -> list[str]:
 def rules_table(rules: Sequence[Rule]) -> str:
     """How each went."""
     rows = [
-        [r.name, "passed" if r.passed else "**failed**", f"{r.headroom:.3g}", r.text] for r in rules
+        [r.name, "passed" if r.passed else "**failed**", f"{r.headroom:.3g}", literal(r.text)]
+        for r in rules
     ]
     return markdown_table(["rule", "", "headroom", "what was found"], rows=rows)
 
@@ -280,7 +281,7 @@ def _some(layer: LayerChange) -> str:
 def _set_text(name: str, found: SetChange) -> str:
     """Classes, if there are some, and who was fixed and broken."""
     rows = [
-        [c.label, c.samples, f"{100 * c.before:.1f} %", f"{100 * c.after:.1f} %"]
+        [literal(c.name), c.samples, f"{100 * c.before:.1f} %", f"{100 * c.after:.1f} %"]
         for c in found.classes[:_TRIAL_ROWS]
     ]
     table = markdown_table([f"class of the {name} data", "samples", "before", "after"], rows)
@@ -294,7 +295,7 @@ def listed(samples: Sequence[SampleChange]) -> str:
     if not samples:
         return "none"
     more = len(samples) - _NAMED
-    shown = [f"{literal(str(s.id))} ({s.what})" for s in samples[:_NAMED]]
+    shown = [f"{literal(str(s.id))} ({literal(s.what)})" for s in samples[:_NAMED]]
     return "; ".join(shown) + (f" and {more} more, in report.json" if more > 0 else "")
 
 

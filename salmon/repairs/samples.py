@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Samples:
     inputs: Any  # nesting of tensors with N rows
     targets: Tensor  # [N, ...], such as class numbers
     ids: tuple[int | str, ...]  # [N]; equal ids are the same sample
+    classes: tuple[str, ...] = ()  # names, by class number, where they are known
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -33,10 +34,11 @@ class Samples:
 
     def take(self, rows: Tensor) -> "Samples":
         """The samples of ``[M]`` row numbers, in that order."""
-        return Samples(
-            take_rows(self.inputs, rows, len(self)),
-            self.targets[rows],
-            tuple(self.ids[row] for row in rows.tolist()),
+        return replace(
+            self,
+            inputs=take_rows(self.inputs, rows, len(self)),
+            targets=self.targets[rows],
+            ids=tuple(self.ids[row] for row in rows.tolist()),
         )
 
     def alike(self, other: "Samples") -> bool:
@@ -56,7 +58,8 @@ class Samples:
             lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0],
             self.inputs, other.inputs,
         )  # fmt: skip
-        return Samples(inputs, torch.cat([self.targets, other.targets]), self.ids + other.ids)
+        targets = torch.cat([self.targets, other.targets])
+        return replace(self, inputs=inputs, targets=targets, ids=self.ids + other.ids)
 
     def fingerprint(self) -> str:
         """SHA-256 of ids, targets and inputs, which tells what data a patch was made with."""
@@ -80,6 +83,7 @@ class Samples:
         ids: Callable[[Any], Sequence[int | str] | Tensor] | None = None,
         most: int | None = None,
         seed: int = 0,
+        classes: Sequence[str] = (),
     ) -> "Samples":
         """Take samples out of a loader.
 
@@ -89,11 +93,12 @@ class Samples:
             unpack: ``batch -> (inputs, targets)``; None takes batches that are such pairs.
             ids: ``batch -> [N]`` numbers or names of its samples; None numbers them by position.
             most: Keep at most so many, those with the smallest hashes of id and seed.
+            classes: Names, by class number, for the reports.
 
         Raises:
             InputError: If there are none, or they are not of one shape.
         """
-        found = Gathering(most=most, seed=seed)
+        found = Gathering(most=most, seed=seed, classes=classes)
         for batch in batches:
             inputs, targets = batch if unpack is None else unpack(batch)
             found.add(inputs, targets, None if ids is None else ids(batch))
@@ -134,9 +139,11 @@ class Samples:
 class Gathering:
     """Samples that come in batches, of which at most so many are kept."""
 
-    def __init__(self, *, most: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, *, most: int | None = None, seed: int = 0, classes: Sequence[str] = ()
+    ) -> None:
         """Start empty; ``most`` keeps those with the smallest hashes of id and seed."""
-        self._most, self._seed = most, seed
+        self._most, self._seed, self._classes = most, seed, tuple(classes)
         self._rows: list[tuple[bytes, Any, Tensor, int | str]] = []
         self._seen = 0
 
@@ -177,7 +184,7 @@ class Gathering:
             lambda *t: _put_together(t) if isinstance(t[0], Tensor) else t[0],
             *((row[1], row[2]) for row in self._rows),
         )
-        return Samples(inputs, targets, tuple(row[3] for row in self._rows))
+        return Samples(inputs, targets, tuple(row[3] for row in self._rows), self._classes)
 
     def _thin_out(self) -> None:
         if self._most is not None:

@@ -4,6 +4,7 @@ A record holds no tensor and no profile, so that it takes a few kilobytes, goes 
 and is all that a picture of the pass needs.
 """
 
+import math
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,13 @@ from dataclasses import dataclass, field
 import torch
 
 from salmon import gpd
-from salmon.diagnosis import Confusion, Diagnosis, most_blamed
+from salmon.diagnosis import FEWEST, Confusion, Diagnosis, most_blamed
 from salmon.errors import StateError
 from salmon.filters import FilterIndex
 from salmon.gpd import FitStatus, TailFit
 from salmon.ranking import ALPHA, Calibration, Ranking, layer_counts, share_intervals
 from salmon.records import Number
-from salmon.tasks import NO_CLASS
+from salmon.tasks import class_name
 
 SCHEMA = "salmon.pass/3"
 
@@ -160,11 +161,7 @@ class PassRecord:
 
     def class_name(self, number: int) -> str:
         """Name a class."""
-        if number == NO_CLASS:
-            return "none"
-        if self.classes is not None and 0 <= number < len(self.classes):
-            return self.classes[number]
-        return str(number)
+        return class_name(number, self.classes)
 
 
 def check_record(record: PassRecord, where: str) -> None:
@@ -323,7 +320,9 @@ def _calibration_rows(found: Calibration | None) -> list[CalibrationRow]:
 
 
 def _intervals(ranking: Ranking, part_of: torch.Tensor, parts: int) -> list[list[Number]]:
-    """Ends of the shares of layers or groups."""
+    """Ends of the shares of layers or groups; NaN where they are of too few samples to tell."""
+    if len(ranking.filters) < FEWEST:
+        return [[math.nan, math.nan]] * parts
     found: list[list[Number]] = share_intervals(ranking, part_of, parts).tolist()
     return found
 

@@ -1,7 +1,11 @@
 """What a pass found, in sentences: what stands out, where, and what to do next."""
 
+import math
+
 import torch
 
+from salmon.diagnosis import FEWEST
+from salmon.gpd import LEAST_WITH_PRIOR, MIN_COUNT, FitStatus
 from salmon.views.history import History
 from salmon.views.record import DOUBTFUL_BELOW, FindingRow, PassRecord
 from salmon.views.wording import percent
@@ -22,19 +26,20 @@ def overview(record: PassRecord, history: History, *, brief: bool = False) -> di
         Sentences under short headings; what speaks against the numbers comes before all else.
     """
     ranked = sum(record.counts["pot"]) > 0
-    nothing = ["No filter could be ranked, so nothing is known of where mistakes are made."]
     parts = {"Not to be trusted": record.doubts} if record.doubts else {}
     parts |= {
         "Mistakes": _mistakes(record, history),
-        "Findings": standing_out(record) if ranked else nothing,
+        "Findings": standing_out(record) if ranked else [_unranked(record)],
     }
-    if ranked:
+    few = record.kept < FEWEST
+    if ranked and not few:
         parts["Where"] = [_over_represented(record, history)]
     parts |= {"Trust": _trust(record), "Next": [_next(record)]}
     if brief:
         return parts | {"Trust": parts["Trust"][:1]}
     if ranked:
         parts["Findings"] = [*parts["Findings"], *_rare(record)]
+    if "Where" in parts:
         parts["Where"] = [*parts["Where"], _depth(record, history)]
     return parts
 
@@ -45,6 +50,11 @@ def _mistakes(record: PassRecord, history: History) -> list[str]:
     what = "misclassified" if record.has_classes else "mistakes"
     number = f"{record.misclassified} of {record.samples} samples are {what} ({percent(share)})"
     lines = [number + _before(history)]
+    if _by_chance(record):
+        most = percent(max(record.class_samples) / max(1, record.samples))
+        lines.append(
+            f"To name the most frequent class every time would be right as often ({most})."
+        )
     if not record.has_classes and record.rule:
         lines.append(f"A mistake is: {record.rule}.")
     if record.pairs:
@@ -82,21 +92,48 @@ def _trust(record: PassRecord) -> list[str]:
     return lines
 
 
+def _unranked(record: PassRecord) -> str:
+    """Why no filter is ranked."""
+    if not record.misclassified:
+        return "There are no mistakes, so there is nothing to blame."
+    text = "No filter could be ranked, so nothing is known of where mistakes are made"
+    if record.fits[FitStatus.TOO_FEW.label] and not record.given_fit:
+        least = LEAST_WITH_PRIOR if record.estimator == "shrunk" else MIN_COUNT
+        text += f": tails need {least} exceedances"
+        if record.level < 1:  # else, or NaN, of next to no samples
+            needed = math.ceil(least / (1 - record.level))
+            text += f", so at the level {record.level:.3g} about {needed} samples"
+        text += f", and there are {record.samples} samples"
+    return f"{text}."
+
+
 def _next(record: PassRecord) -> str:
     """What to do."""
     if record.doubts:
         return "Do what is said above; until then the other numbers mean little."
     if not record.misclassified:
         return "Nothing: there are no mistakes."
+    if _by_chance(record):
+        return (
+            "Unless the training has only begun, see whether these are the trained weights (a "
+            "checkpoint), and whether labels and inputs are what the network was trained with."
+        )
     if record.findings:
         return (
-            "See which samples blame them (salmon report FOLDER), and look for a repair "
-            "(salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
+            "See which samples blame them (flagged samples, on the page of salmon report), and "
+            "look for a repair (salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
         )
     return (
-        "Look at the mistakes themselves (flagged images, salmon report FOLDER): are labels wrong, "
-        "or are such data rare in training? Nothing points at a few filters."
+        "Look at the mistakes themselves (flagged samples, on the page of salmon report): are "
+        "labels wrong, or are such data rare in training? Nothing points at a few filters."
     )
+
+
+def _by_chance(record: PassRecord) -> bool:
+    """Whether the network is no better than to name one class every time."""
+    right = record.samples - record.misclassified
+    several = sum(map(bool, record.class_samples)) > 1
+    return several and right <= max(record.class_samples)
 
 
 def measured_text(record: PassRecord) -> str:
@@ -121,6 +158,11 @@ def standing_out(record: PassRecord) -> list[str]:
     """Filters that mistakes blame beyond chance, or that there are none."""
     yardstick = f"{record.right} right samples ranked alike"
     if record.beyond is None:
+        if min(record.kept, record.right) < FEWEST:
+            return [
+                f"Nothing can stand out of {record.kept} mistakes and {record.right} right samples "
+                f"to compare with; at least {FEWEST} of each are needed."
+            ]
         return [f"Nothing can stand out: of {record.right} right samples to compare with, none has "
                 "a filter in its tail."]  # fmt: skip
     lines, part = [], [row for row in record.findings if row.target is not None]

@@ -64,11 +64,16 @@ def test_a_missing_package_is_named(
 
 
 def test_wrong_arguments_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["demo", "--epochs", "0"], ["swim"]):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
-    assert "epochs" in capsys.readouterr().err
+    for arguments, told in (
+        ([], "subcommand"),
+        (["demo", "--epochs", "0"], '"epochs": Not of type PositiveInt: 0 does not conform'),
+        (["diagnose", "--gate.min_accuracy", "90"], "v>=0 and v<=1 Given value: 90 (See salmon"),
+        (["swim"], "choose from 'demo', 'diagnose'"),
+    ):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line, line
+        assert "--help" in line
 
 
 def test_tables_are_aligned_in_plain_text() -> None:

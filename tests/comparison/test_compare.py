@@ -83,6 +83,22 @@ def test_counts_are_those_of_a_loop(found: ModelComparison) -> None:
     assert high == pytest.approx(gain + error, abs=0.2 * error)
 
 
+def test_classes_have_the_names_that_come_with_the_samples() -> None:
+    names = ("cat", "dog", "hen|*", "fox")
+    data = replace(some(200, 5, shifted=False), classes=names)
+    got = compare(trained(), scrambled("3"), data, Gates(max_group_lost=0), settings=FEW)
+    assert {each.name for each in got.groups if each.kind == "class"} == set(names)
+    assert {each.name for each in got.groups if each.kind == "confusion"} <= {
+        f"{one} as {other}" for one in names for other in names
+    }
+    broken = got.samples.broken[0]
+    assert broken.target is not None
+    assert broken.what.startswith(f"class {names[broken.target]}, ")
+    text = salmon.comparison.report.markdown(got)
+    assert "hen&#124;\\*" in text
+    assert "hen|" not in text
+
+
 def test_p_values_of_groups_are_holm_s() -> None:
     logits = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
     targets = torch.randint(4, (400,), generator=torch.Generator().manual_seed(1))
@@ -201,6 +217,9 @@ def test_a_patch_is_compared_with_what_it_is_a_patch_of() -> None:
     assert set(found.changed) == {
         layer.name.removesuffix(".weight") for layer in repaired.layers
     }  # fmt: skip
+    assert "The patch was made with these samples" not in headline(found)
+    whole = compare(trained(), repaired.patch, new, settings=FEW)
+    assert "The patch was made with these samples" in headline(whole)
     back = trained()
     repaired.patch.apply(back)
     worse = compare(back, trained(), accept, Gates(max_lost=0.0), settings=FEW)

@@ -116,3 +116,14 @@ def flagged(
     pairs = torch.stack([labels[wrong], predicted[wrong]], 1).tolist()
     mistakes: Mistakes = classes(*[(a, b) for a, b in pairs])
     return find(mistakes, every.take(wrong), every.take(right), labels[right], filters, seed=seed)
+
+
+def test_fewer_than_five_mistakes_or_right_samples_find_nothing() -> None:
+    for wrong, right in ((4, 200), (200, 4)):
+        rows, others = drawn(wrong, 1, common=75), drawn(right, 2)
+        mistakes = classes(*[(i % 4, 4) for i in range(wrong)])
+        got = find(mistakes, ranking(rows), ranking(others), torch.arange(right) % 4, FILTERS)
+        assert (got.compared, got.found) == (False, ())
+        assert bool(torch.isnan(got.p).all())
+    rows, mistakes = drawn(5, 1, common=75), classes(*[(0, 1)] * 5)
+    assert find(mistakes, ranking(rows), ranking(drawn(200, 2)), None, FILTERS).compared

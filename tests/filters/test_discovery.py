@@ -75,7 +75,7 @@ def test_where_nothing_is_found_it_says_what_was_looked_at() -> None:
         FilterIndex.from_model(network)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
     with pytest.raises(InputError, match=r"of the modules Flatten, Linear, Sequential and what "
-                       r"forward does with them. It has units \['linear'\]"):  # fmt: skip
+                       r"forward does with them. To measure what it has, give units=\['linear'\]."):  # fmt: skip
         FilterIndex.from_model(linear, inputs=batch(2)[0])
 
 

@@ -112,6 +112,16 @@ def test_an_index_taken_for_the_label_is_noticed(tmp_path: Path) -> None:
     assert same(taught, found(tmp_path / "plain", IMAGES, LABELS))
 
 
+def test_labels_that_begin_at_one_are_noticed(tmp_path: Path) -> None:
+    got = found(tmp_path, IMAGES, LABELS + 1, strict=False)
+    beyond = int((LABELS == 3).sum())
+    assert f"No label is 0, and {beyond} of 40 are higher than the 4 classes" in got.doubts[0]
+    taught = found(tmp_path, IMAGES, LABELS + 1, unpack=lambda b: (b[0], b[1] - 1))
+    assert same(taught, found(tmp_path / "plain", IMAGES, LABELS))
+    some = found(tmp_path / "some", IMAGES, torch.where(LABELS == 3, 9, LABELS), strict=False)
+    assert (some.unlabelled, some.doubts) == (beyond, ())
+
+
 LOSSES = {
     "none": (None, -100),
     "torch's": (nn.CrossEntropyLoss(), -100),

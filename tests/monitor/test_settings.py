@@ -43,6 +43,33 @@ def test_what_cannot_be_meant_is_refused_by_the_constructor(
         SaliencyMonitor(**options)
 
 
+def test_a_missing_file_of_fits_is_told_before_the_training(tmp_path: Path) -> None:
+    monitor = SaliencyMonitor(reference=tmp_path / "fit.safetensors")
+    with pytest.raises(InputError, match="which is no file"):
+        trainer(tmp_path, monitor).fit(Module(), loader(), loader())
+
+
+def test_patterns_that_fit_nothing_are_told_before_the_training(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    wrong = ["layer9.*"]
+    run = trainer(tmp_path, SaliencyMonitor(include=wrong), limit_val_batches=0)
+    run.fit(Module(), loader(), loader())
+    assert "include=['layer9.*'] names no module of Module; there are net" in log.text
+    run = trainer(tmp_path, SaliencyMonitor(include=wrong, strict=True))
+    with pytest.raises(InputError, match="names no module"):
+        run.fit(Module(), loader(), loader())
+    right = SaliencyMonitor(include=["net.*"], level=0.7, strict=True)
+    trainer(tmp_path, right).fit(Module(), loader(), loader())
+    assert len(right.results["validation"].index) == 24
+
+
+def test_a_pass_that_was_not_measured_is_missing_with_a_reason() -> None:
+    with pytest.raises(KeyError, match="no pass 'validation' was measured; there are \\[\\]"):
+        SaliencyMonitor().results["validation"]
+    assert SaliencyMonitor().results.get("validation") is None
+
+
 def test_nothing_to_exclude_may_be_none(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(level=0.7, exclude=None, strict=True)
     trainer(tmp_path, monitor).validate(Module(), loader(), verbose=False)

@@ -354,7 +354,7 @@ def test_a_last_batch_of_one_that_forward_flattens_is_left_out(
     assert got.samples == 40
     assert "left out batch 5: the network returned logits of shape (4,)" in log.text
     assert "squeeze(1)" in log.text
-    assert "1 batches were left out" in log.text
+    assert "left out 1 batches" in log.text
 
 
 class Pairs(Module):

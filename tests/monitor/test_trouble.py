@@ -39,7 +39,9 @@ def test_a_label_out_of_range_costs_its_own_sample_only(
     assert (found.samples, found.dropped, found.unlabelled, found.fit.samples) == (38, 0, 2, 38)
     assert not {3, 11} & set(found.mistakes.sample.tolist())
     assert metrics["salmon_details/dropped"].item() == 0
-    assert "2 more no label that is a class of the network" in log.text
+    assert (
+        "2 samples without a label that counts and is a class of the network (0 to 3)" in log.text
+    )
 
 
 def test_samples_with_nan_or_infinite_pixels_are_dropped_and_counted(
@@ -54,7 +56,7 @@ def test_samples_with_nan_or_infinite_pixels_are_dropped_and_counted(
     assert (found.dropped, found.unlabelled, found.fit.dropped, found.fit.samples) == (2, 0, 2, 38)
     rows = [i for i, sample in enumerate(found.mistakes.sample.tolist()) if sample in (5, 6)]
     assert bool((found.rankings["pot"].filters[rows] == -1).all())
-    assert "2 samples had no finite saliency" in log.text
+    assert "left out 2 samples without a finite saliency" in log.text
 
 
 class Unlabelled(Module):

@@ -263,7 +263,9 @@ def test_a_group_is_named_only_where_its_interval_lies_beyond_its_size() -> None
 
 def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
     assert "No filter stands out: against 100 right samples ranked alike" in summary()
-    assert "Nothing can stand out: of 0 right samples" in summary(beyond=None, right=0)
+    assert "Nothing can stand out: of 100 right samples" in summary(beyond=None)
+    few = summary(beyond=None, right=3)
+    assert "right samples to compare with; at least 5 of each are needed" in few
     overall = [replace(STRIKING, label=f"net.a.0[{i}]", mistakes=9 - i) for i in range(7)]
     text = summary(beyond=7, findings=overall)
     assert "7 filters stand out beyond chance, against 100 right samples" in text
@@ -295,6 +297,9 @@ def test_trust_is_one_word_with_its_reason(changes: dict[str, Any], word: str) -
 def test_the_summary_ends_with_what_to_do() -> None:
     assert "Look at the mistakes themselves" in summary()
     assert "salmon repair --config" in summary(beyond=1, findings=[STRIKING])
+    guessing = summary(misclassified=150, class_samples=[80, 120], class_mistakes=[70, 80])
+    assert "every time would be right as often (60.0 %)" in guessing
+    assert "whether these are the trained weights" in guessing
     assert "Nothing: there are no mistakes." in summary(misclassified=0)
     doubted = overview(hand_record(doubts=["It is off."]), THREE)
     assert next(iter(doubted)) == "Not to be trusted"

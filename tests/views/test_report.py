@@ -344,7 +344,7 @@ def test_the_command_writes_a_page(
     out = tmp_path / "report.html"
     assert main(["report", str(run), "-o", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "3 sections (test-loader0, test-loader1, validation)" in shown
+    assert "Sections: test-loader0, test-loader1, validation." in shown
     assert out.read_text().startswith("<!DOCTYPE html>")
     assert out.stat().st_size < 600_000
     assert main(["report", str(run), "-o", str(out)]) == 2
@@ -571,7 +571,7 @@ def test_the_command_puts_two_runs_beside_each_other(
         run_files(tmp_path / name / "salmon_logs")
     runs = [str(tmp_path / name) for name in ("a", "b")]
     assert main(["report", *runs, "--out", str(tmp_path / "r.html")]) == 0
-    assert "1 sections (validation: A beside B)." in capsys.readouterr().out
+    assert "Sections: validation: A beside B." in capsys.readouterr().out
     page = Page((tmp_path / "r.html").read_text())
     assert "salmon: a beside b" in page.text
     assert f"A {tmp_path / 'a'}" in page.text

@@ -76,6 +76,7 @@ class _Layer:
 class _Class:
     label: int
     samples: int
+    name: str = ""
     before: float
     after: float
 
@@ -248,7 +249,8 @@ def _repair_tables(repair: _Repair, images: Mapping[str, _Images]) -> list[Table
         columns = ["class", "samples", "right before, %", "right after, %"]
         tables += [
             Table(f"classes-{name}", f"Classes of the {name} data", columns, [
-                [str(c.label), str(c.samples), f"{100 * c.before:.1f}", f"{100 * c.after:.1f}"]
+                [c.name or str(c.label), str(c.samples), f"{100 * c.before:.1f}",
+                 f"{100 * c.after:.1f}"]
                 for c in found.classes
             ]),
             _samples(name, f"the {name} data", found.fixed, found.broken, images.get(name, {})),
@@ -286,7 +288,7 @@ def comparison_tables(
         ],
         "Those that lost most first. p: that no more turn wrong than right, exact, adjusted for "
         "all groups (Holm). Before and after are shares of right samples; of a confusion, those "
-        "that are not mistaken so.",
+        "that are not mistaken so, where fixed and broken are who left and who joined it.",
     )  # fmt: skip
     tables = [
         _rules("Gates", found.rules), groups,

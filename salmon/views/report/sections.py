@@ -200,7 +200,7 @@ def _card(record: PassRecord, section: Section, label: str, card: FilterCard) ->
             for pair in [_taken_for(record, c.target, c.predicted)]
         ],
         "trail": ", ".join(
-            f"{'few' if mistakes is None else mistakes} in pass {number}"
+            f"{'not listed' if mistakes is None else mistakes} in pass {number}"
             for number, mistakes in card.trail[-_TRAIL:]
         )
         if len(card.trail) > 1
