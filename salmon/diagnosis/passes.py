@@ -66,7 +66,6 @@ TOP_K = 25
 BYTES_PER_MB = 2**20
 PENDING_MB = 64  # of profiles whose mistakes were not looked for yet
 RIGHT_SAMPLES = 500  # right ones at most that mistakes are compared with
-AT_ONCE = 512  # copies of profiles that go into the tails at a time
 SPARE_SAMPLES = 2000  # at most that tails are held against if calibrate
 
 
@@ -697,15 +696,10 @@ class Pass:
 
     def _stream(self, profile: Tensor, labelled: Tensor, chosen: Chosen) -> None:
         """Feed the tails; a sample that stands for several comes so many times."""
-        if chosen.copies is None:
-            self._own_tails().update(profile, labelled)
-            if self._settings.calibrate:
-                fitted = ~self._spare(chosen.numbers).to(labelled.device, non_blocking=True)
-                self._half_tails().update(profile, labelled & fitted)
-            return
-        rows = torch.arange(len(profile)).repeat_interleave(chosen.copies).to(profile.device)
-        for some in rows.split(AT_ONCE):
-            self._own_tails().update(profile[some], labelled[some])
+        if self._settings.calibrate:  # then each stands for itself
+            fitted = ~self._spare(chosen.numbers).to(labelled.device, non_blocking=True)
+            self._half_tails().update(profile, labelled & fitted)
+        self._own_tails().update(profile, labelled, chosen.copies)
 
     def _collect(self) -> None:
         """Bring in all that waits."""

@@ -9,9 +9,12 @@ American Statistician 37(3), 242-247, in float64; they agree to rounding.
 Nothing here waits for a GPU: counts stay on the device until somebody asks for them.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,13 +23,17 @@ from salmon.records import record_of, tensor_of
 
 STATE_VERSION = 1
 
-_MOMENT_COLUMNS = 2048
+_Array = npt.NDArray[Any]
+_Rows = tuple[_Array, _Array]
+"""``[N, F]`` values, and ``[N]`` how often each row comes."""
+
+_BLOCK = 1 << 17  # values, small enough for the cache
 _LEAST_SQUARE = 1e-290  # squares below lose digits of the 53 that float64 has down to 2e-308
 _SEEN_CONSTANT = 1e-132
 
 
 class Tails:
-    """Exact upper tails of ``F`` filters in ``F * 1.5 capacity`` numbers of memory."""
+    """Exact upper tails of ``F`` filters in ``F * 2 capacity`` numbers of memory."""
 
     def __init__(self, num_filters: int, capacity: int = 1024) -> None:
         """Start an empty stream.
@@ -84,7 +91,9 @@ class Tails:
         held = (freedom > 0) & ~lost & torch.isfinite(variance)
         return torch.where(held, variance.sqrt(), torch.nan)
 
-    def update(self, profile: Tensor, counted: Tensor | None = None) -> None:
+    def update(
+        self, profile: Tensor, counted: Tensor | None = None, copies: Tensor | None = None
+    ) -> None:
         """Add samples.
 
         Args:
@@ -92,6 +101,7 @@ class Tails:
                 infinite value are counted as dropped and otherwise ignored.
             counted: ``[N]`` bool, on the same device; other rows are left out as if they had not
                 come. None counts all.
+            copies: ``[N]`` int64 on the CPU, how many samples each row stands for; None: itself.
 
         Raises:
             InputError: If ``profile`` is no floating matrix with F columns.
@@ -107,9 +117,16 @@ class Tails:
         if counted is None:
             counted = torch.ones_like(profile[:, 0], dtype=torch.bool)
         self._prepare(profile)
-        for part, here in zip(profile.split(self._spare), counted.split(self._spare), strict=True):
-            if part.shape[0]:
-                self._add(part, here)
+        order = torch.arange(len(profile))
+        if copies is not None:
+            order = order.repeat_interleave(copies)
+        for some in order.split(self._spare) if len(order) else ():
+            if self._here:
+                rows, times = some.unique_consecutive(return_counts=True)
+                self._add_here(profile[rows].cpu(), counted[rows].cpu(), times)
+            else:
+                rows = some.to(profile.device, non_blocking=True)
+                self._add_there(profile[rows], counted[rows])
 
     def merge(self, other: "Tails") -> None:
         """Add all samples of another stream; the other one stays as it is.
@@ -144,11 +161,12 @@ class Tails:
             ``[F, min(n, C)]``, or with K rows, each in descending order, in the type of the
             profiles.
         """
+        self._settle()
         width = min(self.samples, self.capacity)
         columns = self._buffer[:, 1:]
         if filters is not None:
             columns = columns[filters.to(columns.device)]
-        if columns.device.type == "cpu":  # NumPy sorts without keeping track of positions
+        if self._here:  # NumPy sorts without keeping track of positions
             rising = torch.from_numpy(np.sort(columns.numpy(), axis=1))
         else:
             rising = columns.sort(dim=1).values
@@ -221,18 +239,30 @@ class Tails:
         return found
 
     @property
+    def _here(self) -> bool:
+        """Whether values can be looked at without waiting for them."""
+        return self._buffer.device.type == "cpu"
+
+    @property
     def _spare(self) -> int:
         """Columns beyond the capacity, filled between two compactions."""
         return min(max(self.capacity // 2, 64), 1 << 14)
 
+    @property
+    def _width(self) -> int:
+        """Columns of the buffer; the first one takes what a GPU throws away."""
+        return 1 + self._spare + self.capacity
+
     def _reset(self, device: torch.device, dtype: torch.dtype) -> None:
-        # Filled from the right; the first column takes what is thrown away.
-        width = 1 + self._spare + self.capacity
-        self._buffer = torch.full((self.num_filters, width), -torch.inf, device=device, dtype=dtype)
+        # Filled from the right.
+        shape = self.num_filters, self._width
+        self._buffer = torch.full(shape, -torch.inf, device=device, dtype=dtype)
         self._even = True  # all filters hold equally many values, and none was thrown away
         self._floor = torch.full_like(self._buffer[:, 0], -torch.inf)  # C-th largest, if known
         self._fill = torch.zeros(self.num_filters, device=device, dtype=torch.int64)
-        self._bound = 0  # no fill is larger
+        self._bound = 0  # no fill is larger; not kept up to date on the CPU, where it is known
+        self._waiting: list[_Rows] = []  # on the CPU, to be written together
+        self._waits = 0  # samples that these rows stand for
         self._count = torch.zeros((), device=device, dtype=torch.int64)
         self._dropped = torch.zeros((), device=device, dtype=torch.int64)
         self._mean = torch.zeros(self.num_filters, device=device, dtype=torch.float64)
@@ -244,31 +274,42 @@ class Tails:
         device = incoming.device if self._bound == 0 else self._buffer.device
         if (dtype, device) == (self._buffer.dtype, self._buffer.device):
             return
+        self._settle()
         self._buffer, self._floor = self._buffer.to(device, dtype), self._floor.to(device, dtype)
         for name in ("_fill", "_count", "_dropped", "_mean", "_m2"):
             setattr(self, name, getattr(self, name).to(device))
 
-    def _add(self, profile: Tensor, counted: Tensor) -> None:
-        """Take up at most ``_spare`` samples."""
+    def _add_here(self, profile: Tensor, counted: Tensor, times: Tensor) -> None:
+        """On the CPU, where a look costs nothing: rows that stand for ``[N]`` samples each."""
+        finite = torch.isfinite(profile.sum(1))
+        if not bool(finite.all()):  # a sum of finite values can overflow, too
+            finite = torch.isfinite(profile).all(1)
+        self._dropped += (times * (counted & ~finite)).sum()
+        good = counted & finite
+        if not bool(good.all()):
+            profile, times = profile[good], times[good]
+        if not len(profile):
+            return
+        count, weights, moments = times.sum(), times.double(), []
+        for part in profile.split(max(1, _BLOCK // len(profile)), dim=1):
+            values = part.double()
+            mean = weights @ values / count
+            moments.append(torch.stack([mean, weights @ (values - mean).square_()]))
+        self._combine(count, *torch.cat(moments, 1))
+        self._append(profile.to(self._buffer.dtype), times)
+
+    def _add_there(self, profile: Tensor, counted: Tensor) -> None:
+        """On a GPU, without waiting for it."""
         profile, counted = profile.to(self._buffer.device), counted.to(self._buffer.device)
-        finite = torch.isfinite(profile.sum(1)) & counted
-        clean = profile.device.type == "cpu" and bool(finite.all())
-        if not clean:  # a sum of finite values can overflow, too
-            low, high = torch.aminmax(profile, dim=1)  # NaN wins both
-            finite = torch.isfinite(low) & torch.isfinite(high) & counted
-        count = finite.sum()
-        row = finite.unsqueeze(1)
-        means, m2s = [], []
-        for part in profile.split(_MOMENT_COLUMNS, dim=1):  # small enough for the cache
-            values = part.double() if clean else torch.where(row, part, 0.0).double()
-            mean = values.sum(0) / count.clamp_min(1)
-            values = values - mean if clean else torch.where(row, values - mean, 0.0)
-            means.append(mean)
-            m2s.append(values.square_().sum(0))
-        self._combine(count, torch.cat(means), torch.cat(m2s))
+        low, high = torch.aminmax(profile, dim=1)  # NaN wins both
+        finite = torch.isfinite(low) & torch.isfinite(high) & counted
+        count, row = finite.sum(), finite.unsqueeze(1)
+        values = torch.where(row, profile, 0.0).double()
+        mean = values.sum(0) / count.clamp_min(1)
+        m2 = torch.where(row, values - mean, 0.0).square_().sum(0)
+        self._combine(count, mean, m2)
         self._dropped += counted.sum() - count
-        kept = profile.to(self._buffer.dtype)
-        self._append(kept if clean else kept.masked_fill(~row, -torch.inf))
+        self._append(profile.to(self._buffer.dtype).masked_fill(~row, -torch.inf))
 
     def _combine(self, count: Tensor, mean: Tensor, m2: Tensor) -> None:
         """Chan's update of the moments."""
@@ -279,44 +320,83 @@ class Tails:
         self._mean += delta * share
         self._count += count
 
-    def _append(self, values: Tensor) -> None:
-        """Take up ``[N, F]`` values that may belong to the largest, with ``N <= _spare``."""
-        added, space = values.shape[0], self._buffer.shape[1] - 1
-        if added == 0:
+    def _append(self, values: Tensor, times: Tensor | None = None) -> None:
+        """Take up ``[N, F]`` values that may belong to the largest.
+
+        Args:
+            times: ``[N]`` how often each row comes, ``_spare`` times altogether at most; None: once
+                each. On the CPU only.
+        """
+        added = len(values) if times is None else int(times.sum())
+        space = self._buffer.shape[1] - 1
+        if self._even and self._bound + added <= space:
+            end = space + 1 - self._bound
+            rows = values if times is None else values.repeat_interleave(times, 0)
+            self._buffer[:, end - added : end] = rows.t()
+            self._fill += added
+            self._bound += added
+            return
+        self._even = False
+        if self._here:
+            if self._waits + added > self._spare:
+                self._settle()
+            often = np.ones(added, int) if times is None else times.numpy()
+            self._waiting.append((values.numpy(), often))
+            self._waits += added
             return
         if self._bound + added > space:
             # The bound counts every sample; only now, rarely, is what there is worth a wait.
-            arriving = added if self._even else (values > self._floor).sum(0)
+            arriving = (values > self._floor).sum(0)
             self._bound = int((self._fill + arriving).max()) - added
             if self._bound + added > space:
                 self._compact()
-        if self._even:
-            end = space + 1 - self._bound
-            self._buffer[:, end - added : end] = values.t()
-            self._fill += added
-        else:
-            survives = values > self._floor
-            ranks = survives.cumsum(0, dtype=torch.int16)  # N <= _spare <= 2^14
-            if values.device.type == "cpu":
-                sample, filter_number = survives.nonzero(as_tuple=True)
-                place = self._fill[filter_number] + ranks[sample, filter_number]
-                self._buffer[filter_number, space + 1 - place] = values[sample, filter_number]
-            else:
-                place = space + 1 - (self._fill + ranks)
-                self._buffer.scatter_(1, place.masked_fill(~survives, 0).t(), values.t())
-            self._fill += ranks[-1]
+        survives = values > self._floor
+        ranks = survives.cumsum(0, dtype=torch.int16)  # N <= _spare <= 2^14
+        place = space + 1 - (self._fill + ranks)
+        self._buffer.scatter_(1, place.masked_fill(~survives, 0).t(), values.t())
+        self._fill += ranks[-1]
         self._bound += added
 
+    def _settle(self) -> None:
+        """Write what waits on the CPU into the buffer, a few filters at a time."""
+        waiting, self._waiting, self._waits = self._waiting, [], 0
+        if not waiting:
+            return
+        times = np.concatenate([often for _, often in waiting])
+        high = max(1, _BLOCK // len(times))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            blocks = (slice(at, at + high) for at in range(0, self.num_filters, high))
+            list(pool.map(lambda block: self._place(waiting, times, block), blocks))
+
+    def _place(self, waiting: Sequence[_Rows], times: _Array, block: slice) -> None:
+        """Write what lies above the floors of some filters."""
+        floor, fill = self._floor.numpy()[block, None], self._fill.numpy()[block]
+        mine, width = np.concatenate([rows[:, block].T for rows, _ in waiting], 1), self._width
+        once = len(times) == times.sum()
+        for _ in range(2):
+            survives = mine > floor
+            numbers = np.count_nonzero(survives, axis=1) if once else survives @ times
+            if (fill + numbers).max() < width:
+                break
+            # Then there is room for as many as may wait.
+            columns = self._buffer.numpy()[block, 1:]
+            columns.partition(self._spare, axis=1)  # in place; much faster than topk
+            columns[:, : self._spare] = -np.inf
+            floor[:, 0], fill[:] = columns[:, self._spare], self.capacity
+        kept = mine[survives]
+        if not once:
+            kept = kept.repeat(np.broadcast_to(times, mine.shape)[survives])
+        firsts = np.arange(block.start, block.start + len(mine)) * width + width - 1 - fill
+        firsts += numbers.cumsum() - numbers
+        self._buffer.view(-1).numpy()[firsts.repeat(numbers) - np.arange(len(kept))] = kept
+        fill += numbers
+
     def _compact(self) -> None:
-        """Keep the C largest of every row, in the columns on the right."""
+        """Keep the C largest of every row, in the columns on the right, on a GPU."""
         columns, cut = self._buffer[:, 1:], self._spare
-        if columns.device.type == "cpu":
-            columns.numpy().partition(cut, axis=1)  # in place; much faster than topk
-        else:
-            columns.copy_(columns.sort(dim=1).values)
+        columns.copy_(columns.sort(dim=1).values)
         columns[:, :cut] = -torch.inf
         self._floor = columns[:, cut].clone()
-        self._even = False
         self._fill.fill_(self.capacity)
         short = self._floor == -torch.inf
         if bool(short.any()):  # dropped samples left places empty: move these out of the way

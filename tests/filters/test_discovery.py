@@ -74,8 +74,8 @@ def test_where_nothing_is_found_it_says_what_was_looked_at() -> None:
     with pytest.raises(InputError, match=r"5 weights \(first, turned, scale, mix.*inputs= gives"):
         FilterIndex.from_model(network)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
-    with pytest.raises(InputError, match=r"of the modules Flatten, Linear, Sequential and what "
-                       r"forward does with them. To measure what it has, give units=\['linear'\]."):  # fmt: skip
+    looked_at = "of the modules Flatten, Linear, Sequential and what forward does with them. "
+    with pytest.raises(InputError, match=rf"{looked_at}To measure .* give units=\['linear'\]."):
         FilterIndex.from_model(linear, inputs=batch(2)[0])
 
 

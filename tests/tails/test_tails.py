@@ -23,6 +23,13 @@ def offline_largest(profile: Tensor, capacity: int) -> Tensor:
     return profile.t().sort(dim=1, descending=True).values[:, :capacity]
 
 
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU gets other operations, so as not to wait for it; they can be run on the CPU."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(Tails, "_here", False)
+
+
 def streamed(parts: list[Tensor], capacity: int) -> Tails:
     tails = Tails(parts[0].shape[1], capacity)
     for part in parts:
@@ -70,6 +77,31 @@ def test_any_order_keeps_the_same_tails(samples: int, seed: int) -> None:
     assert torch.equal(one.largest(), other.largest())
 
 
+@given(
+    samples=st.integers(1, 120), most=st.integers(1, 90), capacity=st.sampled_from([2, 64, 200]),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_rows_that_stand_for_several_samples_come_so_many_times(
+    samples: int, most: int, capacity: int, seed: int
+) -> None:
+    profile, random = heavy(samples, 3, seed), torch.Generator().manual_seed(seed)
+    copies = torch.randint(0, most + 1, (samples,), generator=random)
+    counted = torch.rand(samples, generator=random) < 0.8
+    tails, repeated = Tails(3, capacity), Tails(3, capacity)
+    for rows in torch.arange(samples).split(17):
+        tails.update(profile[rows], counted[rows], copies[rows])
+        times = (copies[rows] * counted[rows]).tolist()
+        for row, often in zip(rows.tolist(), times, strict=True):
+            for _ in range(often):
+                repeated.update(profile[row : row + 1])
+    whole = profile.repeat_interleave(copies * counted, 0)
+    assert torch.equal(tails.largest(), offline_largest(whole, capacity))
+    assert torch.equal(tails.largest(), repeated.largest())
+    assert tails.samples == len(whole)
+    if len(whole):
+        assert_same_moments(tails, whole)
+
+
 @given(samples=st.integers(0, 300), cut=st.integers(0, 300), seed=st.integers(0, 1000))
 def test_merging_is_concatenating(samples: int, cut: int, seed: int) -> None:
     profile = heavy(samples, 3, seed)
@@ -81,12 +113,36 @@ def test_merging_is_concatenating(samples: int, cut: int, seed: int) -> None:
         assert_same_moments(one, profile)
 
 
+@pytest.mark.usefixtures("way")
 def test_a_long_stream_is_compacted_and_stays_exact() -> None:
     profile = heavy(5000, 4, 3)
     tails = streamed(list(profile.split(13)), 100)
     assert torch.equal(tails.largest(), offline_largest(profile, 100))
 
 
+@pytest.mark.usefixtures("way")
+def test_streams_of_rows_for_several_samples_merge() -> None:
+    profile, copies = heavy(900, 4, 5), torch.arange(900) % 4
+    parts = []
+    for rows in torch.arange(900).chunk(2):
+        parts.append(Tails(4, 100))
+        parts[-1].update(profile[rows], copies=copies[rows])
+    one, other = parts
+    one.merge(other)
+    whole = profile.repeat_interleave(copies, 0)
+    assert torch.equal(one.largest(), offline_largest(whole, 100))
+    assert_same_moments(one, whole)
+
+
+def test_a_stream_within_inference_mode_goes_on_outside_of_it() -> None:
+    profile = heavy(2000, 4, 3)
+    with torch.inference_mode():
+        tails = streamed(list(profile[:1000].split(13)), 100)
+        tails.largest()
+    assert torch.equal(tails.largest(), offline_largest(profile[:1000], 100))
+
+
+@pytest.mark.usefixtures("way")
 def test_a_rising_stream_replaces_everything_it_kept() -> None:
     profile = torch.arange(3000.0)[:, None].expand(-1, 2)
     assert streamed(list(profile.split(50)), 64).largest()[0].tolist() == list(
@@ -94,6 +150,7 @@ def test_a_rising_stream_replaces_everything_it_kept() -> None:
     )
 
 
+@pytest.mark.usefixtures("way")
 def test_samples_that_are_not_finite_are_dropped_and_counted() -> None:
     profile = heavy(300, 3, 1)
     dirty = profile.clone()
@@ -107,6 +164,7 @@ def test_samples_that_are_not_finite_are_dropped_and_counted() -> None:
     assert_same_moments(tails, clean)
 
 
+@pytest.mark.usefixtures("way")
 def test_dropped_samples_leave_no_hole_after_many_compactions() -> None:
     profile = heavy(4000, 2, 2)
     dirty = profile.clone()
@@ -115,6 +173,7 @@ def test_dropped_samples_leave_no_hole_after_many_compactions() -> None:
     assert torch.equal(tails.largest(), offline_largest(profile[1::2], 64))
 
 
+@pytest.mark.usefixtures("way")
 def test_float64_profiles_are_kept_in_float64() -> None:
     profile = heavy(50, 3, 0).double() * (1 + 1e-12)
     tails = streamed([profile[:10].float(), profile[10:]], 64)
@@ -123,6 +182,7 @@ def test_float64_profiles_are_kept_in_float64() -> None:
     assert torch.equal(tails.largest(), offline_largest(expected, 64))
 
 
+@pytest.mark.usefixtures("way")
 def test_moments_hold_for_values_far_from_zero() -> None:
     profile = 1e6 + torch.rand(3000, 4, dtype=torch.float64) * 1e-3
     tails = streamed(list(profile.split(64)), 10)
