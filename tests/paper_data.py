@@ -92,7 +92,8 @@ def check_results(out: Path, cases: Collection[str], edits: int = 2) -> list[dic
     assert {row["case"] for row in shares} == set(cases)
     for row in shares:
         of_groups = [float(value) for name, value in row.items() if name not in ("case", "ranking")]
-        assert sum(of_groups) == pytest.approx(1, abs=1e-9)
+        if not np.isnan(of_groups).all():  # of small networks POT may rank no filter
+            assert sum(of_groups) == pytest.approx(1, abs=1e-9)
     rows = rows_of(out / "curves.csv")
     assert {row["case"] for row in rows} == set(cases)
     assert len({row["edit"] for row in rows}) == edits

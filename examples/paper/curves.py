@@ -77,7 +77,7 @@ def edit_curves(
                 step = _step(edit, rate, old, slope)
                 weight = others[layer.weight]
                 weight.copy_(weight_of_rows(old - step, layer, weight.shape))
-                effects.append((step.double() * slope.double()).sum(1).abs().cpu())
+                effects.append((step * slope).sum(1, dtype=torch.float64).abs().cpu())
             strongest = top_filters(torch.cat(effects).unsqueeze(0), max(counts))[0][0]
             place = torch.full((len(rankings), len(index) + 1), torch.inf)  # one more, for -1
             for places, filters in zip(place, ranked, strict=True):
