@@ -19,14 +19,16 @@ from examples.paper.data import Images
 from examples.paper.normality import write_normality
 from examples.paper.results import write_results
 from examples.paper.study import Options, Subject, batches, cached, claim, run_study
-from salmon import FilterIndex, SalmonError
+from salmon import SHORTCUTS, FilterIndex, SalmonError
 
 
 def subject_of(model: nn.Module, options: Options, folder: Path) -> Subject:
     """A network with its filters: the attention heads of ViT, the convolutions of others."""
     units = ("heads",) if isinstance(model, VisionTransformer) else ("conv",)
+    exclude = () if options.shortcuts else SHORTCUTS
     model = model.to(options.device).eval()
-    return Subject(model, FilterIndex.from_model(model, units=units), options, folder)
+    index = FilterIndex.from_model(model, exclude=exclude, units=units)
+    return Subject(model, index, options, folder)
 
 
 def trained(
@@ -134,8 +136,7 @@ def normality(options: Options) -> None:
     else:
         subject, statistics = on_digits(options, options.folder)
         target = data.target_digits(options.target, options.data)
-        sets = {f"{options.source}-held-out": statistics, options.target: target}
-        write_normality(subject, sets)
+        write_normality(subject, {f"{options.source}-held-out": statistics, options.target: target})
 
 
 EXPERIMENTS = {

@@ -136,10 +136,9 @@ def _at_the_end(row: Row, first: str) -> Row:
 
 def draw_curves(case: str, rows: Sequence[Row], options: Options) -> None:
     """One row of axes per kind of edit, one column per metric, one line per ranking."""
-    edits = options.edits
-    figure = Figure(figsize=(10, 0.6 + 2.7 * len(edits)), layout="constrained")
-    grid = figure.subplots(len(edits), len(METRICS), squeeze=False, sharex=True)
-    for (e, edit), (m, metric) in product(enumerate(edits), enumerate(METRICS)):
+    figure = Figure(figsize=(10, 0.6 + 2.7 * len(options.edits)), layout="constrained")
+    grid = figure.subplots(len(options.edits), len(METRICS), squeeze=False, sharex=True)
+    for (e, edit), (m, metric) in product(enumerate(options.edits), enumerate(METRICS)):
         axes = grid[e, m]
         axes.set_prop_cycle(LINES)
         for ranking in options.rankings:
@@ -153,7 +152,6 @@ def draw_curves(case: str, rows: Sequence[Row], options: Options) -> None:
             axes.fill_between(counts, low, high, color=line.get_color(), alpha=0.15, lw=0)
         axes.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
         axes.set_title(f"{edit}: {METRICS[metric]}", loc="left", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
     grid[-1, 1].set_xlabel("edited filters")
     grid[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"{case}; bands: 95 %, bootstrap", x=0.01, ha="left")

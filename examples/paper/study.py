@@ -24,7 +24,6 @@ from examples.paper.curves import edit_curves
 from examples.paper.data import Images
 from salmon.files import write_all, write_atomically
 
-LEVEL = 0.90
 BATCH = 64
 TOP = 25  # filters of a ranking
 RATES = {"prune": 0.0, "plain": 0.001, "normalised": 0.01}
@@ -61,6 +60,7 @@ class Options:
         epochs: Of a training; 10 for digits and 30 for PACS if left out.
         network: For ImageNet; EfficientNet-Lite0 comes with its weights, others are torchvision's.
         weights: A file with a state dict, in place of the published weights.
+        shortcuts: Whether 1x1 convolutions of shortcuts count, which the paper's counts omit.
         corrupted: Folder of ImageNet-C; if left out, the clean images are corrupted when read.
     """
 
@@ -82,6 +82,7 @@ class Options:
     epochs: int | None = None
     network: Literal["resnet50", "vgg19", "vit_b_16", "efficientnet_lite0"] = "resnet50"
     weights: Path | None = None
+    shortcuts: bool = True
     corrupted: Path | None = None
     severities: tuple[Literal[1, 2, 3, 4, 5], ...] = (1, 2, 3, 4, 5)
 
@@ -117,7 +118,7 @@ class Subject:
         tails = salmon.Tails(len(self.index), capacity=max(1024, count // 9))
         for profile in profiles:
             tails.update(profile)
-        return salmon.fit_tails(tails, LEVEL, index=self.index)
+        return salmon.fit_tails(tails, index=self.index)
 
 
 @dataclass(frozen=True, eq=False)
