@@ -31,7 +31,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
     "resnet50-224-b8": (zoo.resnet50, 224, 8, "conv"),
     "vgg19-224-b4": (zoo.vgg19, 224, 4, "conv"),
     "mobilenet_v3_small-224-b16": (zoo.mobilenet_v3_small, 224, 16, "conv"),
+    "densenet121-32-b64": (zoo.densenet121, 32, 64, "conv"),
+    "efficientnet_b0-224-b8": (zoo.efficientnet_b0, 224, 8, "conv"),
+    "convnext_tiny-224-b8": (zoo.convnext_tiny, 224, 8, "conv"),
     "vit_b_16-224-b4": (zoo.vit_b_16, 224, 4, "heads"),
+    "swin_t-224-b8": (zoo.swin_t, 224, 8, "heads"),
 }
 MEMORY = ("resnet18-32-b64", "resnet50-224-b8", "mobilenet_v3_small-224-b16", "vit_b_16-224-b4")
 ON_GPU: dict[str, tuple[Callable[[], nn.Module], int, int, str]] = {
