@@ -68,7 +68,7 @@ def run_compare(options: CompareOptions) -> int:
         )  # fmt: skip
     context = {
         "model": project.name,
-        "old": "as built" if options.ckpt_path is None else hashed(Path(options.ckpt_path)),
+        "old": "as built" if options.checkpoint is None else hashed(options.checkpoint),
         "new": hashed(path),
         "remake": f"`{remake('compare', options)}`",
     }
@@ -79,8 +79,7 @@ def run_compare(options: CompareOptions) -> int:
         write_page(folder, f"salmon: {project.name}", {"samples": found.samples}, pictures)
 
     publish_folder(options.out, write, force=options.force)
-    if not options.quiet:
-        print_rules(found.rules)
+    print_rules(found.rules, quiet=options.quiet)
     print(f"Comparison: {found.status}. {headline(found)} Written: {options.out}")
     tell_github(found.status, found.rules)
     return 0 if found.status == PASSED else 1

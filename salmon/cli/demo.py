@@ -131,7 +131,7 @@ def _repair(
     folder = options.out / "repair"
     write_outcome(folder, outcome, {"model": "DigitNet"})
     write_page(folder, "salmon: DigitNet", outcome.sets, pictures)
-    print_outcome(outcome)
+    print_outcome(outcome, quiet=False)
     print(f"Repair: {outcome.status}. {headline(outcome)} Written: {folder}")
 
 

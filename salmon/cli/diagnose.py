@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from salmon.cli.options import DiagnoseOptions, DiagnosisGates
 from salmon.cli.project import Project, chosen, load_project, remake, run_pass
 from salmon.cli.table import print_table
 from salmon.cli.verdict import print_rules, tell_github
+from salmon.comparison.engine import FAILED, PASSED
 from salmon.diagnosis import Diagnosis
+from salmon.errors import InputError
 from salmon.files import check_new_folder, json_text, publish_folder, write_atomically
 from salmon.gpd import TailFit
 from salmon.monitor import SaliencyMonitor
@@ -41,6 +43,11 @@ _TOP_ROWS = 10
 def run_diagnose(options: DiagnoseOptions) -> int:
     """Measure, rank, write, print."""
     check_new_folder(options.out, force=options.force)
+    if options.fit is not None and not Path(options.fit).is_file():
+        raise InputError(
+            f"--fit is {options.fit!r}, which is no file; fit-validation.safetensors of a training "
+            "is one."
+        )
     said: list[str] = []
     rules: list[Rule] = []
 
@@ -57,8 +64,8 @@ def run_diagnose(options: DiagnoseOptions) -> int:
         path = folder / LOGS / f"pass-{name}-000000.json"
         record = read_pass(path)
         own = {"command": remake("diagnose", options)}
-        if options.ckpt_path is not None:
-            own["checkpoint"] = hashed(Path(options.ckpt_path))
+        if options.checkpoint is not None:
+            own["checkpoint"] = hashed(options.checkpoint)
         record = replace(record, origin=record.origin | own)
         write_pass(path, record)
         rules.extend(_rules(diagnosis, calibrated, options.gate))
@@ -74,9 +81,10 @@ def run_diagnose(options: DiagnoseOptions) -> int:
         if not options.quiet:
             print_shares(diagnosis)
             _print_findings(record)
-            print_rules(rules)
+        print_rules(rules, quiet=options.quiet)
+        verdict = f"Diagnosis: {_verdict(rules)}. " if rules else ""
         said.append(
-            f"{diagnosis.misclassified} of {diagnosis.samples} new samples are "
+            f"{verdict}{diagnosis.misclassified} of {diagnosis.samples} new samples are "
             f"{'misclassified' if diagnosis.has_classes else 'mistakes'}. Written: {options.out}"
         )
 
@@ -84,9 +92,12 @@ def run_diagnose(options: DiagnoseOptions) -> int:
     print(said[0])
     if options.gate == DiagnosisGates():
         return 0
-    passed = all(rule.passed for rule in rules)
-    tell_github("passed" if passed else "failed", rules)
-    return 0 if passed else 1
+    tell_github(_verdict(rules), rules)
+    return 0 if _verdict(rules) == PASSED else 1
+
+
+def _verdict(rules: Sequence[Rule]) -> str:
+    return PASSED if all(rule.passed for rule in rules) else FAILED
 
 
 def _rules(
@@ -101,7 +112,8 @@ def _rules(
         wrong = diagnosis.misclassified / max(1, diagnosis.samples)
         most = 1 - gates.min_accuracy
         text = f"{diagnosis.misclassified} of {diagnosis.samples} samples are mistakes: {wrong:.2%}"
-        yield Rule("accuracy", wrong <= most + ROUNDING, wrong, most, f"{text}, {most:.2%} allowed")
+        text += f", at most {most:.2%} allowed"
+        yield Rule("accuracy", wrong <= most + ROUNDING, wrong, most, text)
     if gates.max_findings is not None:
         found = len(diagnosis.findings.filters)
         text = f"{found} filters are blamed beyond chance, {gates.max_findings} allowed"
@@ -205,7 +217,9 @@ def _print_findings(record: PassRecord) -> None:
     print(f"\n{standing_out(record)[0]}")
     rows = finding_rows(record)[:_TOP_ROWS]
     if rows:
-        print_table("\nFilters beyond chance", FINDING_COLUMNS, rows)
+        part = f", the first {len(rows)} of" if len(record.findings) > len(rows) else ":"
+        title = f"\nFilters beyond chance{part} {len(record.findings)}"
+        print_table(title, FINDING_COLUMNS, rows)
     pairs = pair_rows(record)[:_TOP_ROWS]
     if record.has_classes:
         print_table("\nClasses that are confused most", PAIR_COLUMNS, pairs)

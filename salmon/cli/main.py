@@ -90,12 +90,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     runner = getattr(importlib.import_module(module), function)
     if command.options is RepairOptions:  # what the config says counts where this does not
         explicit = parser.parse_args(given, defaults=False)[name].get("repair")
-        code = runner(RepairOptions(**values), {} if explicit is None else vars(explicit))
-    else:
-        code = runner(command.options(**values))
-    if values.get("ckpt_path", "") is None:
-        print("No --ckpt_path was given: this is the network as it is built.", file=sys.stderr)
-    return int(code)
+        return int(runner(RepairOptions(**values), {} if explicit is None else vars(explicit)))
+    return int(runner(command.options(**values)))
 
 
 def _parser() -> ArgumentParser:

@@ -39,7 +39,7 @@ class ProjectOptions:
         model: ``package.module:name`` of a class, or of a function that makes the network. A class
             gets the hyperparameters that the checkpoint holds.
         data: The same of a LightningDataModule, or of a function that returns a mapping of loaders.
-        ckpt_path: Checkpoint with the weights; without one the network is used as it is built.
+        ckpt_path: Checkpoint with the weights, or "none" where the project itself loads them.
         weights_only: Whether the checkpoint may hold nothing but tensors and plain values; loading
             anything else can run code of whoever wrote it.
         new: The new data: "test" or "val", or a name in the mapping of loaders. Of several loaders
@@ -68,6 +68,11 @@ class ProjectOptions:
     out: Path
     force: bool = False
     quiet: bool = False
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file with the weights, if it is one."""
+        return None if self.ckpt_path in (None, "none") else Path(str(self.ckpt_path))
 
     def __post_init__(self) -> None:
         """Refuse data that are their own reference."""

@@ -81,15 +81,22 @@ def load_project(options: ProjectOptions, seed: int) -> Project:
         StateError: If the checkpoint cannot be read.
     """
     checkpoint = None
-    if options.ckpt_path is not None:
-        checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
+    if options.checkpoint is not None:
+        checkpoint = read_checkpoint(options.checkpoint, weights_only=options.weights_only)
     here = str(Path.cwd())
     if here not in sys.path:  # as ``python -m`` does, for the user's own modules
         sys.path.insert(0, here)
     with _quiet_lightning():
         if options.config is not None or options.cli is not None:
-            return _from_config(options, checkpoint, seed)
-        return _from_names(options, checkpoint, seed)
+            project = _from_config(options, checkpoint, seed)
+        else:
+            project = _from_names(options, checkpoint, seed)
+    if options.ckpt_path is None:
+        raise InputError(
+            f"no --ckpt_path is given, so that {project.name} would have the weights it is built "
+            "with; name a checkpoint, or --ckpt_path none where the project itself loads them."
+        )
+    return project
 
 
 def run_pass(

@@ -44,7 +44,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
         The exit code: 0 accepted or nothing to repair, 1 rejected.
     """
     check_new_folder(options.out, force=options.force)
-    if options.write_checkpoint and options.ckpt_path is None:
+    if options.write_checkpoint and options.checkpoint is None:
         raise InputError("--write_checkpoint needs --ckpt_path, the checkpoint to be repaired.")
     with Progress(quiet=options.quiet) as progress:
         reference = None
@@ -75,8 +75,7 @@ def run_repair(options: RepairOptions, explicit: Mapping[str, Any]) -> int:
         ),
         force=options.force,
     )
-    if not options.quiet:
-        print_outcome(outcome)
+    print_outcome(outcome, quiet=options.quiet)
     print(f"Repair: {outcome.status}. {headline(outcome)} Written: {options.out}")
     rules = () if outcome.winner is None else outcome.winner.verdict.rules
     tell_github(outcome.status, rules)
@@ -89,9 +88,9 @@ def _context(
 ) -> dict[str, str]:
     """What a report begins with: the network, and how to use, undo and remake the repair."""
     found = {"model": name, "remake": f"`{remake('repair', options, explicit)}`"}
-    if options.ckpt_path is None:
+    path = options.checkpoint
+    if path is None:
         return found
-    path = Path(options.ckpt_path)
     found["checkpoint"] = hashed(path)
     if patched:
         place, old = str(options.out / PATCH_NAME), str(path)
@@ -118,12 +117,13 @@ def _collected(
     return project, settings, samples
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """Print the repair beside the other remedies, and the rules."""
+def print_outcome(outcome: Outcome, *, quiet: bool) -> None:
+    """Print the repair beside the other remedies, and the rules; quietly, those that failed."""
     if outcome.winner is None:
         return
-    print_table("On samples that nothing was chosen by:", COLUMNS, comparison_rows(outcome))
-    print_rules(outcome.winner.verdict.rules)
+    if not quiet:
+        print_table("On samples that nothing was chosen by:", COLUMNS, comparison_rows(outcome))
+    print_rules(outcome.winner.verdict.rules, quiet=quiet)
 
 
 def _write(
@@ -136,7 +136,7 @@ def _write(
     """All files of the output folder."""
     write_outcome(folder, outcome, context)
     write_page(folder, f"salmon: {context['model']}", outcome.sets, pictures)
-    if options.write_checkpoint and outcome.patch is not None and options.ckpt_path is not None:
-        checkpoint = read_checkpoint(Path(options.ckpt_path), weights_only=options.weights_only)
+    if options.write_checkpoint and outcome.patch is not None and options.checkpoint is not None:
+        checkpoint = read_checkpoint(options.checkpoint, weights_only=options.weights_only)
         outcome.patch.apply(checkpoint.state_dict)
         write_checkpoint(folder / "repaired.ckpt", checkpoint, repaired=True)

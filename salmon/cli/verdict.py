@@ -7,9 +7,9 @@ from pathlib import Path
 from salmon.repairs.judge import Rule
 
 
-def print_rules(rules: Iterable[Rule]) -> None:
-    """Print how each went."""
-    for rule in rules:
+def print_rules(rules: Iterable[Rule], *, quiet: bool) -> None:
+    """Print how each went; quietly, those that failed."""
+    for rule in [rule for rule in rules if not (quiet and rule.passed)]:
         print(f"  {'passed' if rule.passed else 'FAILED'}  {rule.name}: {rule.text}")
 
 

@@ -327,18 +327,15 @@ def _rules(
 ) -> Iterable[Rule]:
     """The gates that are set."""
     unknown = int((before.known & ~after.known).sum())
-    yield _rule("predictions", unknown, 0, f"{unknown} samples have a loss in the old network only")
+    text = f"{unknown} samples have a loss in the old network, and none (NaN) in the new one"
+    yield _rule("predictions", unknown, 0, text)
     if gates.max_lost is not None:
         lost = counts.loss_bound(gates.confidence)
         kind = "observed"
         if gates.confidence > 0.5:
             kind = f"upper bound at {gates.confidence:.0%} confidence"
-        yield _rule(
-            "accuracy",
-            lost,
-            gates.max_lost,
-            f"accuracy lost ({kind}): {lost:.2%}",
-        )
+        text = f"accuracy lost ({kind}): {lost:.2%}{' (a gain)' if lost < 0 else ''}"
+        yield _rule("accuracy", lost, gates.max_lost, text)
     if gates.max_broken is not None:
         right = round(counts.before * counts.samples)
         share = counts.broken / right if right else 0.0

@@ -14,6 +14,7 @@ from salmon.filters.index import (
     SHORTCUTS,
     FilterIndex,
     Fingerprint,
+    check_units,
     filter_rows,
     weight_of_rows,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "FilterLayer",
     "Fingerprint",
     "by_clean_name",
+    "check_units",
     "clean_name",
     "discover",
     "filter_rows",

@@ -89,9 +89,7 @@ class FilterIndex:
                     f"{name} is the string {given!r}; a list of strings is needed, such as "
                     f"[{given!r}]."
                 )
-        unknown = set(units) - set(UNITS)
-        if unknown or not units:
-            raise InputError(f"units is {units!r}; some of {', '.join(UNITS)} are needed.")
+        check_units(units)
         found = discover(model, tuple(units), inputs)
         chosen = [f for f in found if _selected(f.layer, include, exclude)]
         if not found:
@@ -202,6 +200,12 @@ class FilterIndex:
             f"{len(theirs)} layers, but this network has {len(self)} in {len(mine)} ({detail}). "
             "Use the network, include= and exclude= it was made with, or make it anew."
         )
+
+
+def check_units(units: Sequence[str]) -> None:
+    """Refuse units that there are none of."""
+    if set(units) - set(UNITS) or not units:
+        raise InputError(f"units is {units!r}; some of {', '.join(UNITS)} are needed.")
 
 
 def _group_layers(model: nn.Module, layers: Sequence[str]) -> tuple[list[str], str]:

@@ -50,7 +50,9 @@ def _plain(value: Any) -> str:
         return f"({', '.join(parts)})"
     if isinstance(value, Path):
         value = str(value)
-    if value is None or isinstance(value, str | int | float | list | tuple):
+    if isinstance(value, list):  # of YAML
+        value = tuple(value)
+    if value is None or isinstance(value, str | int | float | tuple):
         return clipped(repr(value), _LETTERS // 5)
     return str(getattr(value, "__name__", type(value).__name__))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from salmon.diagnosis import Diagnosis, Pass, batch_flags, mistakes_text, sample_flags
+from salmon.diagnosis import FEWEST, Diagnosis, Pass, batch_flags, mistakes_text, sample_flags
 from salmon.files import json_text, write_atomically
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.context import PassContext
@@ -268,7 +268,8 @@ def log_summary(
         "%.0f %% of the pass.%s",
         scope, number, diagnosis.samples, mistakes_text(diagnosis),
         "" if kept == diagnosis.misclassified else part,
-        "not tested, since there is nothing to compare" if stands_out is None else stands_out,
+        f"not tested ({kept} mistakes, {len(diagnosis.right.filters)} right samples; {FEWEST} of "
+        "each are needed, with filters in their tails)" if stands_out is None else stands_out,
         top_k, len(diagnosis.index), spread or "none could be ranked",
         ", ".join(f"{n} {s.label}" for s, n in diagnosis.fit.counts().items() if n),
         f" Threshold: {diagnosis.level_reason}" if diagnosis.level_reason else "",

@@ -10,7 +10,7 @@ from torch import nn
 
 from salmon.diagnosis import PassSettings, check_whole
 from salmon.errors import InputError
-from salmon.filters import FilterIndex, clean_name
+from salmon.filters import FilterIndex, check_units, clean_name
 from salmon.gpd import TailFit
 from salmon.monitor.batches import SampleIds, Unpack, unpack_batch
 from salmon.views import ViewSettings
@@ -69,6 +69,8 @@ class Settings(PassSettings):
                     f"such as [{getattr(self, name)!r}]."
                 )
 
+        check_units(self.units)
+
     def check_patterns(self, model: nn.Module) -> None:
         """Refuse to include what no module of a network is called.
 
@@ -80,7 +82,7 @@ class Settings(PassSettings):
         if patterns and not any(fnmatchcase(path, one) for path in paths for one in patterns):
             raise InputError(
                 f"include={patterns!r} names no module of {type(model).__name__}; there are "
-                f"{', '.join(paths[1:9])} and {max(0, len(paths) - 9)} more."
+                f"{', '.join(paths[1:9])}{' and others' if len(paths) > 9 else ''}."
             )
 
     def build_index(self, model: nn.Module, inputs: Any = None) -> FilterIndex:

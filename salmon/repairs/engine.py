@@ -16,7 +16,7 @@ from salmon.errors import InputError
 from salmon.filters import FilterIndex
 from salmon.gpd import TailFit
 from salmon.repairs.changes import LayerChange, SetChange, layer_changes, set_change
-from salmon.repairs.edit import edited
+from salmon.repairs.edit import edited, state_of
 from salmon.repairs.evidence import Evidence, Part, split_set
 from salmon.repairs.judge import Verdict, judge
 from salmon.repairs.patch import Patch
@@ -56,7 +56,7 @@ class Outcome:
     given_fit: bool  # the tails were given, not fitted here
     before: dict[str, float]  # accuracy of the original network on all samples
     filters: int  # of the network
-    weights: int  # parameters of the network
+    weights: int  # numbers in its state, statistics among them
     mistake: str  # what one is, in words
     mistakes: int  # new samples in the repair split
     trials: tuple[Trial, ...] = ()
@@ -142,7 +142,7 @@ def repair(
         given_fit=fit is not None,
         before={name: _accuracy(parts) for name, parts in sets.items()},
         filters=len(index),
-        weights=sum(parameter.numel() for parameter in model.parameters()),
+        weights=sum(value.numel() for value in state_of(model).values()),
         mistake=objective.task.rule(objective.bound),
         mistakes=len(evidence.mistakes),
     )

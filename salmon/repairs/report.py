@@ -166,8 +166,25 @@ def headline(outcome: Outcome) -> str:
         f"({100 * trial.weights / outcome.weights:.2f} % of the weights): new data "
         f"{100 * new.before:.1f} % to {100 * new.after:.1f} % right ({new.fixed} fixed, "
         f"{new.broken} broken), reference data {100 * old.before:.1f} % to {100 * old.after:.1f} % "
-        f"({old.fixed} fixed, {old.broken} broken). {whole} Chosen among "
+        f"({old.fixed} fixed, {old.broken} broken). {whole}{_worst_class(outcome)} Chosen among "
         f"{len(outcome.trials)} trials."
+    )
+
+
+def _worst_class(outcome: Outcome) -> str:
+    """The class of the new data that lost most, which no rule looks at, if it lost much."""
+    settings, found = outcome.settings, outcome.sets.get("new")
+    lost = {
+        each.before - each.after: each
+        for each in (() if found is None else found.classes)
+        if each.samples >= settings.min_class and each.before - each.after > settings.class_margin
+    }
+    if not lost:
+        return ""
+    worst = lost[max(lost)]
+    return (
+        f" But class {worst.name} of the new data fell from {100 * worst.before:.1f} % to "
+        f"{100 * worst.after:.1f} % right."
     )
 
 
@@ -187,10 +204,10 @@ def _forbidden(outcome: Outcome) -> list[Judged]:
 def _advice(better: Judged) -> str:
     new, old = better.verdict.new, better.verdict.reference
     return (
-        f"**{_named(better.trial)} gains more**: {100 * new.gain:+.1f} points on the new data, "
+        f"{_named(better.trial)} gains more: {100 * new.gain:+.1f} points on the new data, "
         f"{100 * old.gain:+.1f} on the reference data, within the same rules, by "
-        f"{better.trial.weights} weights; prefer='any' lets it win, if the whole network may "
-        "change."
+        f"{better.trial.weights} weights; with prefer any (--repair.prefer any) such remedies may "
+        "be chosen, if the whole network may change."
     )
 
 

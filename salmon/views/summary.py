@@ -57,7 +57,7 @@ def _mistakes(record: PassRecord, history: History) -> list[str]:
         )
     if not record.has_classes and record.rule:
         lines.append(f"A mistake is: {record.rule}.")
-    if record.pairs:
+    if record.pairs and record.pairs[0].mistakes > 1:
         pair = record.pairs[0]
         true, taken = record.class_name(pair.target), record.class_name(pair.predicted)
         lines.append(f"Most often, {pair.mistakes} times, class {true} is taken for {taken}.")
@@ -68,7 +68,7 @@ def _trust(record: PassRecord) -> list[str]:
     """A word, and its reasons."""
     doubtful, last = record.doubtful, record.calibration[-1] if record.calibration else None
     off = last is not None and not 1 / 3 <= last.ratio <= 3
-    if record.doubts:
+    if record.doubts or not any(record.fits[status] for status in _FITTED):
         word = "None"
     elif off or (doubtful is not None and doubtful > 0.5):
         word = "Little"
@@ -101,7 +101,7 @@ def _unranked(record: PassRecord) -> str:
         least = LEAST_WITH_PRIOR if record.estimator == "shrunk" else MIN_COUNT
         text += f": tails need {least} exceedances"
         if record.level < 1:  # else, or NaN, of next to no samples
-            needed = math.ceil(least / (1 - record.level))
+            needed = math.ceil(round(least / (1 - record.level), 6))
             text += f", so at the level {record.level:.3g} about {needed} samples"
         text += f", and there are {record.samples} samples"
     return f"{text}."
@@ -121,8 +121,10 @@ def _next(record: PassRecord) -> str:
     if record.findings:
         return (
             "See which samples blame them (flagged samples, on the page of salmon report), and "
-            "look for a repair (salmon repair --config CONFIG --ckpt_path CHECKPOINT)."
+            "look for a repair (salmon repair, or salmon.repair in Python)."
         )
+    if record.beyond is None:
+        return "Look at the mistakes themselves, and at more samples: on these nothing was tested."
     return (
         "Look at the mistakes themselves (flagged samples, on the page of salmon report): are "
         "labels wrong, or are such data rare in training? Nothing points at a few filters."

@@ -164,7 +164,20 @@ def test_a_repair_twice_gives_the_same_bytes(project: str, tmp_path: Path) -> No
 
 
 def names(project_of_loaders: str) -> list[str]:
-    return ["--model", "tests.project_of_a_user:Net", "--data", project_of_loaders, "--quiet"]
+    network = ["--model", "tests.project_of_a_user:Net", "--ckpt_path", "none"]
+    return [*network, "--data", project_of_loaders, "--quiet"]
+
+
+def test_a_forgotten_checkpoint_is_no_untrained_network(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]
+    for command in (["diagnose"], ["repair"], ["compare", "--candidate", "x.ckpt"]):
+        assert main([*command, *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "no --ckpt_path is given, so that Net would have the weights it is built" in line
+        assert "--ckpt_path none where the project itself loads them" in line
+    assert not list(here.glob("salmon-*"))
 
 
 def test_loaders_are_named_as_in_the_mapping(
@@ -223,7 +236,8 @@ def test_one_of_several_loaders_is_named_as_in_the_results(
     data = {"class_path": "tests.projects.OtherData"}
     config = {"seed_everything": 1, "model": section, "data": data}
     (here / "config.yaml").write_text(json.dumps(config))
-    command = ["diagnose", "--config", "config.yaml", "--reference", "none", "--quiet"]
+    given = ["--config", "config.yaml", "--ckpt_path", "none"]
+    command = ["diagnose", *given, "--reference", "none", "--quiet"]
     assert main(command) == 2
     assert "name one of test/loader0, test/loader1." in capsys.readouterr().err
     assert not (here / "salmon-diagnosis").exists()
@@ -238,6 +252,7 @@ def test_the_monitor_of_a_config_says_how_to_measure(here: Path) -> None:
     }  # fmt: skip
     changed = squares(trainer={"callbacks": [monitor]})
     (here / "config.yaml").write_text(json.dumps(changed))
-    assert main(["diagnose", "--config", "config.yaml", "--quiet", "--out", "out"]) == 0
+    given = ["--config", "config.yaml", "--ckpt_path", "none"]
+    assert main(["diagnose", *given, "--quiet", "--out", "out"]) == 0
     assert json.loads((here / "out" / "diagnosis.json").read_text())["filters"] == 8
     assert {len(row["top"]) for row in flags(here / "out")} <= {0, 1, 2, 3}

@@ -127,9 +127,14 @@ def test_a_report_has_the_command_that_remakes_it(project: Path) -> None:
     assert again == (project / "out" / "report.json").read_bytes()
 
 
-def test_a_refused_repair_exits_with_1_and_leaves_its_reports(project: Path) -> None:
+def test_a_refused_repair_exits_with_1_says_why_and_leaves_its_reports(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bound = ("--repair.alpha", "1e-300")
     assert main(["repair", *GIVEN, "--quiet", "--out", "out", *bound]) == 1
+    failed, last = capsys.readouterr().out.splitlines()
+    assert failed.startswith("  FAILED  fixes more than it breaks: ")
+    assert last.startswith("Repair: rejected. ")
     assert not (project / "out" / "patch.safetensors").exists()
     suite = ElementTree.parse(project / "out" / "junit.xml").getroot()
     assert suite.get("failures") == "1"
@@ -401,7 +406,14 @@ def test_a_diagnosis_is_a_check_where_it_has_gates(
     assert 1 <= calibrated["value"] < 1000
     assert main([*of_reference, "--fit", "some.safetensors", "--out", "e"]) == 2
     assert "leave out --fit" in capsys.readouterr().err
+    capsys.readouterr()
     assert main([*given, "--gate.min_accuracy", "0.999", "--quiet", "--out", "b"]) == 1
+    failed, last = capsys.readouterr().out.splitlines()
+    assert failed.startswith("  FAILED  accuracy: ")
+    assert failed.endswith("at most 0.10% allowed")
+    assert last.startswith("Diagnosis: failed. ")
+    assert main([*given, "--fit", "no.safetensors", "--out", "f"]) == 2
+    assert "--fit is 'no.safetensors', which is no file" in capsys.readouterr().err
     assert main([*given, "--quiet", "--out", "c"]) == 0
     said = (project / "github").read_text().split()
     assert said == ["status=passed", "status=passed", "status=failed"]
@@ -446,7 +458,8 @@ def test_a_network_of_another_task_is_repaired_by_its_mistakes(
     monkeypatch.syspath_prepend(ROOT)
     names = ("--model", "tests.other_tasks:Multilabelled", "--data", "tests.other_tasks:loaders")
     few = ("--repair.prefer", "step", "--repair.shares", "[0.3]", "--task", "multilabel")
-    assert main(["repair", *names, "--quiet", "--out", "out", *few, "--pictures"]) == 0
+    given = (*names, "--ckpt_path", "none", *few)
+    assert main(["repair", *given, "--quiet", "--out", "out", "--pictures"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["mistake"] == "a label on the wrong side of 0.5"
     assert report["winner"]["new"]["gain"] > 0.1

@@ -103,7 +103,7 @@ def test_progress_is_taken_away_when_the_work_fails(monkeypatch: pytest.MonkeyPa
 
 
 DIAGNOSE = [
-    "diagnose", "--model", "tests.project_of_a_user:Net", "--data",
+    "diagnose", "--model", "tests.project_of_a_user:Net", "--ckpt_path", "none", "--data",
     "tests.project_of_a_user:loaders", "--out",
 ]  # fmt: skip
 

@@ -31,6 +31,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"level": "best"}, "level is 'best'; a number in (0, 1)"),
     ({"estimator": "map"}, "estimator is 'map'; 'shrunk' or 'ml' is needed"),
     ({"calibrate": 1}, "calibrate is 1; True or False"),
+    ({"units": ("convs",)}, "units is ('convs',); some of conv, heads, linear are needed"),
     ({"exclude": "conv1"}, "exclude is the string 'conv1'; a list of strings is needed"),
 ]
 

@@ -108,10 +108,27 @@ def test_a_remedy_that_gains_more_is_named_first(outcome: Outcome) -> None:
         key=lambda each: each.verdict.new.gain,
     )
     assert best.verdict.new.gain > outcome.winner.verdict.new.gain + 0.01
-    assert headline(outcome).startswith(f"**{best.trial.remedy} (")
-    assert "prefer='any' lets it win" in headline(outcome)
+    assert headline(outcome).startswith(f"{best.trial.remedy} (")
+    assert "with prefer any (--repair.prefer any) such remedies may be chosen" in headline(outcome)
     alone = replace(outcome, remedies=())
     assert headline(alone).startswith(f"{outcome.winner.trial.remedy} (pot, ")
+
+
+def test_a_class_of_the_new_data_that_lost_much_is_named(outcome: Outcome) -> None:
+    assert " fell from " not in headline(outcome)
+    new = outcome.sets["new"]
+    fallen = [
+        replace(each, name=f"class-{n}", samples=20, before=0.9, after=0.9 - 0.1 * n)
+        for n, each in enumerate(new.classes)
+    ]
+    changed = replace(outcome, sets={"new": replace(new, classes=tuple(fallen))})
+    worst = len(fallen) - 1
+    fell = f"fell from 90.0 % to {90 - 10 * worst:.1f} % right."
+    assert f"But class class-{worst} of the new data {fell}" in headline(changed)
+
+
+def test_no_edit_changes_more_than_all_weights(outcome: Outcome) -> None:
+    assert max(trial.weights for trial in outcome.trials) <= outcome.weights
 
 
 def test_hopeless_trials_are_given_up_after_a_part_of_the_samples(outcome: Outcome) -> None:
@@ -249,7 +266,7 @@ def test_advice_is_only_to_what_may_not_win_already(outcome: Outcome) -> None:
     data = some(300, 2, shifted=True), some(300, 1, shifted=False)
     found = repair(trained(), *data, RepairSettings(remedies=("head",)))
     assert found.winner is None
-    assert headline(found).startswith("**head (all, ")
+    assert headline(found).startswith("head (all, ")
     assert "othing that may win (prefer='targeted') gained" in headline(found)
     free = replace(outcome, settings=replace(outcome.settings, prefer="any"))
     assert "gains more" not in headline(free)

@@ -35,7 +35,7 @@ from salmon.views.charts import (
 )
 from salmon.views.figures import DARK, LIGHT, Chart, blank, pixels, styled, svg
 from salmon.views.figures import words as words_at
-from salmon.views.record import CalibrationRow, FindingRow, LayerRow
+from salmon.views.record import STATUSES, CalibrationRow, FindingRow, LayerRow
 from salmon.views.summary import overview
 from salmon.views.wording import clipped
 from tests.records import LAYERS, hand_record, real_record
@@ -283,6 +283,7 @@ def test_the_summary_says_what_stands_out_or_that_nothing_does() -> None:
     ("changes", "word"),
     [
         ({"doubts": ["It is another function."]}, "None"),
+        ({"fits": dict.fromkeys(STATUSES, 0) | {"too_few": 24}, "doubtful": None}, "None: no fit"),
         ({"doubtful": 0.6}, "Little"),
         ({"doubtful": 0.3}, "Fair"),
         ({"doubtful": None}, "Fair: no fit could be tested"),
@@ -296,7 +297,10 @@ def test_trust_is_one_word_with_its_reason(changes: dict[str, Any], word: str) -
 
 def test_the_summary_ends_with_what_to_do() -> None:
     assert "Look at the mistakes themselves" in summary()
-    assert "salmon repair --config" in summary(beyond=1, findings=[STRIKING])
+    assert "look for a repair (salmon repair, or salmon.repair in Python)" in summary(
+        beyond=1, findings=[STRIKING]
+    )
+    assert "at more samples: on these nothing was tested" in summary(beyond=None)
     guessing = summary(misclassified=150, class_samples=[80, 120], class_mistakes=[70, 80])
     assert "every time would be right as often (60.0 %)" in guessing
     assert "whether these are the trained weights" in guessing

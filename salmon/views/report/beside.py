@@ -153,7 +153,7 @@ def _glance(one: PassRecord, other: PassRecord) -> Table:
         "mistakes": lambda record: str(record.misclassified),
         "right, %": lambda record: f"{100 * _right(record):.1f}",
         "95 % interval": interval,
-        "filters beyond chance": lambda r: "" if r.beyond is None else str(r.beyond),
+        "filters beyond chance": lambda r: "not tested" if r.beyond is None else str(r.beyond),
         "mean place of the top filters, 0 to 1": lambda r: f"{History.start(r).mean_depth():.2f}",
         "doubtful fits, %": lambda r: "" if r.doubtful is None else f"{100 * r.doubtful:.1f}",
         "held-out samples beyond the lowest p, times as many as predicted": calibration,
@@ -201,7 +201,7 @@ def _groups(one: PassRecord, other: PassRecord) -> Table:
         )  # fmt: skip
         sides.append({
             group: [f"{100 * size:.1f}", f"{100 * share:.1f}",
-                    " to ".join(f"{100 * end:.1f}" for end in ends)]
+                    " to ".join(f"{100 * end:.1f}" for end in ends if end == end)]
             for group, size, share, ends in cells
         })  # fmt: skip
     rows = [

@@ -214,7 +214,7 @@ def read_outcome(path: Path, name: str) -> PlainSection:
     return PlainSection(
         name=_titled(kind, name),
         status=found.status,
-        headline=found.headline.replace("**", ""),
+        headline=found.headline,
         origin={key: value.strip("`") for key, value in found.context.items()}
         | {"versions": ", ".join(map(" ".join, found.versions.items()))},
         tables=tables,
