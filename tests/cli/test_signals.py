@@ -15,7 +15,10 @@ from tests import ROOT
 
 SALMON = Path(sys.executable).parent / "salmon"
 
-PROJECT = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]
+PROJECT = [
+    "--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders",
+    "--ckpt_path", "none",
+]  # fmt: skip
 COMMANDS = {
     "diagnose": ["diagnose", *PROJECT],
     "repair": ["repair", *PROJECT],

@@ -346,7 +346,7 @@ def test_a_diagnosis_has_a_report(
     monkeypatch.chdir(ROOT)
     out = tmp_path / "diagnosis"
     names = ["--model", "tests.project_of_a_user:Net", "--data", "tests.project_of_a_user:loaders"]
-    assert main(["diagnose", *names, "--out", str(out)]) == 0
+    assert main(["diagnose", *names, "--ckpt_path", "none", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "Classes that are confused most" in shown
     (section,) = gather(out)
