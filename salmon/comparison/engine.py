@@ -353,7 +353,6 @@ def _rules(
         lost = 0.0 if worst is None else worst.lost
         name = "" if worst is None else f" ({worst.kind} {worst.name})"
         text = f"largest loss of {len(judged)} classes and slices: {lost:.2%}{name}"
-        text += ""
         yield _rule("every group", lost, gates.max_group_lost, text)
 
 

@@ -163,7 +163,7 @@ class Collector:
             try:
                 book.add(
                     scope, inputs, targets, ids, numbers, ordered=ordered,
-                    classes=class_names(loader_of(trainer, loader), self._settings.views),
+                    classes=partial(class_names, loader_of(trainer, loader), self._settings.views),
                 )  # fmt: skip
             except InputError as error:  # said when the repair is looked for
                 book.trouble = book.trouble or error

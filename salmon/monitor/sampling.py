@@ -1,6 +1,7 @@
 """Labelled samples out of a trainer's own loop, as the network gets them there, for a repair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -45,7 +46,7 @@ class SampleBook:
 
     def add(
         self, scope: str, inputs: Any, targets: Tensor, ids: Sequence[int | str] | None,
-        numbers: Tensor, *, ordered: bool, classes: Sequence[str] | None,
+        numbers: Tensor, *, ordered: bool, classes: Callable[[], Sequence[str] | None],
     ) -> None:  # fmt: skip
         """Take a batch of N samples up.
 
@@ -56,7 +57,7 @@ class SampleBook:
             ids: ``[N]`` of the samples; None takes their positions.
             numbers: ``[N]`` positions; those below 0 are repeats and left out.
             ordered: Whether positions are the same in every pass.
-            classes: Their names, if they are known.
+            classes: Tells their names, if they are known; asked once.
 
         Raises:
             InputError: If the samples cannot be told apart.
@@ -75,7 +76,7 @@ class SampleBook:
             inputs, targets = take_rows((inputs, targets), rows, len(numbers))
         if scope not in self.gathered:
             self.gathered[scope] = Gathering(
-                most=self._most, seed=self._seed, classes=classes or ()
+                most=self._most, seed=self._seed, classes=classes() or ()
             )
         self.gathered[scope].add(inputs, targets, names)
 
@@ -148,7 +149,8 @@ class SampleCollector(CallbackBase):
                     raise InputError(evidence.doubts()[0])
             numbers = self._numbering.setdefault(scope, Numbering()).next(samples)
             ordered = in_dataset_order(trainer, dataloader_idx)
-            classes = class_names(loader_of(trainer, dataloader_idx), self._settings.views)
+            loader = loader_of(trainer, dataloader_idx)
+            classes = partial(class_names, loader, self._settings.views)
             self.book.add(scope, inputs, targets, ids, numbers, ordered=ordered, classes=classes)
             if self._names:
                 names = numbers.tolist() if ids is None else ids

@@ -68,7 +68,6 @@ class Settings(PassSettings):
                     f"{name} is the string {getattr(self, name)!r}; a list of strings is needed, "
                     f"such as [{getattr(self, name)!r}]."
                 )
-
         check_units(self.units)
 
     def check_patterns(self, model: nn.Module) -> None:

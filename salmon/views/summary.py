@@ -14,6 +14,7 @@ _FITTED = ("ok", "exponential", "boundary")
 _POT = "POT (peaks over threshold)"
 _NAMED = 5  # filters in a sentence
 _OF_CLASSES = 2
+_GUESSING = 0.1  # mean recall above that of one class for all, which rare classes alone may give
 
 
 def overview(record: PassRecord, history: History, *, brief: bool = False) -> dict[str, list[str]]:
@@ -97,10 +98,11 @@ def _unranked(record: PassRecord) -> str:
     if not record.misclassified:
         return "There are no mistakes, so there is nothing to blame."
     text = "No filter could be ranked, so nothing is known of where mistakes are made"
-    if record.fits[FitStatus.TOO_FEW.label] and not record.given_fit:
-        least = LEAST_WITH_PRIOR if record.estimator == "shrunk" else MIN_COUNT
+    least = LEAST_WITH_PRIOR if record.estimator == "shrunk" else MIN_COUNT
+    beyond = record.samples * (1 - record.level)  # NaN, or 0, of next to no samples
+    if record.fits[FitStatus.TOO_FEW.label] and not record.given_fit and not beyond >= least:
         text += f": tails need {least} exceedances"
-        if record.level < 1:  # else, or NaN, of next to no samples
+        if beyond > 0:
             needed = math.ceil(round(least / (1 - record.level), 6))
             text += f", so at the level {record.level:.3g} about {needed} samples"
         text += f", and there are {record.samples} samples"
@@ -132,10 +134,13 @@ def _next(record: PassRecord) -> str:
 
 
 def _by_chance(record: PassRecord) -> bool:
-    """Whether the network is no better than to name one class every time."""
+    """Whether the network is no better than to name one class every time, class by class, too."""
     right = record.samples - record.misclassified
-    several = sum(map(bool, record.class_samples)) > 1
-    return several and right <= max(record.class_samples)
+    counts = zip(record.class_samples, record.class_mistakes, strict=True)
+    recalls = [1 - wrong / samples for samples, wrong in counts if samples]
+    if len(recalls) < 2 or right > max(record.class_samples):
+        return False
+    return sum(recalls) / len(recalls) <= 1 / len(recalls) + _GUESSING
 
 
 def measured_text(record: PassRecord) -> str:

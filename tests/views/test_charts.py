@@ -304,6 +304,8 @@ def test_the_summary_ends_with_what_to_do() -> None:
     guessing = summary(misclassified=150, class_samples=[80, 120], class_mistakes=[70, 80])
     assert "every time would be right as often (60.0 %)" in guessing
     assert "whether these are the trained weights" in guessing
+    rare = summary(misclassified=10, class_samples=[190, 10], class_mistakes=[6, 4])
+    assert "every time would be right as often" not in rare
     assert "Nothing: there are no mistakes." in summary(misclassified=0)
     doubted = overview(hand_record(doubts=["It is off."]), THREE)
     assert next(iter(doubted)) == "Not to be trusted"
