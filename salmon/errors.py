@@ -18,3 +18,19 @@ class StateError(SalmonError, ValueError):
 
 class UnsupportedError(SalmonError, RuntimeError):
     """A network or trainer for which exact per-sample saliency is not available."""
+
+
+def pass_on_interrupts(error: Exception) -> None:
+    """Raise the Ctrl-C that an error hides, if there is one.
+
+    What fails while it is left (torch's own modes do) puts its error in the place of what left it.
+    To be called wherever any error is tolerated.
+
+    Raises:
+        BaseException: a KeyboardInterrupt, say, that the error was raised in handling.
+    """
+    hidden = error.__context__
+    while hidden is not None:
+        if not isinstance(hidden, Exception | GeneratorExit):
+            raise hidden
+        hidden = hidden.__context__

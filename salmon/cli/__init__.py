@@ -3,6 +3,7 @@
 Exit codes besides those of the commands: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from salmon.errors import SalmonError
 
@@ -68,10 +70,20 @@ def _failed(error: BaseException) -> int:
 def _signals() -> Iterator[list[int]]:
     """Let Ctrl-C and SIGTERM unwind the program, so that it cleans up; tells which of them came."""
     came: list[int] = []
+    again: list[threading.Timer] = []
+    said = sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else _StopError
+
+    def dropped(unraisable: Any) -> None:
+        """Python drops what is raised in a finalizer: the signal comes again in a moment."""
+        if came and isinstance(unraisable.exc_value, (KeyboardInterrupt, _StopError)):
+            again.append(threading.Timer(0.01, os.kill, (os.getpid(), came[0])))
+            again[-1].start()
+        else:
+            said(unraisable)
 
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is not heeded
@@ -79,8 +91,12 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         numbers = []
     before = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = dropped
     try:
         yield came
     finally:
+        sys.unraisablehook = said
+        for timer in again:
+            timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

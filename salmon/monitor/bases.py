@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytorch_lightning
 
-from salmon.errors import SalmonError
+from salmon.errors import SalmonError, pass_on_interrupts
 
 if TYPE_CHECKING:
 
@@ -42,6 +42,7 @@ def tolerated(what: str, *, strict: bool) -> Iterator[None]:
         yield
     except Exception as error:
         # Anything may come out of a user's forward, loss or logger; it must not end a training.
+        pass_on_interrupts(error)
         if strict:
             raise
         logger.warning(

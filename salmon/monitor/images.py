@@ -15,7 +15,7 @@ from salmon.diagnosis import (
     find_images,
     image_position,
 )
-from salmon.errors import SalmonError
+from salmon.errors import SalmonError, pass_on_interrupts
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.context import PassContext
@@ -109,6 +109,7 @@ def _flagged(
         try:
             heat, method = _map(context, one, diagnosis, row, task)
         except Exception as error:  # a network's own, of any kind
+            pass_on_interrupts(error)
             if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
                 raise  # torch says with these two that something has no second derivative
             memory.without_maps = True

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import InputError, UnsupportedError
+from salmon.errors import InputError, UnsupportedError, pass_on_interrupts
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
 from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts
@@ -214,7 +214,8 @@ def _probe(
         if not bool(torch.isfinite(losses).all()):
             return {}  # their gradients would agree with anything
         return Backward(catcher, weights, PROBED, Layouts()).look(losses)
-    except Exception:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001
+        pass_on_interrupts(error)
         return {}  # so few may be too few for the network; all samples of the batch tell
     finally:
         catcher.release()

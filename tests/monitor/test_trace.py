@@ -96,6 +96,23 @@ def failing_loss(output: Any, targets: Tensor) -> Tensor:
     raise ZeroDivisionError("on purpose")
 
 
+def hidden_interrupt(output: Any, targets: Tensor) -> Tensor:
+    """Ctrl-C in a context manager that fails while it is left."""
+    try:
+        raise KeyboardInterrupt
+    finally:
+        raise RuntimeError("left while it was not entered")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_ctrl_c_in_the_monitors_own_work_ends_the_training_whatever_becomes_of_it(
+    tmp_path: Path, strict: bool
+) -> None:
+    monitor = SaliencyMonitor(loss=hidden_interrupt, strict=strict)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        trainer(tmp_path, monitor).validate(Restless(), loader(), verbose=False)
+
+
 def test_a_monitor_that_fails_leaves_no_trace(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(loss=failing_loss)
     assert_identical(run(tmp_path / "a", [monitor]), run(tmp_path / "b", []))
