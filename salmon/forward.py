@@ -47,18 +47,20 @@ class Call(NamedTuple):
     path: str = ""  # of the module
 
 
-def call_network(model: nn.Module, inputs: Any) -> Any:
+def call_network(model: nn.Module, inputs: Any, *, channels_last: bool = False) -> Any:
     """Call a network with one tensor, a tuple of arguments, or named arguments.
 
     Args:
         inputs: A tensor, tuple, mapping or :class:`Call`; a list is a tuple of arguments, unless
             forward takes fewer than it holds, as that of a video network does.
+        channels_last: Whether images on the CPU come with their channels last in memory, which
+            makes convolutions and their gradients faster, and is more than some networks bear.
 
     Returns:
         Its output. The network gets copies, since it may change them in place, and since inside
         ``Trainer.validate`` batches are inference tensors, which no graph may keep.
     """
-    inputs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)
+    inputs = pytree.tree_map_only(Tensor, _channels_last if channels_last else Tensor.clone, inputs)
     tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
     single = any(tensor.ndim > 0 and len(tensor) == 1 for tensor in tensors)
     try:
@@ -72,6 +74,12 @@ def call_network(model: nn.Module, inputs: Any) -> Any:
             "network, which no gradient can pass; make it anew, keep it on a module, or use "
             "Trainer(inference_mode=False)."
         ) from error
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """A copy, of images on the CPU with the channels last in memory."""
+    image = tensor.ndim == 4 and tensor.is_floating_point() and not tensor.is_cuda
+    return tensor.clone(memory_format=torch.channels_last if image else torch.preserve_format)
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

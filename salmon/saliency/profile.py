@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _layouts: WeakKeyDictionary[nn.Module, Layouts] = WeakKeyDictionary()
 _fitting: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 """Numbers of samples that memory is enough for."""
+_as_given: WeakSet[nn.Module] = WeakSet()
+"""Networks that failed with the channels of their images last in memory."""
 
 PROBED = 4
 """Samples by which is found out where the samples are in the inputs of the layers."""
@@ -105,7 +107,10 @@ def measure(
             if step < samples:
                 rows, labels = take_rows((inputs, targets), part, samples)
             parts.append(_measure(model, rows, labels, index, loss, forward_context))
-        except RuntimeError as error:
+        except (RuntimeError, AssertionError) as error:
+            if not _is_out_of_memory(error) and model not in _as_given:
+                _as_given.add(model)  # it may view what it took for contiguous
+                continue
             if step == 1 or not _is_out_of_memory(error):
                 raise
             parts, step = [], -(-step // 2)
@@ -157,7 +162,7 @@ def _join_outputs(outputs: Sequence[Any], sizes: Sequence[int]) -> Any:
     return torch.cat(parts)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory is short, on a GPU or the CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -178,7 +183,7 @@ def _measure(
     with torch.inference_mode(mode=False), no_trace(model), gradients_on(parameters):
         try:
             with torch.enable_grad(), eagerly(), forward_context(), catcher:
-                output = call_network(model, inputs)
+                output = call_network(model, inputs, channels_last=model not in _as_given)
                 losses = sample_losses(output, targets, loss)
             layouts = _layouts.setdefault(model, Layouts())
             probe = partial(_probe, model, inputs, targets, weights, loss, forward_context)
@@ -210,7 +215,8 @@ def _probe(
     catcher = Catcher([weight.parameter for weight in weights], PROBED)
     try:
         with torch.enable_grad(), eagerly(), forward_context(), catcher:
-            losses = sample_losses(call_network(model, rows), labels, loss)
+            output = call_network(model, rows, channels_last=model not in _as_given)
+            losses = sample_losses(output, labels, loss)
         if not bool(torch.isfinite(losses).all()):
             return {}  # their gradients would agree with anything
         return Backward(catcher, weights, PROBED, Layouts()).look(losses)

@@ -105,4 +105,4 @@ def test_one_sample_that_does_not_fit_and_other_errors_are_raised() -> None:
     sizes.clear()
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         filter_saliency(network, inputs.double(), targets, index)
-    assert sizes == [3]
+    assert sizes == [3, 3]  # images as they are, too, not with their channels last in memory
