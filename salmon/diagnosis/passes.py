@@ -22,7 +22,7 @@ from salmon.diagnosis.diagnosis import Diagnosis, Mistakes
 from salmon.diagnosis.evidence import Evidence, Step
 from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
-from salmon.diagnosis.waiting import Chosen, divisible
+from salmon.diagnosis.waiting import Chosen, at_once, divisible
 from salmon.diagnosis.worst import Glimpse, WorstSamples
 from salmon.errors import InputError, StateError
 from salmon.filters import FilterIndex
@@ -278,7 +278,8 @@ class Pass:
     ) -> None:
         """Count a batch, and measure those of its samples that are chosen.
 
-        Where not all are, they may wait until they fill a batch with those of later ones.
+        Where not all are, they may wait until they fill a batch with those of later ones (128 of
+        images of 64 pixels or less, where batches are smaller).
 
         Args:
             inputs: ``[N, ...]`` tensor, or a tuple or mapping of tensors that the network takes as
@@ -326,11 +327,11 @@ class Pass:
             self.flush()
 
     def _wait(self, chosen: Chosen) -> None:
-        """Let samples wait for others, and measure them when they are as many as in a batch."""
+        """Let samples wait for others, and measure them when they are enough."""
         if self._waiting and not chosen.alike(self._waiting[0]):
             self.flush()
         # All of one size: the convolutions of torch set up anew for every other one.
-        room = self._largest - sum(len(each.numbers) for each in self._waiting)
+        room = at_once(chosen, self._largest) - sum(len(each.numbers) for each in self._waiting)
         if len(chosen.numbers) < room:
             self._waiting.append(chosen)
         else:
