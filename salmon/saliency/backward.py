@@ -43,6 +43,10 @@ class Layouts:
     doubted: set[str] = field(default_factory=set)  # weights to look at again in every batch
 
 
+class LayoutsDiffer(Exception):  # noqa: N818
+    """Samples are elsewhere in this batch than in those before; measure it once more."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexedWeight:
     """A parameter whose filters are measured."""
@@ -111,7 +115,10 @@ class Backward:
         self._weights = weights
         self._samples = samples
         self._layouts = layouts
+        self._codes = _sample_codes(samples)
         self._expected: Counter[int] = Counter()
+        self._coded: dict[int, Tensor] = {}  # by use, what a layout is still to be checked with
+        self._checks: list[Tensor] = []  # whether it fits
         self._waiting: dict[int, list[Arrival]] = defaultdict(list)
         self.sums: dict[int, Tensor] = {}
         """By layer number, ``[N, R]`` sums of ``|per-sample weight gradient|`` over each output
@@ -120,7 +127,11 @@ class Backward:
         """How each layer was measured, and why so."""
 
     def run(self, losses: Tensor) -> None:
-        """Measure every weight that the ``[N]`` losses depend on."""
+        """Measure every weight that the ``[N]`` losses depend on.
+
+        Raises:
+            LayoutsDiffer: If layouts of earlier batches do not fit; they are forgotten.
+        """
         if self._samples == 0:
             return
         # Under autocast the reductions would run in half precision.
@@ -169,6 +180,12 @@ class Backward:
             caught.listener = partial(self._take, layouts)
             torch.autograd.grad(losses.sum(), roots, allow_unused=True)
             caught.listener = None
+        if self._checks and not bool(torch.stack(self._checks).all()):
+            known = self._layouts.known
+            self._layouts.known = {
+                k: v for k, v in known.items() if k[0] not in self._layouts.doubted
+            }
+            raise LayoutsDiffer
         for position in list(self._waiting):
             self.sums[position] = self._in_pieces(self._waiting.pop(position))
 
@@ -188,6 +205,7 @@ class Backward:
         """The layout of each use, where the data bear it out."""
         decided: dict[int, Layout] = {}
         unsure: dict[int, _LayoutKey] = {}
+        doubted: set[int] = set()
         calls: Counter[int] = Counter()
         for number in sorted(numbers):
             use = self._caught.uses[number]
@@ -198,17 +216,21 @@ class Backward:
                 continue
             if self._samples == 1:
                 decided[number] = use.layouts[0]
-            elif key in self._layouts.known and name not in self._layouts.doubted:
+            elif key in self._layouts.known:
                 decided[number] = self._layouts.known[key]
+                doubted |= {number} if name in self._layouts.doubted else set()
             else:
                 unsure[number] = key
-        probed = self._probe() if set(unsure.values()) - set(self._layouts.known) else {}
+        probed = self._probe() if unsure else {}
         for number, key in list(unsure.items()):
             if key in probed:
                 decided[number] = self._layouts.known[key] = probed[key]
                 del unsure[number]
         if unsure:
             self._check_layouts(losses, roots, unsure, decided)
+        if doubted:  # the other half of the check comes with the measurement
+            coded = losses * self._codes.to(losses)
+            self._coded = self._gradient_sizes(coded.sum(), roots, doubted)
         return decided
 
     def _check_layouts(
@@ -219,7 +241,7 @@ class Backward:
         decided: dict[int, Layout],
     ) -> None:
         """Decide by all samples of the batch, with two backwards."""
-        codes = _sample_codes(self._samples).to(losses)
+        codes = self._codes.to(losses)
         plain = self._gradient_sizes(losses.sum(), roots, unsure)
         coded = self._gradient_sizes((losses * codes).sum(), roots, unsure)
         for number, key in unsure.items():
@@ -228,7 +250,7 @@ class Backward:
             if a is None or b is None or not bool(a.any()):
                 decided[number] = possible[0]  # no gradient, so any layout gives zero
                 continue
-            layout = next((each for each in possible if _fits(each, a, b, codes)), None)
+            layout = next((each for each in possible if bool(_fits(each, a, b, codes))), None)
             if layout is None:
                 continue
             decided[number] = self._layouts.known[key] = layout
@@ -244,11 +266,7 @@ class Backward:
 
         def listen(number: int, grad: Tensor) -> None:
             if number in wanted:
-                linear = self._caught.uses[number].geometry is None
-                dims = (-1,) if linear else tuple(range(1, grad.ndim))
-                # Slower than abs and sum, but without a copy of the gradient.
-                wide = torch.promote_types(grad.dtype, torch.float32)
-                sizes[number] = torch.linalg.vector_norm(grad.detach(), 1, dims, dtype=wide)
+                sizes[number] = _sizes(grad, self._caught.uses[number])
 
         self._caught.listener = listen
         torch.autograd.grad(loss, roots, retain_graph=True, allow_unused=True)
@@ -258,6 +276,9 @@ class Backward:
     def _take(self, layouts: dict[int, Layout], number: int, grad: Tensor) -> None:
         use = self._caught.uses.pop(number)  # else its input would outlive its place in the graph
         position = use.position
+        if number in self._coded:
+            plain, coded = _sizes(grad, use), self._coded.pop(number)
+            self._checks.append(_fits(layouts[number], plain, coded, self._codes.to(plain)))
         if position not in self._expected:
             return
         if use.inputs._version != use.version:
@@ -369,6 +390,15 @@ def _leads_to(caught: Collection[Node], node: Node, after: Mapping[Node, list[No
     return True
 
 
+def _sizes(grad: Tensor, use: Use) -> Tensor:
+    """Sums of ``|gradient|`` over the channels of an output."""
+    dims = (-1,) if use.geometry is None else tuple(range(1, grad.ndim))
+    # Slower than abs and sum, but without a copy of the gradient.
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    sizes: Tensor = torch.linalg.vector_norm(grad.detach(), 1, dims, dtype=wide)
+    return sizes
+
+
 def _sample_codes(samples: int) -> Tensor:
     """``[N]`` powers of two by which samples are told apart, other ones for neighbours.
 
@@ -378,7 +408,7 @@ def _sample_codes(samples: int) -> Tensor:
     return torch.pow(2.0, (number + 7 * (number // 16)) % 16 - 8)
 
 
-def _fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
+def _fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> Tensor:
     """Whether the gradient at every position scales with the code of the position's sample.
 
     Positions without a gradient do, and those without a finite one.
@@ -393,7 +423,8 @@ def _fits(layout: Layout, plain: Tensor, coded: Tensor, codes: Tensor) -> bool:
     )
     expected = a * codes.to(a).unsqueeze(1)
     close = (b - expected).abs() <= _CODE_TOLERANCE * expected
-    return bool((close | ~(torch.isfinite(a) | torch.isfinite(b))).all())
+    every: Tensor = (close | ~(torch.isfinite(a) | torch.isfinite(b))).all()
+    return every
 
 
 def _samples_first(tensor: Tensor, layout: Layout, samples: int) -> Tensor:

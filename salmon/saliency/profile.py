@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from salmon.errors import InputError, UnsupportedError, pass_on_interrupts
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
-from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts
+from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts, LayoutsDiffer
 from salmon.saliency.catch import Catcher
 from salmon.saliency.losses import Loss, check_samples, prediction_of, sample_losses, take_rows
 
@@ -107,6 +107,8 @@ def measure(
             if step < samples:
                 rows, labels = take_rows((inputs, targets), part, samples)
             parts.append(_measure(model, rows, labels, index, loss, forward_context))
+        except LayoutsDiffer:
+            continue
         except (RuntimeError, AssertionError) as error:
             if not _is_out_of_memory(error) and model not in _as_given:
                 _as_given.add(model)  # it may view what it took for contiguous
