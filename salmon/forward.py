@@ -78,8 +78,8 @@ def call_network(model: nn.Module, inputs: Any, *, channels_last: bool = False) 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     """A copy, of images on the CPU with the channels last in memory."""
-    image = tensor.ndim == 4 and tensor.is_floating_point() and not tensor.is_cuda
-    return tensor.clone(memory_format=torch.channels_last if image else torch.preserve_format)
+    images = tensor.ndim == 4 and not tensor.is_cuda
+    return tensor.clone(memory_format=torch.channels_last if images else torch.preserve_format)
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

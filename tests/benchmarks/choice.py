@@ -20,12 +20,12 @@ from salmon.diagnosis import Step
 from salmon.ranking import Ranking
 from tests.benchmarks.repairs import larger_set, subject
 
-NETWORKS = ("densenet121",)
+NETWORKS = ("densenet121", "mobilenet_v3_small")
 COPIES = 3
 
 
 def rows() -> list[dict[str, Any]]:
-    """The demo's network after its training, and another one."""
+    """The demo's network after its training, and two others."""
     model, _, held_out = subject(0)
     return [_row("resnet18", model, held_out), *(_row(name, *_trained(name)) for name in NETWORKS)]
 

@@ -75,9 +75,10 @@ def tasks(
         "limit": partial(limit, images),
         "limit, channels last": partial(limit, last),
         "salmon": lambda: filter_saliency(network, images, labels, index),
-        "salmon, channels last": lambda: filter_saliency(network, last, labels, index),
         "loop": rivals.loop(*given),
     }
+    if device != "cpu":  # there salmon puts the channels last itself
+        found["salmon, channels last"] = lambda: filter_saliency(network, last, labels, index)
     # Those below hold all gradients of all samples at once.
     room = 1e9 if device == "cpu" else 1e10
     if batch * sum(weight.numel() for weight in weights.values()) < room:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from salmon import Pass, PassSettings, Tails, filter_saliency, fit_tails
 from salmon.diagnosis import Diagnosis, Step
 from salmon.diagnosis.choice import UNSURE, Choice
+from salmon.diagnosis.waiting import SMALL_IMAGES
 from tests.networks import PlainNet, batch
 
 SAMPLES = 400
@@ -216,7 +217,7 @@ def test_outputs_that_the_step_got_save_a_forward() -> None:
     for some in NUMBERS.split(50):
         own.update(IMAGES[some], LABELS[some], step=Step([LOGITS[some]]))
     found = own.compute()
-    assert max(FORWARDS) <= 50
+    assert max(FORWARDS) <= SMALL_IMAGES
     assert found.measured <= sum(FORWARDS) <= found.measured + 5  # to look at layers and layouts
     assert found.trusted
     assert own.compared
@@ -238,13 +239,17 @@ def test_what_waits_is_as_it_came() -> None:
     torch.testing.assert_close(own.compute().profile, whole.profile, rtol=1e-9, atol=0)
 
 
-def test_what_is_measured_fills_batches_of_one_size() -> None:
+@pytest.mark.parametrize(("values", "size"), [(30 * IMAGES[0].numel(), 30), (1, 20)])
+def test_what_is_measured_fills_batches_or_more_of_small_images(
+    values: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("salmon.diagnosis.waiting.THEIR_VALUES", values)
     own = Pass(Sure(), SETTINGS, expected=SAMPLES)
     own.update(IMAGES[:20], LABELS[:20], step=Step([LOGITS[:20]]))  # at once, to know the layers
     FORWARDS.clear()
     for some in NUMBERS[20:].split(20):
         own.update(IMAGES[some], LABELS[some], step=Step([LOGITS[some]]))
-    assert set(FORWARDS) == {20}
+    assert set(FORWARDS) == {size}
     own.flush()
     assert own.compute().measured == measured([]).compute().measured
 
