@@ -71,7 +71,7 @@ def test_a_training_without_a_validation_is_told(
     said = "SaliencyMonitor measured nothing: the training ended without a validation."
     trainer(tmp_path, SaliencyMonitor(level=0.7)).fit(Module(), loader(), loader())
     assert said not in log.text
-    trainer(tmp_path, SaliencyMonitor()).fit(Module(), loader())
+    trainer(tmp_path, SaliencyMonitor(), limit_val_batches=0).fit(Module(), loader(), loader())
     assert said in log.text
 
 
@@ -81,7 +81,8 @@ def test_names_of_more_or_fewer_classes_are_told_once(
     views = ViewSettings(class_names=["cat", "dog", "cow"])
     monitor = SaliencyMonitor(level=0.7, views=views)
     trainer(tmp_path, monitor, max_epochs=2).fit(Module(), loader(), loader())
-    assert log.text.count("class_names has 3 names, but the network tells 4 classes apart") == 1
+    said = "class_names has 3 names, but the network tells 4 classes apart"
+    assert log.text.count(said) == log.text.count("validation pass 1:") > 0
 
 
 def test_a_pass_that_was_not_measured_is_missing_with_a_reason() -> None:
