@@ -65,8 +65,6 @@ def main() -> int:
         bound = os.environ | {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
         os.execve(sys.executable, [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]], bound)
 
-    from tests.benchmarks.measure import machine
-
     for name in ("pytorch_lightning", "lightning.pytorch", "salmon"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -74,15 +72,7 @@ def main() -> int:
     wanted = options.only or list(tasks)
     if unknown := [title for title in wanted if title not in tasks]:
         parser.error(f"--only is {unknown[0]!r}; one of {', '.join(tasks)} is needed")
-    found = {title: task() for title, task in tasks.items() if title in wanted}
-    tables = {title: markdown(title, rows) for title, rows in found.items()}
-    print("\n".join([machine(), "", *tables.values()]))
-    if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine()} | found, indent=1, default=vars_of)
-        )
-    if options.write:
-        _write(options.write, machine(), tables, whole=options.only is None)
+    found = _made({title: tasks[title] for title in tasks if title in wanted}, options)
     if not options.quick:
         return 0
     ratios = ratios_of(found)
@@ -94,6 +84,26 @@ def main() -> int:
     for name, ratio in worse.items():
         print(f"\nSlower than recorded: {name} is {ratio:.2f}, recorded {RECORDED[name]}.")
     return 1 if worse else 0
+
+
+def _made(tasks: dict[str, Callable[[], list[dict[str, Any]]]], options: Any) -> Tables:
+    """Make tables, and keep each as soon as it is made."""
+    from tests.benchmarks.measure import machine
+
+    print(machine(), end="\n\n")
+    found: Tables = {}
+    for title, task in tasks.items():
+        found[title] = task()
+        table = markdown(title, found[title])
+        print(table, flush=True)
+        if options.json:
+            everything = {"machine": machine()} | found
+            options.json.write_text(json.dumps(everything, indent=1, default=vars_of))
+        if options.write:
+            _write(options.write, title, table)
+    if options.write and options.only is None:
+        _name_machine(options.write, machine())
+    return found
 
 
 def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
@@ -137,17 +147,20 @@ def _tasks(*, quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     return tasks
 
 
-def _write(path: Path, machine: str, tables: dict[str, str], *, whole: bool) -> None:
-    """Put tables into a file, each in place of the one of its title."""
+def _write(path: Path, title: str, table: str) -> None:
+    """Put a table into a file, in place of the one of its title."""
     before, rest = path.read_text().split(BEGIN)
     inside, after = rest.split(END)
-    for title, table in tables.items():
-        old = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
-        inside, count = old.subn(table.replace("\\", r"\\"), inside)
-        inside += "" if count else f"\n{table}"
-    if whole:  # the others are those of a machine of another kind
-        inside = f"\n{machine}\n\n{inside[inside.index('## ') :]}"
+    old = re.compile(rf"## {re.escape(title)}\n.*?(?=\n## |\Z)", re.DOTALL)
+    inside, count = old.subn(table.replace("\\", r"\\"), inside)
+    inside += "" if count else f"\n{table}"
     path.write_text(f"{before}{BEGIN}{inside}{END}{after}")
+
+
+def _name_machine(path: Path, machine: str) -> None:
+    """Say before the tables which machine made them all."""
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{machine}\n\n{rest[rest.index('## ') :]}")
 
 
 def vars_of(timing: Any) -> dict[str, float]:

@@ -20,7 +20,7 @@ from salmon.diagnosis import Step
 from salmon.ranking import Ranking
 from tests.benchmarks.repairs import larger_set, subject
 
-NETWORKS = ("densenet121", "mobilenet_v3_small")
+NETWORKS = ("densenet121", "regnet_x_400mf")
 COPIES = 3
 
 
