@@ -20,17 +20,20 @@ class UnsupportedError(SalmonError, RuntimeError):
     """A network or trainer for which exact per-sample saliency is not available."""
 
 
-def pass_on_interrupts(error: Exception) -> None:
-    """Raise the Ctrl-C that an error hides, if there is one.
+def pass_on_interrupts(error: Exception, before: BaseException | None) -> None:
+    """Raise the Ctrl-C that a tolerated error hides, if there is one.
 
     What fails while it is left (torch's own modes do) puts its error in the place of what left it.
-    To be called wherever any error is tolerated.
+
+    Args:
+        before: ``sys.exception()`` before what raised the error began: a Ctrl-C that somebody is
+            dealing with already.
 
     Raises:
         BaseException: a KeyboardInterrupt, say, that the error was raised in handling.
     """
     hidden = error.__context__
-    while hidden is not None:
+    while hidden is not None and hidden is not before:
         if not isinstance(hidden, Exception | GeneratorExit):
             raise hidden
         hidden = hidden.__context__

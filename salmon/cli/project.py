@@ -96,6 +96,8 @@ def load_project(options: ProjectOptions, seed: int) -> Project:
             f"no --ckpt_path is given, so that {project.name} would have the weights it is built "
             "with; name a checkpoint, or --ckpt_path none where the project itself loads them."
         )
+    for name in {options.new, options.reference} - {"none"}:
+        _check_name(project.data, name)
     return project
 
 
@@ -125,17 +127,17 @@ def run_pass(
         given["ckpt_path"] = options.ckpt_path
     accelerator = {} if options.device == "auto" else {"accelerator": options.device}
     with _quiet_lightning():
-        trainer = project.trainer(
-            callbacks=callbacks, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, devices=1, num_nodes=1, strategy="auto",
-            fast_dev_run=False, default_root_dir=folder, **accelerator,
-        )  # fmt: skip
         stage, data = _data_of(project, name)
         _give_step(project.module, stage)
-        run = trainer.test if stage == "test" else trainer.validate
-        if not options.weights_only and "weights_only" in inspect.signature(run).parameters:
-            given["weights_only"] = False  # Lightning before 2.6 takes objects anyway
         try:
+            trainer = project.trainer(
+                callbacks=callbacks, logger=False, enable_progress_bar=False,
+                enable_model_summary=False, devices=1, num_nodes=1, strategy="auto",
+                fast_dev_run=False, default_root_dir=folder, **accelerator,
+            )  # fmt: skip
+            run = trainer.test if stage == "test" else trainer.validate
+            if not options.weights_only and "weights_only" in inspect.signature(run).parameters:
+                given["weights_only"] = False  # Lightning before 2.6 takes objects anyway
             run(project.module, **data, **given, verbose=False)
         except Exception as error:
             clear = _in_a_line(error, project, options)
@@ -354,18 +356,23 @@ def _data_of(project: Project, name: str) -> tuple[str, dict[str, Any]]:
     """The stage in which a trainer looks at some data, and the arguments that name them."""
     data = project.data
     if isinstance(data, Mapping):
+        return stage_of(name), {"dataloaders": data[name]}
+    stage = name.partition("/")[0]
+    if stage == "val" and data is not None:
+        _made_by_fit(data)
+    return STAGES[stage], {"datamodule": data}
+
+
+def _check_name(data: Any, name: str) -> None:
+    """Refuse the name of data that a project does not have."""
+    if isinstance(data, Mapping):
         if name not in data:
             raise InputError(
                 f"data gave the loaders {sorted(data)}, but not {name!r}; name them with --new and "
                 "--reference ('none' where there is none)."
             )
-        return stage_of(name), {"dataloaders": data[name]}
-    stage = name.partition("/")[0]
-    if stage not in STAGES:
+    elif name.partition("/")[0] not in STAGES:
         raise InputError(f"the data {name!r} are not known; 'test' or 'val' is needed.")
-    if stage == "val" and data is not None:
-        _made_by_fit(data)
-    return STAGES[stage], {"datamodule": data}
 
 
 def _made_by_fit(data: Any) -> None:

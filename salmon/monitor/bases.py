@@ -6,6 +6,7 @@ only its own ``Callback`` in some places. A class that inherits both works every
 
 import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -38,11 +39,12 @@ logger = logging.getLogger("pytorch_lightning.callbacks.salmon")
 @contextmanager
 def tolerated(what: str, *, strict: bool) -> Iterator[None]:
     """Turn trouble into a warning that says what could not be done, unless ``strict``."""
+    before = sys.exception()
     try:
         yield
     except Exception as error:
         # Anything may come out of a user's forward, loss or logger; it must not end a training.
-        pass_on_interrupts(error)
+        pass_on_interrupts(error, before)
         if strict:
             raise
         logger.warning(

@@ -270,8 +270,17 @@ class SaliencyMonitor(CallbackBase):
         self._look_for_repair(trainer, pl_module, "validation")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for a repair, if asked to after fit; give the report to loggers that keep files."""
+        """Look for a repair, if asked to after fit; give the report to loggers that keep files.
+
+        Also say so if nothing was measured.
+        """
         self._look_for_repair(trainer, pl_module, "fit")
+        if "validation" not in self._finished and trainer.is_global_zero:
+            logger.warning(
+                "SaliencyMonitor measured nothing: the training ended without a validation. It "
+                "needs a validation_step and data for it, and as many epochs as "
+                "check_val_every_n_epoch."
+            )
         hand_in_report(trainer, self.settings, self._memory)
 
     def on_exception(

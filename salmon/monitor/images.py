@@ -1,5 +1,6 @@
 """From the worst mistakes of a pass to pictures with captions, maps and thumbnails."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -104,12 +105,12 @@ def _flagged(
     task: AnyTask, classes: Sequence[str] | None,
 ) -> Picture:  # fmt: skip
     """A mistake with its map."""
-    memory, heat, method = context.memory, None, ""
+    memory, heat, method, before = context.memory, None, "", sys.exception()
     if context.settings.views.maps and not memory.without_maps:
         try:
             heat, method = _map(context, one, diagnosis, row, task)
         except Exception as error:  # a network's own, of any kind
-            pass_on_interrupts(error)
+            pass_on_interrupts(error, before)
             if context.settings.strict and not isinstance(error, SalmonError | RuntimeError):
                 raise  # torch says with these two that something has no second derivative
             memory.without_maps = True

@@ -72,6 +72,8 @@ def publish_pass(
     history, before = context.memory.take(scope, record, diagnosis.index)
 
     def show() -> None:
+        if context.number == 0:
+            _check_names(settings.views.class_names, diagnosis)
         pictures: list[Picture] = []
         with _tolerated(settings, "picture the mistakes"), clock.part("pictures"):
             task = own.task
@@ -90,6 +92,16 @@ def publish_pass(
                 )  # fmt: skip
 
     context.processes.together(lambda: show() if context.processes.first else None)
+
+
+def _check_names(names: Sequence[str] | None, diagnosis: Diagnosis) -> None:
+    """Say so if there are other classes than names for them."""
+    classes = len(diagnosis.class_samples)
+    if names is not None and diagnosis.has_classes and len(names) != classes:
+        logger.warning(
+            "class_names has %d names, but the network tells %d classes apart; what is shown may "
+            "be called by the names of other classes.", len(names), classes,
+        )  # fmt: skip
 
 
 def _origin(context: PassContext, loader: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
 from salmon.diagnosis import Step
-from salmon.errors import InputError, pass_on_interrupts
+from salmon.errors import InputError
 from salmon.forward import Call
 
 _LIGHTNING = ("lightning.pytorch.", "pytorch_lightning.")
@@ -145,7 +145,6 @@ class StepWatch:
             call, raw = call._replace(path=self._paths[id(module)]), not self.overwritten
             self._running.append((call, _tensors((args, kwargs)), raw))
         except Exception as error:  # noqa: BLE001 - short memory, say; told when the step is over
-            pass_on_interrupts(error)
             self._trouble = error
 
     def _leaves(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -7,6 +7,7 @@ so the network has to be in eval mode. Parameters, ``.grad``, hooks and modes st
 """
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -215,6 +216,7 @@ def _probe(
         return {}
     rows, labels = take_rows((inputs, targets), slice(0, PROBED), len(targets))
     catcher = Catcher([weight.parameter for weight in weights], PROBED)
+    before = sys.exception()
     try:
         with torch.enable_grad(), eagerly(), forward_context(), catcher:
             output = call_network(model, rows, channels_last=model not in _as_given)
@@ -223,7 +225,7 @@ def _probe(
             return {}  # their gradients would agree with anything
         return Backward(catcher, weights, PROBED, Layouts()).look(losses)
     except Exception as error:  # noqa: BLE001
-        pass_on_interrupts(error)
+        pass_on_interrupts(error, before)
         return {}  # so few may be too few for the network; all samples of the batch tell
     finally:
         catcher.release()

@@ -17,8 +17,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from salmon.errors import pass_on_interrupts
-
 logger = logging.getLogger(__name__)
 
 BUFFER_ELEMENTS = 1 << 19
@@ -247,7 +245,6 @@ def fused_on(device: torch.device) -> Strategy | None:
     except torch.OutOfMemoryError:
         raise  # there may be more memory later
     except Exception as error:  # noqa: BLE001
-        pass_on_interrupts(error)
         logger.warning(
             "The kernel for %s is not used, and the saliency is slower (%s: %s).",
             device, type(error).__name__, error,

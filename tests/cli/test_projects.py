@@ -195,6 +195,30 @@ def test_loaders_are_named_as_in_the_mapping(
     assert sample["id_source"] == "position"
 
 
+def test_what_a_project_does_not_have_is_told_in_a_line_before_any_pass(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes: list[object] = []
+    monkeypatch.setattr("salmon.cli.project._give_step", lambda *given: passes.append(given))
+    for command in (["diagnose"], ["repair"], ["compare", "--candidate", "x.ckpt"]):
+        given = names("tests.project_of_a_user:loaders")
+        assert main([*command, *given, "--new", "train"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("salmon: data gave the loaders ['test', 'val'], but not 'train'")
+    assert passes == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told_in_a_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = names("tests.project_of_a_user:loaders")
+    assert main(["diagnose", *given, "--device", "cuda"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("salmon: ")
+    assert "cuda" in line.lower()
+
+
 @pytest.mark.parametrize("word", ["--dry-run", "--dry_run"])
 def test_hyphens_and_underscores_both_spell_an_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str

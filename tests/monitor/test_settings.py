@@ -65,6 +65,26 @@ def test_patterns_that_fit_nothing_are_told_before_the_training(
     assert len(right.results["validation"].index) == 24
 
 
+def test_a_training_without_a_validation_is_told(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    said = "SaliencyMonitor measured nothing: the training ended without a validation."
+    trainer(tmp_path, SaliencyMonitor(level=0.7)).fit(Module(), loader(), loader())
+    assert said not in log.text
+    trainer(tmp_path, SaliencyMonitor(), limit_val_batches=0).fit(Module(), loader(), loader())
+    assert said in log.text
+
+
+def test_names_of_more_or_fewer_classes_are_told_once(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    views = ViewSettings(class_names=["cat", "dog", "cow"])
+    monitor = SaliencyMonitor(level=0.7, views=views)
+    trainer(tmp_path, monitor, max_epochs=2).fit(Module(), loader(), loader())
+    said = "class_names has 3 names, but the network tells 4 classes apart"
+    assert log.text.count(said) == log.text.count("validation pass 1:") > 0
+
+
 def test_a_pass_that_was_not_measured_is_missing_with_a_reason() -> None:
     with pytest.raises(KeyError, match="no pass 'validation' was measured; there are \\[\\]"):
         SaliencyMonitor().results["validation"]

@@ -113,6 +113,15 @@ def test_ctrl_c_in_the_monitors_own_work_ends_the_training_whatever_becomes_of_i
         trainer(tmp_path, monitor).validate(Restless(), loader(), verbose=False)
 
 
+def test_ctrl_c_that_the_caller_deals_with_is_not_raised_again(tmp_path: Path) -> None:
+    monitor = SaliencyMonitor(loss=failing_loss)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        trainer(tmp_path, monitor).validate(Restless(), loader(), verbose=False)
+    assert "validation" not in monitor.results
+
+
 def test_a_monitor_that_fails_leaves_no_trace(tmp_path: Path) -> None:
     monitor = SaliencyMonitor(loss=failing_loss)
     assert_identical(run(tmp_path / "a", [monitor]), run(tmp_path / "b", []))
