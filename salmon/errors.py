@@ -26,13 +26,13 @@ def pass_on_interrupts(error: Exception, before: BaseException | None) -> None:
     What fails while it is left (torch's own modes do) puts its error in the place of what left it.
 
     Args:
-        before: ``sys.exception()`` before what raised the error began: a Ctrl-C that somebody is
-            dealing with already.
+        before: ``sys.exception()`` before what raised the error began: what somebody is dealing
+            with already.
 
     Raises:
         BaseException: a KeyboardInterrupt, say, that the error was raised in handling.
     """
-    hidden = error.__context__
+    hidden: BaseException | None = error
     while hidden is not None and hidden is not before:
         if not isinstance(hidden, Exception | GeneratorExit):
             raise hidden

@@ -4,13 +4,14 @@ Trouble with data, network or disk ends it with a warning, unless ``strict``; wh
 or shown costs nothing else.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from salmon.diagnosis import Diagnosis, Pass
-from salmon.errors import InputError
+from salmon.errors import InputError, pass_on_interrupts
 from salmon.filters import FilterIndex
 from salmon.monitor.bases import logger, tolerated
 from salmon.monitor.batches import ids_of_batch
@@ -293,9 +294,11 @@ class Collector:
     @contextmanager
     def _ending(self, what: str) -> Iterator[None]:
         """Turn trouble into a warning that ends it all, unless ``strict``."""
+        before = sys.exception()
         try:
             yield
         except Exception as error:
+            pass_on_interrupts(error, before)
             self._alive, self._error = False, error
             if self._settings.strict and self._processes.size > 1 and not self._finishing:
                 return  # raised at the end of the pass, when the other processes know
