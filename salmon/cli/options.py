@@ -74,6 +74,11 @@ class ProjectOptions:
         """The file with the weights, if it is one."""
         return None if self.ckpt_path in (None, "none") else Path(str(self.ckpt_path))
 
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The names of the data that the command needs."""
+        return (self.new,) if self.reference == "none" else (self.new, self.reference)
+
     def __post_init__(self) -> None:
         """Refuse data that are their own reference."""
         if self.new == self.reference:
@@ -130,6 +135,11 @@ class DiagnoseOptions(ProjectOptions):
     estimator: Estimator | None = None
     seed: int = 0
     gate: DiagnosisGates = field(default_factory=DiagnosisGates)
+
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The new data alone where their tails are given."""
+        return super().looked_at if self.fit is None else (self.new,)
 
     def __post_init__(self) -> None:
         """Refuse also a gate on tails that are not fitted here."""

@@ -96,7 +96,7 @@ def load_project(options: ProjectOptions, seed: int) -> Project:
             f"no --ckpt_path is given, so that {project.name} would have the weights it is built "
             "with; name a checkpoint, or --ckpt_path none where the project itself loads them."
         )
-    for name in {options.new, options.reference} - {"none"}:
+    for name in options.looked_at:
         _check_name(project.data, name)
     return project
 

@@ -7,6 +7,7 @@ same tails and the same mistakes.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -24,7 +25,7 @@ from salmon.diagnosis.findings import find
 from salmon.diagnosis.reservoir import Reservoir, priorities
 from salmon.diagnosis.waiting import Chosen, at_once, divisible
 from salmon.diagnosis.worst import Glimpse, WorstSamples
-from salmon.errors import InputError, StateError
+from salmon.errors import InputError, StateError, pass_on_interrupts
 from salmon.filters import FilterIndex
 from salmon.forward import call_network, eval_mode, no_trace
 from salmon.gpd import TailFit
@@ -355,17 +356,19 @@ class Pass:
 
     def _measure_together(self, parts: Sequence[Chosen]) -> None:
         """Measure at once; or else each, and raise the first error when all have had their turn."""
-        errors: list[Exception] = []
+        errors, before = list[Exception](), sys.exception()
         try:
             self._measure(Chosen.joined(parts).two_at_least())
             return
-        except (InputError, RuntimeError):
+        except (InputError, RuntimeError) as error:
+            pass_on_interrupts(error, before)
             if len(parts) == 1:
                 raise
         for part in parts:
             try:
                 self._measure(part.two_at_least())
             except (InputError, RuntimeError) as error:
+                pass_on_interrupts(error, before)
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -114,7 +114,7 @@ def at_once(chosen: Chosen, batch: int) -> int:
     Those need no more memory than a few large ones, and take less time a sample.
     """
     sizes = [x[0].numel() for x in chosen.rows if x.ndim == 4 and x.is_floating_point()]
-    return max(batch, min(SMALL_IMAGES, THEIR_VALUES // max(sizes))) if sizes else batch
+    return max(batch, min(SMALL_IMAGES, THEIR_VALUES // max(1, *sizes))) if sizes else batch
 
 
 _ROWS = object()

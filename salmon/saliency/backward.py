@@ -43,7 +43,7 @@ class Layouts:
     doubted: set[str] = field(default_factory=set)  # weights to look at again in every batch
 
 
-class LayoutsDiffer(Exception):  # noqa: N818
+class LayoutError(Exception):
     """Samples are elsewhere in this batch than in those before; measure it once more."""
 
 
@@ -130,7 +130,7 @@ class Backward:
         """Measure every weight that the ``[N]`` losses depend on.
 
         Raises:
-            LayoutsDiffer: If layouts of earlier batches do not fit; they are forgotten.
+            LayoutError: If layouts of earlier batches do not fit; they are forgotten.
         """
         if self._samples == 0:
             return
@@ -185,7 +185,7 @@ class Backward:
             self._layouts.known = {
                 k: v for k, v in known.items() if k[0] not in self._layouts.doubted
             }
-            raise LayoutsDiffer
+            raise LayoutError
         for position in list(self._waiting):
             self.sums[position] = self._in_pieces(self._waiting.pop(position))
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from salmon.errors import InputError, UnsupportedError, pass_on_interrupts
+from salmon.errors import InputError, SalmonError, UnsupportedError, pass_on_interrupts
 from salmon.filters import FilterIndex, filter_rows, parameters_by_name
 from salmon.forward import call_network, eagerly, gradients_on, no_trace
-from salmon.saliency.backward import Backward, IndexedWeight, Known, Layouts, LayoutsDiffer
+from salmon.saliency.backward import Backward, IndexedWeight, Known, LayoutError, Layouts
 from salmon.saliency.catch import Catcher
 from salmon.saliency.losses import Loss, check_samples, prediction_of, sample_losses, take_rows
 
@@ -96,7 +96,7 @@ def measure(
     Args:
         forward_context: Makes a context around forward and loss only, such as that of autocast.
     """
-    index = index or index_of(model, inputs, targets)
+    index, before = index or index_of(model, inputs, targets), sys.exception()
     check_eval_mode(model)
     samples = check_samples(inputs, targets)
     step = max(1, min(samples, _fitting.get(model, samples)))
@@ -108,13 +108,17 @@ def measure(
             if step < samples:
                 rows, labels = take_rows((inputs, targets), part, samples)
             parts.append(_measure(model, rows, labels, index, loss, forward_context))
-        except LayoutsDiffer:
+        except LayoutError:
             continue
         except (RuntimeError, AssertionError) as error:
-            if not _is_out_of_memory(error) and model not in _as_given:
+            pass_on_interrupts(error, before)
+            if not _is_out_of_memory(error):
+                if model in _as_given or isinstance(error, SalmonError):
+                    _as_given.discard(model)  # that was not the reason
+                    raise
                 _as_given.add(model)  # it may view what it took for contiguous
                 continue
-            if step == 1 or not _is_out_of_memory(error):
+            if step == 1:
                 raise
             parts, step = [], -(-step // 2)
             _fitting[model] = step

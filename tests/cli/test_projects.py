@@ -193,6 +193,11 @@ def test_loaders_are_named_as_in_the_mapping(
     assert main(["diagnose", *given, "--new", "night"]) == 0
     sample = next(row for row in flags(tmp_path / "salmon-diagnosis") if row["kind"] == "sample")
     assert sample["id_source"] == "position"
+    # With given tails no reference is needed.
+    assert main(["diagnose", *given, "--new", "night", "--reference", "none", "--force"]) == 0
+    fit = next((tmp_path / "salmon-diagnosis").rglob("fit-*.safetensors"))
+    again = [*given, "--new", "night", "--reference", "day", "--out", "again", "--fit", str(fit)]
+    assert main(["diagnose", *again]) == 0
 
 
 def test_what_a_project_does_not_have_is_told_in_a_line_before_any_pass(

@@ -96,19 +96,27 @@ def failing_loss(output: Any, targets: Tensor) -> Tensor:
     raise ZeroDivisionError("on purpose")
 
 
-def hidden_interrupt(output: Any, targets: Tensor) -> Tensor:
-    """Ctrl-C in a context manager that fails while it is left."""
-    try:
-        raise KeyboardInterrupt
-    finally:
-        raise RuntimeError("left while it was not entered")
+class HiddenInterrupt:
+    """A loss in which Ctrl-C comes once, in a context manager that fails while it is left."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, output: Any, targets: Tensor) -> Tensor:
+        if not self.came:
+            self.came = True
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("left while it was not entered")
+        return nn.functional.cross_entropy(output, targets, reduction="none")
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_ctrl_c_in_the_monitors_own_work_ends_the_training_whatever_becomes_of_it(
     tmp_path: Path, strict: bool
 ) -> None:
-    monitor = SaliencyMonitor(loss=hidden_interrupt, strict=strict)
+    monitor = SaliencyMonitor(loss=HiddenInterrupt(), level=0.7, strict=strict)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         trainer(tmp_path, monitor).validate(Restless(), loader(), verbose=False)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from salmon import FilterIndex, filter_saliency
 from salmon.saliency import logits_of, measure
+from salmon.saliency.profile import _as_given
 from tests.networks import PlainNet, batch
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -106,3 +107,4 @@ def test_one_sample_that_does_not_fit_and_other_errors_are_raised() -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         filter_saliency(network, inputs.double(), targets, index)
     assert sizes == [3, 3]  # images as they are, too, not with their channels last in memory
+    assert network not in _as_given  # since that was not the reason
